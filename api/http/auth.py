@@ -225,7 +225,7 @@ class _RequestContext:
         started_at = time.monotonic()
         structlog.contextvars.bind_contextvars(request_id=self.id)
         try:
-            await auth_middleware.admit(self, self._hearing(receive))
+            await auth_middleware.admit(self, self._watched(receive))
         finally:
             structlog.contextvars.clear_contextvars()
             auth_middleware.count_answer(self.scope["method"], self._status)  # type: ignore[typeddict-item]
@@ -240,13 +240,13 @@ class _RequestContext:
                 ms=round((time.monotonic() - started_at) * 1000, 1),
             )
 
-    def _hearing(self, receive: Receive) -> Receive:
-        async def hear() -> Any:
+    def _watched(self, receive: Receive) -> Receive:
+        async def watched() -> Any:
             message = await receive()
             self._has_left |= message["type"] == "http.disconnect"
             return message
 
-        return hear
+        return watched
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":

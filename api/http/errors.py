@@ -162,11 +162,11 @@ def _of_litestar(error: HTTPException, request: AnyRequest) -> Refusal:
         return Refusal(error.status_code, f"The body must be a JSON object{_with_keys(request)}.", headers)
     keys = [str(item.get("key", "")) for item in extra if isinstance(item, dict)]
     document = getattr(request.app.state, "document", {})
-    places = explain(document, request.method, request.scope["path_template"], keys) if keys else []
+    places = validation_problems(document, request.method, request.scope["path_template"], keys) if keys else []
     return Refusal(error.status_code, "; ".join(places) or error.detail, headers, param=keys[0] if keys else None)
 
 
-def explain(document: Schema, method: str, path: str, keys: Iterable[str]) -> list[str]:
+def validation_problems(document: Schema, method: str, path: str, keys: Iterable[str]) -> list[str]:
     """A sentence for each invalid place, `a.b`, of the query or the body of an operation.
 
     Built from the OpenAPI document, so that no response repeats a library's exception.

@@ -73,7 +73,7 @@ def exit_of(error: BaseException) -> Exit:
     return Exit.UNEXPECTED
 
 
-def explain(error: BaseException) -> str | None:
+def message_of(error: BaseException) -> str | None:
     """A message for a person, or None where only a traceback helps."""
     if isinstance(error, StdoutLost):
         return f"{error}: the output is incomplete, and nothing was changed; redirect it to a writable file"

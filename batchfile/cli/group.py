@@ -11,7 +11,7 @@ import click
 from click.shell_completion import get_completion_class
 
 from batchfile import __version__
-from batchfile.cli.exits import Exit, end_process, exit_of, explain, say_json, tell_lost_output
+from batchfile.cli.exits import Exit, end_process, exit_of, message_of, say_json, tell_lost_output
 from batchfile.cli.help import epilog
 
 
@@ -158,7 +158,7 @@ def _open_closed_streams() -> None:
 
 
 def _fail(error: Exception) -> NoReturn:
-    message = explain(error)
+    message = message_of(error)
     if message is None or os.environ.get("BATCHFILE_DEBUG"):
         traceback.print_exception(error)
     message, code = message or f"unexpected error: {error!r}", exit_of(error)

@@ -12,7 +12,7 @@ import click
 import msgspec
 
 from batchfile import logs
-from batchfile.cli.exits import EXIT_HELP, Exit, exit_of, explain, report_lost_output, say_json
+from batchfile.cli.exits import EXIT_HELP, Exit, exit_of, message_of, report_lost_output, say_json
 from batchfile.cli.help import epilog
 from batchfile.cli.run_options import run_options
 from batchfile.cli.stopping import RunSignals, code_of
@@ -183,7 +183,7 @@ def _finish_file(file: FileRun, voice: Voice) -> Exit:
             voice.say(f"lines were added to {file.input} while it ran; the same command runs them")
         return Exit.OK if file.receipt.is_all_succeeded else Exit.FAILED_REQUESTS
     if file.error is not None:
-        code, message = exit_of(file.error), explain(file.error) or repr(file.error)
+        code, message = exit_of(file.error), message_of(file.error) or repr(file.error)
         if voice.is_json:
             say_json(message, code)
         else:

@@ -131,16 +131,14 @@ class Batch:
             raise SettingsError(f"format: {format!r} is unknown; use one of {known}")
         if format == "parquet":
             check_installed("pyarrow", extra="parquet", what="format='parquet'")
-        results, hear = self._results(), on_bytes or (lambda num_bytes: None)
+        results, count = self._results(), on_bytes or (lambda num_bytes: None)
         if isinstance(output, str | os.PathLike):
             path = check_output(os.fspath(output), None)
-            save_results(
-                self._open("read"), self.last_status, results, path, on_bytes or (lambda num_bytes: None), format
-            )
+            save_results(self._open("read"), self.last_status, results, path, count, format)
             return
         for chunk in in_format(self.last_status, results.read(0), format):
             output.write(chunk)
-            hear(len(chunk))
+            count(len(chunk))
 
     def save_errors(self, output: str | os.PathLike[str] | BinaryIO) -> None:
         """Write the input lines that did not succeed, ready to be fixed and run again. Raises: NotEnded."""

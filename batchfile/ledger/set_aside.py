@@ -20,7 +20,7 @@ log = structlog.get_logger()
 PAUSE_S = 1.0  # after the first failure; doubles
 PAUSE_S_MAX = 60.0
 TELL_S = 600.0  # between two log lines about one batch that remains set aside
-KEPT_S = 3600.0  # a setback is forgotten if nothing failed for this long after its pause
+KEPT_S = 3600.0  # a failure is forgotten if nothing failed for this long after its pause
 
 UNANSWERED_MAX = 3  # in a row, each of another batch or file: then the whole store is unavailable
 
@@ -30,13 +30,13 @@ Work = Literal["plan", "claim", "commit", "end", "long", "webhook"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Setback:
-    """`until` and `told_at` are monotonic."""
+class _Failure:
+    """`until` and `logged_at` are monotonic."""
 
     error: BatchfileError
     pause_s: float
     until: float
-    told_at: float
+    logged_at: float
 
 
 class SetAside:
@@ -46,7 +46,7 @@ class SetAside:
         self._clock = ledger.clock
         self._only = only
         self._lock = threading.Lock()
-        self._setbacks: dict[str, dict[Work, _Setback]] = {}  # by batch id
+        self._failures: dict[str, dict[Work, _Failure]] = {}  # by batch id
 
     def put(self, batch_id: str, work: Work, error: BatchfileError) -> float:
         """Leave the batch alone; returns for how many seconds.
@@ -59,13 +59,13 @@ class SetAside:
         now = self._clock.monotonic()
         with self._lock:
             self._forget_old(now)
-            of_batch = self._setbacks.setdefault(batch_id, {})
+            of_batch = self._failures.setdefault(batch_id, {})
             before = of_batch.get(work)
             pause_s = PAUSE_S if before is None else min(PAUSE_S_MAX, before.pause_s * 2)
-            told_at = float("-inf") if before is None else before.told_at
-            is_news = now - told_at >= TELL_S
-            of_batch[work] = _Setback(
-                error=error, pause_s=pause_s, until=now + pause_s, told_at=now if is_news else told_at
+            logged_at = float("-inf") if before is None else before.logged_at
+            is_news = now - logged_at >= TELL_S
+            of_batch[work] = _Failure(
+                error=error, pause_s=pause_s, until=now + pause_s, logged_at=now if is_news else logged_at
             )
         if is_news:
             log.error("batch.set_aside", batch_id=batch_id, work=work, error=str(error), again_in_s=pause_s)
@@ -73,14 +73,14 @@ class SetAside:
 
     def worked(self, batch_id: str, work: Work) -> None:
         """The work that had failed succeeded."""
-        if batch_id not in self._setbacks:
+        if batch_id not in self._failures:
             return
         with self._lock:
-            of_batch = self._setbacks.get(batch_id, {})
+            of_batch = self._failures.get(batch_id, {})
             if of_batch.pop(work, None) is None:
                 return
             if not of_batch:
-                del self._setbacks[batch_id]
+                del self._failures[batch_id]
         log.info("batch.resumed", batch_id=batch_id, work=work)
 
     def left_s(self, batch_id: str, work: Work | None = None) -> float:
@@ -88,11 +88,11 @@ class SetAside:
 
         Very cheap, however many others are set aside: it is called for each batch, many times a second.
         """
-        if batch_id not in self._setbacks:
+        if batch_id not in self._failures:
             return 0.0
         now = self._clock.monotonic()
         with self._lock:
-            of_batch = self._setbacks.get(batch_id, {})
+            of_batch = self._failures.get(batch_id, {})
             untils = [found.until for of, found in of_batch.items() if work in {None, of}]
         return max(0.0, max(untils, default=now) - now)
 
@@ -105,17 +105,17 @@ class SetAside:
         """The batches that were set aside and have not worked since, each with its last error."""
         with self._lock:
             self._forget_old(self._clock.monotonic())
-            return {batch_id: str(list(of.values())[-1].error) for batch_id, of in self._setbacks.items()}
+            return {batch_id: str(list(of.values())[-1].error) for batch_id, of in self._failures.items()}
 
     def _forget_old(self, now: float) -> None:
         self._keep(lambda found: now < found.until + KEPT_S)
 
-    def _keep(self, is_kept: Callable[[_Setback], bool]) -> None:
+    def _keep(self, is_kept: Callable[[_Failure], bool]) -> None:
         kept = {
             batch_id: {work: found for work, found in of.items() if is_kept(found)}
-            for batch_id, of in self._setbacks.items()
+            for batch_id, of in self._failures.items()
         }
-        self._setbacks = {batch_id: of for batch_id, of in kept.items() if of}
+        self._failures = {batch_id: of for batch_id, of in kept.items() if of}
 
 
 def do_each(entries: Iterable[Entry], do: Callable[[Entry], bool], event: str) -> int:

@@ -163,7 +163,7 @@ def _around_lone_surrogates(line: bytes) -> Envelope | None:
 
 
 def _unreadable(line: bytes, reason: str, expected: InputFormat) -> Unreadable:
-    return Unreadable(explain(line, expected) or [Diagnostic((), reason)], custom_id_of(line))
+    return Unreadable(diagnostics_of(line, expected) or [Diagnostic((), reason)], custom_id_of(line))
 
 
 class _CustomId(msgspec.Struct):
@@ -202,7 +202,7 @@ def custom_id_of(line: bytes) -> str | None:
         return None
 
 
-def explain(line: bytes, expected: InputFormat) -> list[Diagnostic]:
+def diagnostics_of(line: bytes, expected: InputFormat) -> list[Diagnostic]:
     """The problems of a line, most important first. `expected`: the format to assume if the line does not show it."""
     try:
         text = line.decode()

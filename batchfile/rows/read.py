@@ -13,7 +13,7 @@ import msgspec
 
 from batchfile.errors import UNREADABLE, InvalidFile
 from batchfile.lines.diagnostics import shown
-from batchfile.lines.envelope import explain
+from batchfile.lines.envelope import diagnostics_of
 from batchfile.lines.framing import BOM, iter_lines
 from batchfile.lines.json_scan import has_repeats
 from batchfile.lines.kinds import PROMPT, Kind
@@ -66,7 +66,7 @@ def _json_problem(line: bytes) -> str:
     try:
         return f"must be an object with the columns of the row, got {shown(msgspec.json.decode(line))}"
     except UNREADABLE:
-        return str(explain(line, "native")[0])
+        return str(diagnostics_of(line, "native")[0])
 
 
 def _text_rows(chunks: Iterable[bytes], name: str) -> Iterator[Row]:

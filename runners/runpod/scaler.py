@@ -47,7 +47,7 @@ class Scaler:
         self._read = read
         self._shards_per_runner = shards_per_runner
         self._idle_since: float | None = None
-        self._setbacks = Backoff()
+        self._backoff = Backoff()
 
     def look(self, now: float) -> None:
         """Check and scale once. `now`: a monotonic clock. Raises: RunpodError if the API or RunPod fails."""
@@ -56,7 +56,7 @@ class Scaler:
         num_wanted = wanted(**found, bounds=bounds, shards_per_runner=self._shards_per_runner)
         count = self._runners.count()
         self._note(count, found["leased_shards"], now)
-        num_new = self._setbacks.allowed(num_wanted - count.num, now)
+        num_new = self._backoff.allowed(num_wanted - count.num, now)
         has_work = found["pending_shards"] + found["leased_shards"] > 0
         if has_work and not bounds.maximum:
             log.error("pool.asleep", pool=self._pool, what_to_do="its maximum of workers is 0; run deploy.sh apply")
@@ -75,9 +75,9 @@ class Scaler:
     def _note(self, count: Count, leased_shards: int, now: float) -> None:
         """Log runners that fail while no other works, and delay the next ones, which would fail as well."""
         is_working = count.num_at_work > 0 and leased_shards > 0
-        num = self._setbacks.look(num_failed=count.num_failed, is_working=is_working, now=now)
+        num = self._backoff.look(num_failed=count.num_failed, is_working=is_working, now=now)
         if num:
-            told = {"again_in_s": self._setbacks.wait_s, "what_to_do": WHAT_TO_DO.format(pool=self._pool)}
+            told = {"again_in_s": self._backoff.wait_s, "what_to_do": WHAT_TO_DO.format(pool=self._pool)}
             log.error("runners.failed", pool=self._pool, num=num, **told)
 
 

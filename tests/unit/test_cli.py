@@ -16,7 +16,7 @@ from click.testing import CliRunner
 
 from batchfile.cli import group
 from batchfile.cli.estimate import _time_lines
-from batchfile.cli.exits import Exit, exit_of, explain
+from batchfile.cli.exits import Exit, exit_of, message_of
 from batchfile.cli.group import COMMANDS, LazyGroup, main, root
 from batchfile.cli.numbers import Finite, Whole
 from batchfile.cli.reference import reference
@@ -99,8 +99,8 @@ def test_what_was_raised_decides_the_exit_code(error: Exception, code: int) -> N
 
 
 def test_a_full_disk_is_explained_and_a_bug_is_not() -> None:
-    assert "free some space" in (explain(OSError(errno.ENOSPC, "No space left")) or "")
-    assert explain(KeyError("x")) is None
+    assert "free some space" in (message_of(OSError(errno.ENOSPC, "No space left")) or "")
+    assert message_of(KeyError("x")) is None
 
 
 @pytest.mark.parametrize(

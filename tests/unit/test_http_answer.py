@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from batchfile.engine.http.answer import Wanted, wanted_of
+from batchfile.engine.http.answer import ExpectedAnswer, expected_answer
 from batchfile.engine.http.wire import (
     Answer,
     Failed,
@@ -23,11 +23,11 @@ from batchfile.types import Choice, Completion, Failure, Raw, Request, Sampling,
 
 USAGE = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
 CALL = {"id": "1", "type": "function", "function": {"name": "look", "arguments": '{"city": "Bern"}'}}
-TEXT = Wanted()
-TOOLS = Wanted("toolu_")
+TEXT = ExpectedAnswer()
+TOOLS = ExpectedAnswer("toolu_")
 
 
-def read(body: Any, wanted: Wanted = TEXT, status: int = 200) -> Answer:
+def read(body: Any, wanted: ExpectedAnswer = TEXT, status: int = 200) -> Answer:
     said = Said(status, {}, body if isinstance(body, bytes) else json.dumps(body).encode())
     return read_answer(unwrapped(said), 10**6, wanted)
 
@@ -37,13 +37,13 @@ def answer(content: Any, reason: Any = "stop", **message: Any) -> dict[str, Any]
     return {"choices": [told], "usage": USAGE}
 
 
-def choice(body: Any, wanted: Wanted = TEXT) -> Choice:
+def choice(body: Any, wanted: ExpectedAnswer = TEXT) -> Choice:
     found = read(body, wanted)
     assert isinstance(found, Completion), found
     return found.choices[0]
 
 
-def odd(body: Any, wanted: Wanted = TEXT) -> str:
+def odd(body: Any, wanted: ExpectedAnswer = TEXT) -> str:
     found = read(body, wanted)
     assert isinstance(found, Failed), found
     return found.message
@@ -109,7 +109,7 @@ def test_what_is_no_answer_spends_an_attempt_and_says_why(body: Any, words: str)
 
 def test_content_that_is_null_is_an_answer_where_something_else_is() -> None:
     assert choice(answer(None, "length")) == Choice("", "max_tokens")
-    assert choice(answer(None, reasoning_content="hm"), Wanted(is_thinking=True)).thinking == "hm"
+    assert choice(answer(None, reasoning_content="hm"), ExpectedAnswer(is_thinking=True)).thinking == "hm"
     assert choice(answer(None, tool_calls=[CALL]), TOOLS).stop_reason == "tool_use"
     assert choice(answer("")) == Choice("", "end_turn")
 
@@ -121,24 +121,24 @@ def test_arguments_that_are_not_json_are_named_and_why() -> None:
 
 
 def test_a_completion_without_text_is_none_and_a_filtered_one_says_so() -> None:
-    raw = Wanted(kind="completion")
+    raw = ExpectedAnswer(kind="completion")
     assert choice({"choices": [{"text": "so", "finish_reason": "content_filter"}]}, raw).stop_reason == "content_filter"
     assert "its content is null" in odd({"choices": [{"text": None, "finish_reason": "stop"}]}, raw)
 
 
 def test_each_choice_that_was_asked_for_comes_in_order() -> None:
     two = [answer(text)["choices"][0] | {"index": index} for index, text in ((1, "b"), (0, "a"))]
-    found = read({"choices": two}, Wanted(num_choices=2))
+    found = read({"choices": two}, ExpectedAnswer(num_choices=2))
     assert isinstance(found, Completion)
     assert [one.text for one in found.choices] == ["a", "b"]
-    assert "it has 2 choices instead of 3" in odd({"choices": two}, Wanted(num_choices=3))
+    assert "it has 2 choices instead of 3" in odd({"choices": two}, ExpectedAnswer(num_choices=3))
     request = Request(
         custom_id="a",
         messages=(),
         sampling=Sampling(max_tokens=1, num_choices=3),
         raw=Raw(kind="completion", inputs=("x",)),
     )
-    assert wanted_of(request).num_choices == 3
+    assert expected_answer(request).num_choices == 3
 
 
 @pytest.mark.parametrize(
@@ -231,7 +231,7 @@ def test_an_error_with_status_200_that_may_be_over_is_tried_again() -> None:
 
 FLOATS = (0.5, -2.0)
 PACKED = base64.b64encode(struct.pack("<2f", *FLOATS)).decode()
-VECTORS = Wanted(kind="embedding", num_vectors=1)
+VECTORS = ExpectedAnswer(kind="embedding", num_vectors=1)
 
 
 @pytest.mark.parametrize("given", [list(FLOATS), PACKED])

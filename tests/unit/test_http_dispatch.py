@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from batchfile.engine.base import in_flight_for
-from batchfile.engine.http.answer import Wanted
+from batchfile.engine.http.answer import ExpectedAnswer
 from batchfile.engine.http.connection import NoAnswer
 from batchfile.engine.http.dispatch import Dispatcher, HttpPrepared, Pace
 from batchfile.engine.http.wire import Said
@@ -87,7 +87,7 @@ def serve(endpoint: Endpoint, prompts: list[str], *, concurrency: int = 4, seed:
 
         async def one(order: int, prompt: str) -> None:
             body = json.dumps({"messages": [{"role": "user", "content": prompt}]}).encode()
-            prepared = HttpPrepared(body=body, body_without_limit=None, wanted=Wanted())
+            prepared = HttpPrepared(body=body, body_without_limit=None, wanted=ExpectedAnswer())
             found.outcomes[prompt] = await dispatcher.outcome(order, prepared)
             found.ended_at[prompt] = loop.time()
 

@@ -48,7 +48,7 @@ _STREAM_STARTS = (b"data:", b"event:")
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class ExpectedAnswer:
     """What an answer may contain. `stem`: the prefix of tool call ids; empty without tools. `num_vectors` and the
     requested `dimensions`: for an embedding.
     """
@@ -66,17 +66,19 @@ class Odd(ValueError):
     """What is wrong with an answer, and what to do."""
 
 
-def wanted_of(request: Request) -> Wanted:
+def expected_answer(request: Request) -> ExpectedAnswer:
     raw, num_choices = request.raw, request.sampling.num_choices
     if raw is None:
         stem = "" if request.tools is None else call_stem(request)
-        return Wanted(stem, bool(request.is_thinking), num_choices=num_choices)
+        return ExpectedAnswer(stem, bool(request.is_thinking), num_choices=num_choices)
     if raw.kind == "completion":
-        return Wanted(kind=raw.kind, num_choices=num_choices)
-    return Wanted(kind=raw.kind, num_vectors=len(raw.inputs), dimensions=raw.dimensions, is_base64=raw.is_base64)
+        return ExpectedAnswer(kind=raw.kind, num_choices=num_choices)
+    return ExpectedAnswer(
+        kind=raw.kind, num_vectors=len(raw.inputs), dimensions=raw.dimensions, is_base64=raw.is_base64
+    )
 
 
-def read_completion(data: bytes, wanted: Wanted) -> Completion:
+def read_completion(data: bytes, wanted: ExpectedAnswer) -> Completion:
     """Raises: Odd."""
     try:
         return (_vectors if wanted.num_vectors else _completion)(json.loads(data), wanted)
@@ -138,7 +140,7 @@ def _advised(what: str) -> str:
     return f"{what}. Check that base_url leads to an OpenAI-compatible API."
 
 
-def _completion(body: dict[str, Any], wanted: Wanted) -> Completion:
+def _completion(body: dict[str, Any], wanted: ExpectedAnswer) -> Completion:
     choices = sorted(body["choices"], key=lambda choice: int(choice.get("index") or 0))
     if not choices:
         raise Odd(_advised("it has no choices"))
@@ -151,7 +153,7 @@ def _completion(body: dict[str, Any], wanted: Wanted) -> Completion:
     )
 
 
-def _choice(choice: dict[str, Any], wanted: Wanted, index: int) -> Choice:
+def _choice(choice: dict[str, Any], wanted: ExpectedAnswer, index: int) -> Choice:
     reason = _reason(choice.get("finish_reason"))
     message = choice["message"] if wanted.kind == "chat" else {"content": choice["text"]}
     text, refused = _text_and_refusal(message.get("content"))
@@ -186,7 +188,7 @@ def _shown(given: Any) -> str:
     return repr(given[:80]) if isinstance(given, str) else json.dumps(given)[:80]
 
 
-def _calls(given: list[dict[str, Any]], wanted: Wanted, index: int, *, is_cut: bool) -> tuple[ToolCall, ...]:
+def _calls(given: list[dict[str, Any]], wanted: ExpectedAnswer, index: int, *, is_cut: bool) -> tuple[ToolCall, ...]:
     if given and not wanted.stem:
         raise Odd("it calls a tool, but the request has no tools.")
     found = [(call["function"]["name"], call["function"]["arguments"]) for call in given]
@@ -223,7 +225,7 @@ def _text(given: object) -> str:
     return "".join(part["text"] for part in given)
 
 
-def _vectors(body: dict[str, Any], wanted: Wanted) -> Completion:
+def _vectors(body: dict[str, Any], wanted: ExpectedAnswer) -> Completion:
     found = sorted(body["data"], key=lambda one: int(one["index"]))
     if len(found) != wanted.num_vectors:
         raise Odd(f"it has {len(found)} vectors instead of {wanted.num_vectors}.")
@@ -233,7 +235,7 @@ def _vectors(body: dict[str, Any], wanted: Wanted) -> Completion:
     return Completion(choices=(), usage=_usage(body, "prompt_tokens"), kind="embedding", vectors=vectors)
 
 
-def _vector(given: Any, wanted: Wanted) -> Vector:
+def _vector(given: Any, wanted: ExpectedAnswer) -> Vector:
     """A vector in the requested encoding, whichever encoding the response has."""
     values = _unpacked(given) if isinstance(given, str) else tuple(map(float, given))
     if not all(map(isfinite, values)):

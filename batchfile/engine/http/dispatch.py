@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import structlog
 
 from batchfile.engine.base import Prepared
-from batchfile.engine.http.answer import Wanted
+from batchfile.engine.http.answer import ExpectedAnswer
 from batchfile.engine.http.check import Checked, has_read, is_refusal, smallest_body
 from batchfile.engine.http.connection import RESPONSE_BYTES_MAX, Ask, NoAnswer
 from batchfile.engine.http.retry import FRESH_TRIES, THROTTLE_S, WINDOW_S, Judge, Tries, Verdict
@@ -55,7 +55,7 @@ class HttpPrepared(Prepared):
 
     body: bytes
     body_without_limit: bytes | None
-    wanted: Wanted
+    wanted: ExpectedAnswer
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +162,7 @@ class Dispatcher:
             else:
                 return answer
 
-    async def _attempt(self, order: int, body: bytes, wanted: Wanted, tries: Tries) -> Answer:
+    async def _attempt(self, order: int, body: bytes, wanted: ExpectedAnswer, tries: Tries) -> Answer:
         await self._slots.take(order)
         is_first = not tries.num
         self._num_first_tries += is_first
@@ -178,7 +178,7 @@ class Dispatcher:
             self._num_first_tries -= is_first
             self._slots.give()
 
-    def _read(self, said: Said | NoAnswer, wanted: Wanted) -> Answer:
+    def _read(self, said: Said | NoAnswer, wanted: ExpectedAnswer) -> Answer:
         if isinstance(said, Said):
             # Not every endpoint has the other paths, so a 404 there is final from the start.
             is_proven = self._is_proven or wanted.kind != "chat"
@@ -292,7 +292,7 @@ class Dispatcher:
         kind = self._kind
         said = await self._ask_anew("POST", PATHS[kind], smallest_body(kind, self._model))
         self._is_proven = self._is_proven or (isinstance(said, Said) and has_read(said))
-        answer, now = self._read(said, Wanted(kind=kind, num_vectors=int(kind == "embedding"))), self._now()
+        answer, now = self._read(said, ExpectedAnswer(kind=kind, num_vectors=int(kind == "embedding"))), self._now()
         match answer:
             case Unserved():
                 self._judge.note(None, "bad", now)

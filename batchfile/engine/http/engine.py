@@ -15,7 +15,7 @@ from functools import partial
 import structlog
 
 from batchfile.engine.base import EngineInfo, EngineStats, Finished, Prepared, in_flight_for
-from batchfile.engine.http.answer import wanted_of
+from batchfile.engine.http.answer import expected_answer
 from batchfile.engine.http.check import CHECK_SILENCE_S_MAX, CHECK_TIMEOUT_S, Checked, Subject, check
 from batchfile.engine.http.connection import Connection
 from batchfile.engine.http.dispatch import PROBES_AT_ONCE, Dispatcher, HttpPrepared, Pace
@@ -143,7 +143,7 @@ class HttpEngine:
             body_without_limit=(
                 None if sampling.is_max_tokens_given else request_body(request, self._options.model, None)
             ),
-            wanted=wanted_of(request),
+            wanted=expected_answer(request),
         )
 
     def add(self, key: int, prepared: Prepared) -> None:

@@ -15,7 +15,7 @@ from time import time
 from typing import Any
 from urllib.parse import urlsplit
 
-from batchfile.engine.http.answer import Odd, Wanted, error_in, read_completion, status_of
+from batchfile.engine.http.answer import ExpectedAnswer, Odd, error_in, read_completion, status_of
 from batchfile.engine.tool_wire import wire_choice, wire_tools, wire_turn
 from batchfile.errors import SettingsError
 from batchfile.types import Completion, Failure, Kind, Message, Outcome, Raw, Request, Sampling, Tools
@@ -89,7 +89,7 @@ class Failed:
     http_status: int | None = None
 
 
-TEXT_ALONE = Wanted()
+TEXT_ALONE = ExpectedAnswer()
 PATHS: dict[Kind, str] = {"chat": "/chat/completions", "completion": "/completions", "embedding": "/embeddings"}
 MODELS_PATH = "/models"  # which every endpoint has
 Answer = Outcome | Unserved | Throttled | Failed
@@ -169,7 +169,7 @@ def unwrapped(said: Said) -> Said:
     return Said(status_of(error) or 500, said.headers, json.dumps({"error": error}).encode(), said.status)
 
 
-def read_answer(said: Said, bytes_max: int, wanted: Wanted = TEXT_ALONE, *, is_proven: bool = True) -> Answer:
+def read_answer(said: Said, bytes_max: int, wanted: ExpectedAnswer = TEXT_ALONE, *, is_proven: bool = True) -> Answer:
     """What a response means. `is_proven`: the endpoint has served a request, so 403 and 404 are about this one."""
     status, data = said.status, said.data
     retry_after_s = _retry_after_s(said.headers.get("Retry-After"))
@@ -192,7 +192,7 @@ def read_answer(said: Said, bytes_max: int, wanted: Wanted = TEXT_ALONE, *, is_p
     return Failure(type=kind, message=message, http_status=status if status >= 400 else None)
 
 
-def _read_good(data: bytes, wanted: Wanted, retry_after_s: float) -> Completion | Failed:
+def _read_good(data: bytes, wanted: ExpectedAnswer, retry_after_s: float) -> Completion | Failed:
     try:
         return read_completion(data, wanted)
     except Odd as odd:
