@@ -101,7 +101,7 @@ class Loop:
         item.gpu_s_before = state.steps.gpu_s_each
         if state.stats.first_dispatch_at is None:
             state.stats.first_dispatch_at = now
-            log.info("engine.fed", after_ms=round((now - (state.stats.engine_ready_at or now)) * 1000, 1))
+            log.info("engine.first_requests", after_ms=round((now - (state.stats.engine_ready_at or now)) * 1000, 1))
         self._calls.enter("add")
         try:
             engine.add(item.key, item.prepared)

@@ -24,13 +24,13 @@ def main(arguments: list[str]) -> int:
     try:
         return _run(options)
     except SettingsError as error:
-        log.error("order.refused", error=str(error))
+        log.error("command.rejected", error=str(error))
         return REFUSED
     except BatchfileError as error:
-        log.error("order.failed", error=str(error))
+        log.error("command.failed", error=str(error))
         return FAILED
     except ModuleNotFoundError as error:
-        log.error("order.refused", error=f"{error.name} is not installed: {install_hint('fleet,ray')}")
+        log.error("command.rejected", error=f"{error.name} is not installed: {install_hint('fleet,ray')}")
         return REFUSED
 
 

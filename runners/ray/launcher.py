@@ -138,7 +138,7 @@ class Launcher:
             except StoreError as error:
                 log.warning("store.awaited", error=str(error), what_now="runners stay unchanged")
             except Exception:  # the top of the thread; the next check may succeed
-                log.exception("look.failed")
+                log.exception("scaling.failed")
             pause.wait(self._order.look_s)
 
     def _look(self) -> None:

@@ -101,7 +101,7 @@ def run(scalers: list[Scaler], look_s: float) -> int:
             try:
                 scaler.look(time.monotonic())
             except RunpodError as error:
-                log.warning("look.failed", error=str(error))
+                log.warning("scaling.failed", error=str(error))
         if over.wait(look_s):
             return OK
 

@@ -276,6 +276,6 @@ def test_an_api_that_does_not_answer_is_waited_for_until_a_signal_ends_it(server
         told = [json.loads(process.stderr.readline()) for _ in range(2)]
         process.send_signal(signal.SIGTERM)
         process.stderr.read()
-    assert [event["event"] for event in told] == ["look.failed", "look.failed"]
+    assert [event["event"] for event in told] == ["scaling.failed", "scaling.failed"]
     assert "no response" in told[0]["error"]
     assert process.returncode == 0

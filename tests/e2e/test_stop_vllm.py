@@ -70,7 +70,7 @@ def test_two_signals_end_a_run_that_generates_and_leave_no_engine(folder: Path, 
     try:
         assert process.stderr is not None
         for line in process.stderr:
-            if "engine.fed" in line:
+            if "engine.first_requests" in line:
                 break
         time.sleep(2)
         children = engines(process)

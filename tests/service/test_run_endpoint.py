@@ -288,7 +288,7 @@ def test_wait_for_endpoint_waits(folder: Path) -> None:
     try:
         assert waiting.stderr is not None
         for line in waiting.stderr:
-            if "engine.fed" in line:
+            if "engine.first_requests" in line:
                 break
         time.sleep(0.1)
         assert waiting.poll() is None

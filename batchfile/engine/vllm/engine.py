@@ -89,7 +89,7 @@ class VllmEngine:
         for process in descendants(self._processes):  # so that the guard knows them even if they lose their parent
             self._guard.watch(process.pid)
         for name, loss in lacking(self._engine.engine_core).items():
-            log.warning("vllm.lacks", name=name, version=vllm.__version__, loss=loss)
+            log.warning("vllm.feature_missing", name=name, version=vllm.__version__, loss=loss)
         self._wait = OutputWait(self._engine.engine_core)
         self._counter = StepCounter()
         self._counter.attach(self._engine.engine_core)
