@@ -118,7 +118,7 @@ def _top(values: Mapping[Value | None, int], of: int | None = None) -> str:
 
 
 def _extent(extent: Extent, noun: str, num: int) -> str:
-    return f"{counted(extent.total, noun)}, {extent.total / num:,.0f} a request, {extent.longest:,} at most"
+    return f"{counted(extent.total, noun)}, {extent.total / num:,.0f} per request, {extent.longest:,} at most"
 
 
 def _as_json(original: Original, found: FileStats, model: str | None) -> dict[str, object]:

@@ -36,14 +36,14 @@ def prepared(source: Source, options: RunOptions) -> Source:
     given = next((name for name in ROW_OPTIONS if getattr(options, name) not in {None, False}), None)
     kind = kind_of(source, is_table=given is not None)
     source = replace(source, kind=kind, sample=_sample_of(source, options))
+    shown = source.name if source.remote is not None else STDIN if source.path is None else options.input
     if kind.content == "requests":
         if given is not None:
             flag = "--" + given.replace("_", "-")
-            raise SettingsError(f"{flag} is for rows and text; {source.name} is {kind.described}")
+            raise SettingsError(f"{flag} is for rows and text; {shown} is {kind.described}")
         return source
     is_complete = options.prompt is not None or kind.has_prompts
     if kind.content != "rows" or not is_complete:
-        shown = source.name if source.remote is not None else STDIN if source.path is None else options.input
         raise InvalidFile(refusal(kind, shown))
     prompt = RowPrompt(
         prompt=options.prompt,
@@ -53,10 +53,10 @@ def prepared(source: Source, options: RunOptions) -> Source:
         into=options.into,
         id_column=options.id_column,
     )
-    prompt.check(source.name, kind.columns)
+    prompt.check(shown, kind.columns)
     if options.raw and kind.layout != "text":
-        raise SettingsError(f"--raw is for a text with one prompt; {source.name} is {kind.described}")
-    columns = prompt.columns(source.name, kind.columns)
+        raise SettingsError(f"--raw is for a text with one prompt; {shown} is {kind.described}")
+    columns = prompt.columns(shown, kind.columns)
     return replace(source, table=Table(kind=kind, prompt=prompt, columns=columns, is_raw=options.raw))
 
 

@@ -50,7 +50,7 @@ def test_a_file_of_any_kind_has_the_same_figures(name: str, data: bytes, tmp_pat
     assert "  requests      100\n" in text
     assert "  endpoints     params: 100\n" in text
     num = sum(map(len, REVIEWS))
-    assert f"  prompts       {num:,} characters, 748 a request, 748 at most\n" in text
+    assert f"  prompts       {num:,} characters, 748 per request, 748 at most\n" in text
     assert f"  input tokens  unknown: use --tokens MODEL; at 4 characters each, about {num // 4:,}\n" in text
     assert "  prefixes      at least 9" in text
     assert "  output        at most 800 tokens (max_tokens 8: 100)\n" in text
@@ -100,4 +100,4 @@ def test_a_tokenizer_counts_the_tokens_of_every_prompt(monkeypatch: pytest.Monke
     counter = fit.TokenCounter(count=lambda request: [7], max_model_len=None)
     monkeypatch.setattr(fit, "token_counter", lambda model: counter)
     done = CliRunner().invoke(stats, ["-", "--tokens", "mistral"], input=jsonl())
-    assert "  input tokens  700 tokens, 7 a request, 7 at most (mistral's tokenizer)\n" in done.output
+    assert "  input tokens  700 tokens, 7 per request, 7 at most (mistral's tokenizer)\n" in done.output

@@ -210,7 +210,7 @@ def test_a_sample_is_the_same_rows_each_time() -> None:
 
 def test_options_of_rows_do_not_fit_requests() -> None:
     Path("in.jsonl").write_text('{"custom_id": "a", "params": {"messages": [{"role": "user", "content": "x"}]}}')
-    with pytest.raises(SettingsError, match="--prompt is for rows and text"):
+    with pytest.raises(SettingsError, match=r"--prompt is for rows and text; in\.jsonl is"):
         run("in.jsonl", "out.jsonl", prompt="x")
     with pytest.raises(SettingsError, match="--raw is for a text"):
         run("reviews.csv", "out.jsonl", prompt=PROMPT, raw=True)
