@@ -171,9 +171,9 @@ class _Text:
             if len(left) > LINE_BYTES_MAX:
                 self._count(len(left))  # raises: there is no need to read the rest of the line
         left += self._decoded(decoder, b"", is_last=True)
-        self.is_at_end = True
         if left:
             yield left
+        self.is_at_end = True  # not before the last line was read: an error in that line is its own
 
     def _decoded(self, decoder: codecs.IncrementalDecoder, chunk: bytes, *, is_last: bool = False) -> str:
         try:

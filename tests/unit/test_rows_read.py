@@ -54,10 +54,18 @@ def test_a_bad_row_of_csv_fails_alone(bad: str) -> None:
     assert (before.problem, after) == (None, Row(4, {"a": "3", "b": "4"}))
 
 
+@pytest.mark.parametrize("size", [1, 7, 1000])
+def test_a_bad_last_row_without_a_newline_fails_alone(size: int) -> None:
+    good, bad = rows(b'a,b\n1,2\n"3"x,4', size=size)
+    assert good == Row(2, {"a": "1", "b": "2"})
+    assert (bad.line, bad.problem and bad.problem.startswith("is not valid CSV")) == (3, True)
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [
         (b'a,b\n1,2\n3,"x\n4,5\n', "line 3 is never closed"),
+        (b'a,b\n1,2\n3,"x', "line 3 is never closed"),
         (b"a,b,a\n1,2,3\n", "2 columns named 'a'"),
         ("a,b\n1,2\nü,4\n".encode("cp1252"), "line 3: byte 0xfc is not UTF-8"),
         (b"a,b\n1,\xc3", "line 2: byte 0xc3"),
