@@ -116,7 +116,7 @@ def run(inputs: tuple[str, ...], output: str, quiet: bool, is_json: bool, verbos
         with ExitStack() as stack:
             stack.enter_context(signals.caught())
             if is_folder:
-                plan = plan_folder(inputs, output, restart=options.restart)
+                plan = plan_folder(inputs, output, restart=options.restart, is_rows=options.row_option is not None)
                 for note in plan.notes:
                     voice.say(note)
                 choice = choose_engine(settings, options)

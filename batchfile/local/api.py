@@ -169,7 +169,7 @@ def _run_files(inputs: list[str], options: RunOptions, say: Callable[[str], None
     assert options.output is not None
     settings = load_settings()
     choice = choose_engine(settings, options)
-    plan = plan_folder(inputs, options.output, restart=options.restart)
+    plan = plan_folder(inputs, options.output, restart=options.restart, is_rows=options.row_option is not None)
     for note in plan.notes:
         say(note)
     with ExitStack() as stack:

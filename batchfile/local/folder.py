@@ -7,12 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from batchfile.errors import InvalidFile, OutputTaken, SettingsError
+from batchfile.lines.kinds import Kind, refusal
 from batchfile.local import outputs
+from batchfile.local.inputs import inspect
 from batchfile.local.options import STDIN, STDOUT
 from batchfile.local.remote_inputs import is_url, path_of
 from batchfile.open_ledger import STORE_FOLDER
 
-ENDINGS = (".jsonl", ".ndjson", ".parquet")  # of the files that are read of a folder; the first two also compressed
+ENDINGS = (".jsonl", ".ndjson", ".parquet")  # of the files that are read of a folder, whatever is in them
+JSON_ENDING = ".json"  # of those that are read if they have requests, or rows if these are wanted
+ROW_ENDINGS = (".csv", ".tsv", ".tab", ".txt", JSON_ENDING)  # of those that are read if they have rows that are wanted
 _PACKED = (".gz", ".zst")
 _ENDINGS_SHOWN = "*.jsonl, *.ndjson (also .gz or .zst) or *.parquet"
 _SHOWN_MAX = 5
@@ -46,8 +50,9 @@ def is_several(inputs: Sequence[str], output: str) -> bool:
     )
 
 
-def plan_folder(inputs: Sequence[str], output: str, *, restart: bool) -> Plan:
-    """Find the inputs, and check the folder `output`, which is created if it is missing.
+def plan_folder(inputs: Sequence[str], output: str, *, restart: bool, is_rows: bool = False) -> Plan:
+    """Find the inputs, and check the folder `output`, which is created if it is missing. `is_rows`: rows and text are
+    wanted, instead of requests.
 
     Raises: InvalidFile where nothing matches; SettingsError for inputs whose results would have one name, or a folder
     that cannot be used; OutputTaken where it has other files in it, without `restart`. Nothing is created then.
@@ -59,7 +64,7 @@ def plan_folder(inputs: Sequence[str], output: str, *, restart: bool) -> Plan:
         raise InvalidFile("input: the list is empty; it needs at least one file")
     notes: list[str] = []
     found: dict[str, str] = {}  # each file once, in order
-    for name in [name for given in inputs for name in _expanded(given, notes)]:
+    for name in [name for given in inputs for name in _expanded(given, notes, is_rows=is_rows)]:
         found.setdefault(name if is_url(name) else os.path.abspath(name), name)
     targets = tuple(Target(input=name, output=os.path.join(folder, output_name(name))) for name in found.values())
     files = _files_of(targets)
@@ -81,7 +86,7 @@ def output_name(name: str) -> str:
     base = stem if ending.lower() in _PACKED and stem else base
     if not base:
         raise SettingsError(f"{name}: has no file name, which the name of its results is made of")
-    return base if outputs.is_writable(base) else f"{base}.jsonl"
+    return base if outputs.is_writable(base) and not base.lower().endswith(JSON_ENDING) else f"{base}.jsonl"
 
 
 def _is_file_name(output: str) -> bool:
@@ -93,7 +98,7 @@ def _is_pattern(name: str) -> bool:
     return glob.has_magic(name) and not is_url(name) and not os.path.lexists(name)
 
 
-def _expanded(given: str, notes: list[str]) -> Iterator[str]:
+def _expanded(given: str, notes: list[str], *, is_rows: bool) -> Iterator[str]:
     """The files of a path, folder or pattern. A pattern means what a shell makes of it. Adds to `notes`."""
     if given == STDIN:
         raise SettingsError("-: stdin cannot be one of several inputs, because it has no name; write it to a file")
@@ -102,31 +107,45 @@ def _expanded(given: str, notes: list[str]) -> Iterator[str]:
         if not matches:
             raise InvalidFile(f"{given}: no file matches this pattern")
         for name in matches:
-            yield from _expanded(name, notes)
+            yield from _expanded(name, notes, is_rows=is_rows)
     elif not is_url(given) and os.path.isdir(given):
-        yield from _files_in(given, notes)
+        yield from _files_in(given, notes, is_rows=is_rows)
     else:
         yield given
 
 
-def _files_in(folder: str, notes: list[str]) -> list[str]:
+def _files_in(folder: str, notes: list[str], *, is_rows: bool) -> list[str]:
     names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
-    taken = [name for name in names if _is_input(os.path.join(folder, name))]
+    paths = [os.path.join(folder, name) for name in names]
+    files = [path for path in paths if os.path.isfile(path) and not _is_of_run(path)]
+    kinds = {path: kind for path in files if _ending(path) in ROW_ENDINGS and (kind := _kind_of(path)) is not None}
+    wanted = {path for path, kind in kinds.items() if kind.content == "rows"}
+    if not is_rows:
+        wanted = {path for path in kinds if _ending(path) == JSON_ENDING and kinds[path].content == "requests"}
+    taken = [path for path in files if _ending(path) in ENDINGS or path in wanted]
+    table = next((path for path, kind in kinds.items() if kind.content == "rows"), None)
+    told = "" if table is None or is_rows else f". {refusal(kinds[table], table)}"
     if not taken:
-        raise InvalidFile(f"{folder}: has no file of requests in it; they are named {_ENDINGS_SHOWN}")
-    skipped = [name for name in names if name not in set(taken)]
+        raise InvalidFile(f"{folder}: has no file of requests in it; they are named {_ENDINGS_SHOWN}{told}")
+    skipped = [name for name, path in zip(names, paths, strict=True) if path not in set(taken)]
     if skipped:
         more = f" and {len(skipped) - _SHOWN_MAX:,} more" if len(skipped) > _SHOWN_MAX else ""
         shown = ", ".join(skipped[:_SHOWN_MAX])
-        notes.append(f"{folder}: skipped {shown}{more}; files of requests are named {_ENDINGS_SHOWN}")
-    return [os.path.join(folder, name) for name in taken]
+        notes.append(f"{folder}: skipped {shown}{more}; files of requests are named {_ENDINGS_SHOWN}{told}")
+    return taken
 
 
-def _is_input(path: str) -> bool:
-    """Does its name say so? The results of a run, and its failed lines, are not inputs."""
+def _ending(path: str) -> str:
     stem, ending = os.path.splitext(path.lower())
-    ending = os.path.splitext(stem)[1] if ending in _PACKED else ending
-    return ending in ENDINGS and os.path.isfile(path) and not _is_of_run(path)
+    return os.path.splitext(stem)[1] if ending in _PACKED else ending
+
+
+def _kind_of(path: str) -> Kind | None:
+    """None: it cannot be read."""
+    try:
+        return inspect(path).kind
+    except InvalidFile:
+        return None
 
 
 def _is_of_run(path: str) -> bool:

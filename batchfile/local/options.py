@@ -49,7 +49,7 @@ _GUARDED = {
 _NAMES = {f"run.{name}": words for name, words in _GUARDED.items()}
 _SHOWN_MAX = 60
 _KEPT_MAX = 400  # characters of a value in the metadata; a longer one is replaced by its digest
-ROW_OPTIONS = ("prompt", "system", "choices", "schema", "into", "id_column", "raw")
+ROW_OPTIONS = ("prompt", "prompt_file", "system", "choices", "schema", "into", "id_column", "raw")
 
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 
@@ -134,6 +134,11 @@ class RunOptions:
                 raise SettingsError(f"{option.name}: {value!r} is unknown; use one of {', '.join(known)}")
             if value is not None and option.metadata.get("least") is not None:
                 _check_range(option.name, value, option.metadata["least"], option.metadata["most"])
+
+    @property
+    def row_option(self) -> str | None:
+        """The first option that was given for rows and text."""
+        return next((name for name in ROW_OPTIONS if getattr(self, name) not in {None, False}), None)
 
     def identity(self, digest: str) -> dict[str, str]:
         """The metadata that identifies a run; empty where not given. `digest`: of the input as given."""

@@ -11,7 +11,7 @@ from batchfile.lines.file_formats import parquet_columns
 from batchfile.lines.kinds import Kind, refusal
 from batchfile.lines.parquet import is_request_table
 from batchfile.local.inputs import Source, spooled, stream_of
-from batchfile.local.options import ROW_OPTIONS, STDIN, RunOptions
+from batchfile.local.options import STDIN, RunOptions
 from batchfile.rows.prompt import RowPrompt
 from batchfile.rows.table import Table
 
@@ -33,7 +33,7 @@ def prepared(source: Source, options: RunOptions) -> Source:
     Raises: InvalidFile that says what to type for a file without requests, or which column does not exist;
     SettingsError for options that do not fit the input.
     """
-    given = next((name for name in ROW_OPTIONS if getattr(options, name) not in {None, False}), None)
+    given = options.row_option
     kind = kind_of(source, is_table=given is not None)
     source = replace(source, kind=kind, sample=_sample_of(source, options))
     shown = source.name if source.remote is not None else STDIN if source.path is None else options.input

@@ -266,3 +266,16 @@ def test_two_processes_never_write_the_same_results(folder: Path) -> None:
     assert len(ids("out/b.jsonl")) == 30
     batchfile.run("in/a.jsonl", "out/a.jsonl", engine="echo", progress=False)
     assert not list(Path("out").glob(".*.lock"))
+
+
+def test_a_prompt_runs_over_the_tables_and_texts_of_a_folder(folder: Path) -> None:
+    (folder / "rows").mkdir()
+    (folder / "rows/a.csv").write_text("prompt\nx\n")
+    (folder / "rows/a.jsonl").write_text('{"prompt": "x"}\n')
+    (folder / "rows/t.txt").write_text("x\n")
+    (folder / "rows/notes.md").write_text("x\n")
+    batchfile.run(["rows"], "out/", engine="echo", prompt="say {{ prompt }}", progress=False)
+    assert Path("out/a.csv").read_text() == "prompt,answer,error\nx,say x,\n"
+    assert json.loads(Path("out/a.jsonl").read_text()) == {"prompt": "x", "answer": "say x", "error": None}
+    assert Path("out/t.txt").read_text() == "say x\n"
+    assert not Path("out/notes.md").exists()

@@ -21,9 +21,9 @@ def make(*names: str) -> None:
         Path(name).write_text(LINE)
 
 
-def planned(*inputs: str, output: str = "out/") -> list[tuple[str, str]]:
+def planned(*inputs: str, output: str = "out/", is_rows: bool = False) -> list[tuple[str, str]]:
     """Each input, and the name of its results."""
-    plan = plan_folder(inputs, output, restart=False)
+    plan = plan_folder(inputs, output, restart=False, is_rows=is_rows)
     assert {str(Path(target.output).parent) for target in plan.targets} == {plan.folder}
     return [(target.input, Path(target.output).name) for target in plan.targets]
 
@@ -77,6 +77,7 @@ def test_a_pattern_may_name_folders_and_descend() -> None:
         ("a.parquet", "a.parquet"),
         ("requests", "requests"),
         ("table.xlsx", "table.xlsx.jsonl"),  # results cannot be written in this format
+        ("array.json.gz", "array.json.jsonl"),
         ("https://me:pw@host/x/a%20b.jsonl.gz?signature=s", "a b.jsonl"),
         ("s3://bucket/x/a.jsonl?endpoint=http://host", "a.jsonl"),
     ],
@@ -87,10 +88,47 @@ def test_results_have_the_name_of_the_input_without_its_compression(name: str, w
 
 def test_other_files_of_a_folder_are_skipped_and_named() -> None:
     make("in/a.jsonl", "in/README.md", "in/sub/b.jsonl", *(f"in/{n}.csv" for n in range(5)))
+    for n in range(5):
+        Path(f"in/{n}.csv").write_text("id,review\n1,good\n")
     plan = plan_folder(["in"], "out/", restart=False)
     assert [target.input for target in plan.targets] == ["in/a.jsonl"]
     (note,) = plan.notes
     assert note.startswith("in: skipped 0.csv, 1.csv, 2.csv, 3.csv, 4.csv and 2 more; files of requests are named ")
+    assert note.endswith(
+        "in/0.csv: is CSV with the columns id, review, not requests; write a prompt over its columns: "
+        "`batchfile run in/0.csv --prompt '... {{ review }} ...' -o answers.csv`"
+    )
+
+
+def test_rows_and_text_of_a_folder_are_inputs_where_these_are_wanted() -> None:
+    make("in/a.jsonl", "in/array.json", "in/README.md", "in/broken.json", "in/empty.csv")
+    Path("in/array.json").write_text(f"[{LINE}]")
+    Path("in/broken.json").write_text("[1, 2]")
+    Path("in/empty.csv").write_text("")
+    for name, text in {
+        "a.csv": "x,y\n1,2\n",
+        "b.TSV": "x\ty\n1\t2\n",
+        "t.txt": "Hello\n",
+        "r.json": '[{"x": 1}]',
+    }.items():
+        Path("in", name).write_text(text)
+    assert planned("in") == [("in/a.jsonl", "a.jsonl"), ("in/array.json", "array.json.jsonl")]
+    assert planned("in", is_rows=True) == [
+        ("in/a.csv", "a.csv"),
+        ("in/a.jsonl", "a.jsonl"),
+        ("in/b.TSV", "b.TSV"),
+        ("in/r.json", "r.json.jsonl"),
+        ("in/t.txt", "t.txt"),
+    ]
+
+
+def test_a_folder_of_rows_alone_is_rejected_with_the_command_that_runs_one() -> None:
+    make("in/a.txt")
+    Path("in/a.txt").write_text("Hello\n")
+    with pytest.raises(
+        InvalidFile, match=r"in: has no file of requests .* is plain text, which `batchfile run in/a.txt -o"
+    ):
+        plan_folder(["in"], "out/", restart=False)
 
 
 def test_the_results_of_an_earlier_run_in_a_folder_are_not_its_inputs() -> None:
