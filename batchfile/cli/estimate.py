@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -15,6 +16,7 @@ from batchfile.cli.help import epilog
 from batchfile.cli.numbers import Finite, Whole
 from batchfile.cli.progress import transfer
 from batchfile.cli.remote import Where, place_options
+from batchfile.cli.run_options import run_options
 from batchfile.client.estimate import (
     CHARS_PER_TOKEN,
     FILLED,
@@ -33,19 +35,22 @@ from batchfile.errors import SettingsError
 from batchfile.local import past_runs
 from batchfile.local.display import counted, duration
 from batchfile.local.engines import demo_model
+from batchfile.local.options import RunOptions
+from batchfile.local.tables import with_contents
 from batchfile.open_ledger import STORE_FOLDER
 from batchfile.routing import check_stage
 from batchfile.settings import Settings, load_settings
 from batchfile.types import Request, RoutingTable
 
 TRIAL_REQUESTS = 20
+ROWS = ("prompt", "prompt_file", "system", "id_column")
 
 
 @click.command(
     "estimate",
     epilog=epilog(
         "batchfile estimate requests.jsonl --model mistralai/Mistral-7B-Instruct-v0.3",
-        "batchfile estimate requests.jsonl --tokens mistralai/Mistral-7B-Instruct-v0.3 --against gpt-4o-mini",
+        "batchfile estimate reviews.csv --prompt 'Is it good? {{ review }}' --tokens MODEL --against gpt-4o-mini",
         "batchfile estimate requests.jsonl --url https://batch.example --stage email --gpu-hour 2.50 --gpus 1",
     ),
 )
@@ -60,6 +65,7 @@ TRIAL_REQUESTS = 20
 @click.option(
     "--against", multiple=True, metavar="MODEL", help="Compare with a hosted model, or provider:model; repeatable."
 )
+@run_options(ROWS)
 @click.option("--json", "is_json", is_flag=True, help="Print one JSON object.")
 @place_options
 def estimate(
@@ -72,16 +78,19 @@ def estimate(
     against: tuple[str, ...],
     is_json: bool,
     where: Where,
+    **rows: Any,
 ) -> None:
     """Estimate the requests, tokens, time and cost of FILE, - (stdin), https://… or s3://BUCKET/KEY. Nothing runs.
 
     For a service or a store, times are based on what the pool's runners measured while they had work in the last
     minute, and are at least the time of one request. Without any, and without a runner here, the estimate is for
     `batchfile run` on this machine, in proportion to the last run of the same model: its receipt is kept in
-    ~/.local/state/batchfile. Hosted prices are those of the package genai-prices. Unknown figures are shown as unknown.
+    ~/.local/state/batchfile. Rows and text are estimated as the requests that they become. Hosted prices are those
+    of the package genai-prices. Unknown figures are shown as unknown.
     """
     logs.for_command()
-    upload, settings = open_upload(file), load_settings()
+    upload = open_upload(file, with_contents(RunOptions(input=file, **rows)))
+    settings = load_settings()
     if model is None:
         sample, times = _asked(upload, settings, stage, tokenizer, where)
     else:
@@ -104,7 +113,8 @@ def estimate(
         return
     time_lines = _time_lines(times or [])
     if times is None:
-        named = ["--model", model] if model else []
+        given = {"model": model, **rows}
+        named = [word for name in given if given[name] for word in (f"--{name.replace('_', '-')}", given[name])]
         time_lines = _local_lines(local, run, shlex.join(["batchfile", "run", file, *named]), sample.num_requests)
     click.echo("\n".join([upload.name, *_lines(made, stage, time_lines)]))
 

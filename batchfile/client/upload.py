@@ -11,7 +11,9 @@ from batchfile.errors import InvalidFile
 from batchfile.lines.file_formats import FileFormat, open_lines
 from batchfile.lines.kinds import Kind, refusal
 from batchfile.lines.split_document import elements
-from batchfile.local.inputs import Counted, check_untouched, inspect, streamed_lines
+from batchfile.local.inputs import Counted, Source, check_untouched, inspect, streamed_lines
+from batchfile.local.options import RunOptions
+from batchfile.local.tables import prepared
 
 OnBytes = Callable[[int], None]
 
@@ -66,10 +68,16 @@ def repeatable(upload: Upload) -> Iterator[Upload]:
         yield open_upload(path)
 
 
-def open_upload(name: str) -> Upload:
-    """Open a path, an address, or `-` (stdin). Raises: InvalidFile where it cannot be used; StoreUnavailable."""
+def open_upload(name: str, rows: RunOptions | None = None) -> Upload:
+    """Open a path, an address, or `-` (stdin). `rows`: with these options, rows and text become requests too.
+
+    Raises: InvalidFile where it cannot be used; SettingsError for options that do not fit it; StoreUnavailable.
+    """
     source = inspect(name)
-    _check_kind(source.kind, source.name if source.path is None else name)
+    if rows is None:
+        _check_kind(source.kind, source.name if source.path is None else name)
+    else:
+        source = prepared(source, rows)
     if source.path is None:
         if source.format == "parquet" and source.remote is None:
             raise InvalidFile("stdin: Parquet cannot be read from a pipe; use the path of the file")
@@ -77,17 +85,21 @@ def open_upload(name: str) -> Upload:
             name=source.name,
             size=source.size or None,
             format=source.format,
-            chunks=lambda on_bytes: streamed_lines(source, on_bytes),
+            chunks=lambda on_bytes: _requests(source, streamed_lines(source, on_bytes)),
             is_repeatable=source.is_repeatable,
         )
     path = source.path
 
     def from_file(on_bytes: OnBytes) -> Iterator[bytes]:
-        lines = _file_lines(path, source.format, on_bytes)
-        yield from elements(lines, name) if source.kind.is_array else lines
+        lines = _file_lines(path, source.format, on_bytes, as_rows=source.table is not None)
+        yield from _requests(source, elements(lines, name) if source.kind.is_array else lines)
         check_untouched(source)
 
     return Upload(name=name, size=os.path.getsize(path), format=source.format, chunks=from_file)
+
+
+def _requests(source: Source, lines: Iterator[bytes]) -> Iterator[bytes]:
+    return lines if source.table is None else source.table.requests(lines, source.name)
 
 
 def _check_kind(kind: Kind, name: str) -> None:
@@ -96,9 +108,9 @@ def _check_kind(kind: Kind, name: str) -> None:
         raise InvalidFile(refusal(kind, name))
 
 
-def _file_lines(path: str, kind: FileFormat, on_bytes: OnBytes) -> Iterator[bytes]:
+def _file_lines(path: str, kind: FileFormat, on_bytes: OnBytes, *, as_rows: bool) -> Iterator[bytes]:
     if kind == "parquet":
-        yield from open_lines(path, kind, None)
+        yield from open_lines(path, kind, None, as_rows=as_rows)
         on_bytes(os.path.getsize(path))
         return
     with open(path, "rb", buffering=0) as file:

@@ -200,3 +200,16 @@ def test_answers_without_known_usage_measure_nothing(server: Any) -> None:
     server.always = {"text": '{"choices": [{"message": {"content": "x"}, "finish_reason": "stop"}]}'}
     write(2)
     assert answered(server.url).speed is None
+
+
+def test_rows_and_text_are_estimated_as_the_requests_that_they_become() -> None:
+    Path("reviews.csv").write_text("id,review\n1,good\n2,bad\n")
+    without = CliRunner().invoke(estimate, ["reviews.csv"])
+    assert "batchfile run reviews.csv --prompt" in str(without.exception)
+    arguments = ["reviews.csv", "--prompt", "Is it good? {{ review }}", "--model", "m"]
+    found = json.loads(CliRunner().invoke(estimate, [*arguments, "--json"]).output)
+    assert (found["requests"], found["bad"], found["input_tokens"]) == (2, 0, 7)
+    said = CliRunner().invoke(estimate, arguments).output
+    assert "`batchfile run reviews.csv --model m --prompt 'Is it good? {{ review }}' -o trial-20.jsonl" in said
+    Path("prompts.txt").write_text("One\nTwo\n")
+    assert json.loads(CliRunner().invoke(estimate, ["prompts.txt", "--json"]).output)["requests"] == 2
