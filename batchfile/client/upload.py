@@ -75,7 +75,7 @@ def open_upload(name: str, rows: RunOptions | None = None) -> Upload:
     """
     source = inspect(name)
     if rows is None:
-        _check_kind(source.kind, source.name if source.path is None else name)
+        _check_kind(source.kind, source.name if source.remote is not None else name)
     else:
         source = prepared(source, rows)
     if source.path is None:
@@ -104,7 +104,7 @@ def _requests(source: Source, lines: Iterator[bytes]) -> Iterator[bytes]:
 
 def _check_kind(kind: Kind, name: str) -> None:
     """Raises: InvalidFile for a file without requests. Parquet is judged by its columns, when it is read."""
-    if kind.content != "requests" and kind.layout != "parquet":
+    if not kind.is_ready and kind.layout != "parquet":
         raise InvalidFile(refusal(kind, name))
 
 

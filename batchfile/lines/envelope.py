@@ -5,6 +5,7 @@ The reasons why an envelope is invalid are searched for in a second, slower pass
 
 import json
 import re
+from collections.abc import Collection
 from contextlib import suppress
 from typing import Any
 
@@ -276,6 +277,13 @@ def _structure(found: dict[str, Any], expected: InputFormat) -> list[Diagnostic]
         if key in found and not isinstance(found[key], dict):
             diagnostics.append(Diagnostic((key,), f"must be an object, got {shown(found[key])}"))
     return diagnostics + _metadata(found) + _strings(found)
+
+
+def own_fields(keys: Collection[str]) -> tuple[str, ...]:
+    """Those keys of a line that are the user's own: not ours, not misspelled, and not of `params` or `body`."""
+    known = NATIVE_KEYS if "params" in keys else OPENAI_KEYS
+    others = {*KEYS, ROW_PROBLEM, *_INSIDE}
+    return tuple(key for key in keys if key not in others and typo_of(key, known) is None)
 
 
 def _unknown(key: str, *, is_openai: bool) -> Diagnostic:

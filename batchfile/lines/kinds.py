@@ -5,6 +5,7 @@ The bytes are plain: compression and Parquet are told apart by `file_formats`. R
 
 import csv
 import io
+import json
 import re
 import shlex
 from collections.abc import Iterable, Iterator
@@ -16,7 +17,7 @@ from typing import Literal
 import msgspec
 
 from batchfile.errors import UNREADABLE
-from batchfile.lines.envelope import ROW_PROBLEM
+from batchfile.lines.envelope import ROW_PROBLEM, own_fields
 from batchfile.lines.framing import BOM
 from batchfile.lines.json_scan import keys_of
 from batchfile.lines.key_advice import typo_of
@@ -49,13 +50,21 @@ _text = msgspec.json.Decoder(str)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kind:
     """`layout`: how the items are written; `content`: what they are. `columns`: of rows, as far as the first bytes show
-    them; () for Parquet, whose columns are at its end. `delimiter`: of CSV.
+    them; () for Parquet, whose columns are at its end. `delimiter`: of CSV. `own_fields`: of requests that all have
+    fields of their user next to custom_id; `metadata`: where jq is to move them.
     """
 
     layout: Layout
     content: Content
     columns: tuple[str, ...] = ()
     delimiter: str = ""
+    own_fields: tuple[str, ...] = ()
+    metadata: str = ""
+
+    @property
+    def is_ready(self) -> bool:
+        """Does it have requests that can run as they are?"""
+        return self.content == "requests" and not self.own_fields
 
     @property
     def has_prompts(self) -> bool:
@@ -80,10 +89,13 @@ class Kind:
         what = {"csv": named, "jsonl": "JSONL of rows", "parquet": "a Parquet table"}.get(
             self.layout, "a JSON array of rows"
         )
-        shown = ", ".join(name or '""' for name in self.columns[:_COLUMNS_SHOWN])
-        more = f" and {len(self.columns) - _COLUMNS_SHOWN} more" if len(self.columns) > _COLUMNS_SHOWN else ""
         columns = "column" if len(self.columns) == 1 else "columns"
-        return f"{what or 'a JSON array of rows'} with the {columns} {shown}{more}"
+        return f"{what or 'a JSON array of rows'} with the {columns} {_some(self.columns)}"
+
+
+def _some(names: tuple[str, ...]) -> str:
+    more = f" and {len(names) - _COLUMNS_SHOWN} more" if len(names) > _COLUMNS_SHOWN else ""
+    return ", ".join(name or '""' for name in names[:_COLUMNS_SHOWN]) + more
 
 
 _DESCRIBED = {
@@ -119,7 +131,7 @@ def detect(name: str, first_bytes: bytes) -> Kind:
     ending = _ending(name)
     if ending in _CSV_ENDINGS or ending in _TEXT_ENDINGS:
         if lines and is_request(lines[0]):
-            return Kind(layout="jsonl", content="requests")
+            return _of_objects("jsonl", [*map(_outline, lines)])
         return _of_csv(head, is_whole, ending) if ending in _CSV_ENDINGS else _TEXT
     return _of_json(name, head, lines) or _of_prose(head, lines, is_whole, ending)
 
@@ -168,6 +180,9 @@ def refusal(kind: Kind, path: str, name: str | None = None) -> str:
     the command. `name`: for the message, if it is another.
     """
     told = f"{name or path}: is {kind.described}"
+    if kind.own_fields:
+        whose = f"{told}, each with fields of your own next to custom_id: {_some(kind.own_fields)}"
+        return f"{whose}; move them into metadata: `{_moved(kind, path)}`"
     if kind.content == "results":
         return f"{told}, not of requests; run the file that it was made from, or the failed lines in its .errors.jsonl"
     if kind.content != "rows":
@@ -182,6 +197,19 @@ def command_for(kind: Kind, path: str) -> str:
     out = f"answers{_ending(path) if _ending(path) in (*_CSV_ENDINGS, '.parquet') else '.jsonl'}"
     prompt = "" if kind.has_prompts else f" --prompt {shlex.quote(_example(kind.columns))}"
     return f"batchfile run {shlex.quote(path)}{prompt} -o {out}"
+
+
+def _moved(kind: Kind, path: str) -> str:
+    """The command that moves the user's own fields into metadata."""
+    names = [name if _NAME.fullmatch(name) else json.dumps(name, ensure_ascii=False) for name in kind.own_fields]
+    items = {"array": ".[] | ", "document": ".requests[] | "}.get(kind.layout, "")
+    deleted = ", ".join("." + name for name in names)
+    program = shlex.quote(f"{items}{kind.metadata} += {{{', '.join(names)}}} | del({deleted})")
+    packed = {".gz": "gzip -dc", ".zst": "zstd -dc"}.get(PurePath(path.lower()).suffix)
+    file = shlex.quote("FILE" if path == "-" or "://" in path else path)
+    return (
+        f"{packed} {file} | jq -c {program} > requests.jsonl" if packed else f"jq -c {program} {file} > requests.jsonl"
+    )
 
 
 _TEXT = Kind(layout="text", content="rows", columns=(PROMPT,))
@@ -244,8 +272,17 @@ def _is_result(outline: dict[str, bytes]) -> bool:
 
 
 def _of_objects(layout: Layout, outlines: list[dict[str, bytes]]) -> Kind:
-    if not outlines or any(map(_is_request, outlines)):
-        return Kind(layout=layout, content="requests")
+    requests = [outline for outline in outlines if _is_request(outline)]
+    if requests or not outlines:
+        own = [own_fields(outline) if outline.keys() & {"params", "body"} else () for outline in requests]
+        if not all(own):
+            return Kind(layout=layout, content="requests")
+        names = dict.fromkeys(name for one in own for name in one)
+        num_native = sum("params" in outline for outline in requests)
+        inside = {0: ".body.metadata", len(own): ".metadata"}.get(
+            num_native, "(if .body then .body else . end).metadata"
+        )
+        return Kind(layout=layout, content="requests", own_fields=tuple(names), metadata=inside if own else "")
     if all(map(_is_result, outlines)):
         return Kind(layout=layout, content="results")
     columns = dict.fromkeys(name for outline in outlines for name in outline)

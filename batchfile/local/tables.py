@@ -41,6 +41,8 @@ def prepared(source: Source, options: RunOptions) -> Source:
         if given is not None:
             flag = "--" + given.replace("_", "-")
             raise SettingsError(f"{flag} is for rows and text; {shown} is {kind.described}")
+        if not kind.is_ready:
+            raise InvalidFile(refusal(kind, shown))
         return source
     is_complete = options.prompt is not None or kind.has_prompts
     if kind.content != "rows" or not is_complete:

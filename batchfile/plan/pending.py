@@ -154,7 +154,7 @@ def _readable(ledger: Ledger, batch: BatchRecord, beat: Callable[[], None]) -> s
     array = detect_array(name, plain_head(name, kind, head, KIND_BYTES))
     if kind == "jsonl" and array is None:
         return pinned.key
-    if array is not None and array.content != "requests":
+    if array is not None and not array.is_ready:
         raise InvalidFile(refusal(array, "FILE" if _endpoint(batch) is not None else name, name))
     source = (
         io.BufferedReader(_Ranges(store, pinned), CHUNK_BYTES)

@@ -192,10 +192,11 @@ class _Planner:
         return cuts
 
     def check_kind(self, name: str) -> None:
-        """Raises: InvalidFile that says what the input is, if no line in it is a request."""
-        if self._has_request:
+        """Raises: InvalidFile that says what the input is, if no line is a request, or all have own fields."""
+        kind = detect(name, self._head)
+        if self._has_request and not kind.own_fields:
             return
-        told = refusal(detect(name, self._head), "FILE" if name in _UNNAMED else name, name)
+        told = refusal(kind, "FILE" if name in _UNNAMED else name, name)
         if self._policy.endpoint is not None:
             raise LinesRefused((LineError(code="invalid_file", message=told),))
         raise InvalidFile(told)

@@ -153,10 +153,10 @@ def test_a_bad_line_is_an_errored_result_and_refuses_the_file_where_that_is_aske
 
 @over("service", "directory")
 def test_a_file_of_which_no_line_can_run_says_so_as_it_is_submitted(shell: Shell) -> None:
-    bad = b'{"custom_id": "a", "params": {}, "x": 1}\n{"custom_id": "b", "params"\n'
+    bad = b'{"custom_id": "a", "params": {}, "parms": 1}\n{"custom_id": "b", "params"\n'
     submitted = shell.run("submit", "-", "--stage", "email", stdin=bad)
     (said,) = submitted.stderr.decode().splitlines()
-    assert said.startswith("2 of 2 requests cannot run: line 1: x: unknown field")
+    assert said.startswith("2 of 2 requests cannot run: line 1: parms: unknown field")
 
 
 @over("service", "directory")

@@ -1,6 +1,8 @@
 """What a file is told to be, from its name and its first bytes."""
 
 import json
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -114,6 +116,58 @@ def test_a_refusal_says_what_the_file_is() -> None:
     assert refusal(detect("the file", b"One\nTwo"), "FILE", "the file").startswith("the file: is plain text")
 
 
+OWN = '{"custom_id": "a", "params": {}, "lead": {"id": 7}, "a b": 1}'
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "program"),
+    [
+        ("a.jsonl", OWN + "\n" + OWN, '.metadata += {lead, "a b"} | del(.lead, ."a b")'),
+        ("a.jsonl", '# leads\n{"custom_id": "a", "body": {}, "row": 1}', ".body.metadata += {row} | del(.row)"),
+        ("a.json", f"[{OWN}]", '.[] | .metadata += {lead, "a b"} | del(.lead, ."a b")'),
+        ("a.json", f'{{"requests": [{OWN}]}}', '.requests[] | .metadata += {lead, "a b"} | del(.lead, ."a b")'),
+        (
+            "a.txt",
+            '{"custom_id": "a", "body": {}, "x": 1}\n{"custom_id": "a", "params": {}, "y": 1}',
+            "(if .body then .body else . end).metadata += {x, y} | del(.x, .y)",
+        ),
+    ],
+)
+def test_requests_that_all_have_own_fields_are_refused_with_the_command_that_moves_them(
+    name: str, text: str, program: str
+) -> None:
+    kind = detect(name, text.encode())
+    assert not kind.is_ready
+    told = refusal(kind, name)
+    assert "each with fields of your own next to custom_id: " in told
+    assert told.endswith(f"; move them into metadata: `jq -c '{program}' {name} > requests.jsonl`")
+    if shutil.which("jq"):
+        moved = subprocess.run(["jq", "-c", program], input=text.replace("# leads", ""), capture_output=True, text=True)
+        assert detect(name, moved.stdout.encode()).is_ready, moved.stderr
+        assert '"lead":' not in text or '"metadata":{"lead":{"id":7},"a b":1}' in moved.stdout
+
+
+def test_the_command_unpacks_a_file_and_names_none_that_jq_cannot_read() -> None:
+    kind = detect("a.jsonl.gz", OWN.encode())
+    assert "`gzip -dc a.jsonl.gz | jq -c " in refusal(kind, "a.jsonl.gz")
+    assert refusal(kind, "-").endswith(" FILE > requests.jsonl`")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"{OWN}\n{PARAMS}",  # the others can run
+        '{"custom_id": "a", "params": {}, "model": "m"}',  # belongs into params
+        '{"custom_id": "a", "params": {}, "metdata": {}}',
+        '{"custom_id": "a", "parms": {}, "x": 1}',
+        '{"custom_id": "a", "metadata": {}, "row_problem": "no"}',
+        '{"custom_id": "a", "body": {}, "metadata": {}}',
+    ],
+)
+def test_other_fields_concern_their_lines_alone(text: str) -> None:
+    assert detect("a.jsonl", text.encode()).is_ready
+
+
 def test_the_outline_of_a_request_does_not_depend_on_its_values() -> None:
     assert is_request(b'{"custom_id": null, "params": {}}')
     assert is_request(b'{"params": {}}')
@@ -145,3 +199,4 @@ def test_the_cases_have_their_kinds() -> None:
     assert found.pop("shape-prompt-lines.jsonl") == ("jsonl", "rows")
     assert found.pop("shape-results-as-input.jsonl") == ("jsonl", "results")
     assert set(found.values()) == {("jsonl", "requests")}
+    assert not detect("shape-extra-keys.jsonl", (CASES / "shape-extra-keys.jsonl").read_bytes()).is_ready
