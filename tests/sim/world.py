@@ -13,6 +13,7 @@ from greenlet import getcurrent, greenlet
 
 START = 1_800_000_000.0
 ANSWER_S_MAX = 0.2  # of a store call, where nothing holds it up
+TICK_S = 1e-6  # the shortest wait: a shorter one may not move a clock of this size at all
 
 
 class Gone(BaseException):
@@ -68,7 +69,7 @@ class World:
             raise Gone
         strand.turn += 1
         if seconds is not None:
-            self._push(self.now + max(seconds, 0.0), strand)
+            self._push(self.now + max(seconds, TICK_S if seconds > 0.0 else 0.0), strand)
         self._hub.switch()
         if strand.process.is_process_dead:
             raise Gone
