@@ -13,7 +13,7 @@ from batchfile.lines.kinds import Kind, refusal
 from batchfile.lines.split_document import elements
 from batchfile.local.inputs import Counted, Source, check_untouched, inspect, streamed_lines
 from batchfile.local.options import RunOptions
-from batchfile.local.tables import prepared
+from batchfile.local.tables import kind_of, prepared
 
 OnBytes = Callable[[int], None]
 
@@ -75,7 +75,8 @@ def open_upload(name: str, rows: RunOptions | None = None) -> Upload:
     """
     source = inspect(name)
     if rows is None:
-        _check_kind(source.kind, source.name if source.remote is not None else name)
+        kind = source.kind if source.path is None else kind_of(source, is_table=False)
+        _check_kind(kind, source.name if source.remote is not None else name)
     else:
         source = prepared(source, rows)
     if source.path is None:
@@ -103,8 +104,9 @@ def _requests(source: Source, lines: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def _check_kind(kind: Kind, name: str) -> None:
-    """Raises: InvalidFile for a file without requests. Parquet is judged by its columns, when it is read."""
-    if not kind.is_ready and kind.layout != "parquet":
+    """Raises: InvalidFile for a file without requests. Parquet of unknown columns is judged when it is read."""
+    is_unknown = kind.layout == "parquet" and (not kind.columns or kind.has_prompts)
+    if not kind.is_ready and not is_unknown:
         raise InvalidFile(refusal(kind, name))
 
 

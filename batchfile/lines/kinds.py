@@ -109,6 +109,7 @@ _DESCRIBED = {
     ("parquet", "requests"): "a Parquet table of requests",
     ("object", "unknown"): "a JSON object that spans several lines",
 }
+_ITEMS = {"jsonl": ".", "array": ".[]", "document": ".requests[]"}  # in jq
 _ADVICE = {
     "jsonl": "write each request as an object on its own line, or give text prompts a name ending in .txt",
     "array": "write each request as an object, or text prompts as the lines of a .txt file",
@@ -183,6 +184,8 @@ def refusal(kind: Kind, path: str, name: str | None = None) -> str:
     if kind.own_fields:
         whose = f"{told}, each with fields of your own next to custom_id: {_some(kind.own_fields)}"
         return f"{whose}; move them into metadata: `{_moved(kind, path)}`"
+    if kind.content == "requests":
+        return f"{told}; write each on its own line, for example with `jq -c '{_ITEMS[kind.layout]}'`"
     if kind.content == "results":
         return f"{told}, not of requests; run the file that it was made from, or the failed lines in its .errors.jsonl"
     if kind.content != "rows":
@@ -202,7 +205,7 @@ def command_for(kind: Kind, path: str) -> str:
 def _moved(kind: Kind, path: str) -> str:
     """The command that moves the user's own fields into metadata."""
     names = [name if _NAME.fullmatch(name) else json.dumps(name, ensure_ascii=False) for name in kind.own_fields]
-    items = {"array": ".[] | ", "document": ".requests[] | "}.get(kind.layout, "")
+    items = f"{_ITEMS[kind.layout]} | " if kind.is_array else ""
     deleted = ", ".join("." + name for name in names)
     program = shlex.quote(f"{items}{kind.metadata} += {{{', '.join(names)}}} | del({deleted})")
     packed = {".gz": "gzip -dc", ".zst": "zstd -dc"}.get(PurePath(path.lower()).suffix)

@@ -156,6 +156,8 @@ def _readable(ledger: Ledger, batch: BatchRecord, beat: Callable[[], None]) -> s
         return pinned.key
     if array is not None and not array.is_ready:
         raise InvalidFile(refusal(array, "FILE" if _endpoint(batch) is not None else name, name))
+    if kind == "parquet" and _endpoint(batch) is not None:
+        raise InvalidFile(f"{name}: is Parquet data, which has no url and body; write its requests as JSONL")
     source = (
         io.BufferedReader(_Ranges(store, pinned), CHUNK_BYTES)
         if kind == "parquet"
