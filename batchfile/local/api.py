@@ -5,7 +5,8 @@ import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, InvalidStateError, wait
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
-from typing import NoReturn, TypedDict, TypeVar, Unpack, cast, overload
+from dataclasses import replace
+from typing import NoReturn, TypeVar, Unpack, cast, overload
 
 from batchfile import logs
 from batchfile.errors import BatchfileError, EngineDead, SettingsError
@@ -15,15 +16,15 @@ from batchfile.local.display import Progress
 from batchfile.local.display import say as say_on_stderr
 from batchfile.local.engines import EngineChoice, choose_engine
 from batchfile.local.folder import plan_folder
-from batchfile.local.options import STDOUT, Dtype, RunOptions
+from batchfile.local.options import STDOUT, RunArguments, RunOptions
 from batchfile.local.receipt import Receipt
 from batchfile.local.session import Look, Observer, Session, grace_s_of, open_session, work_on
 from batchfile.local.several import FileRun, open_files, work_on_files
 from batchfile.runner.runner import Runner
 from batchfile.settings import Settings, load_settings
-from batchfile.types import EngineKind, Task
 
 T = TypeVar("T")
+AnyPath = str | os.PathLike[str]
 
 # How soon Ctrl-C is noticed where a library has installed its own handler of the signal, as polars does: a system call
 # that waits is then restarted, instead of returning to Python.
@@ -31,81 +32,31 @@ WAKE_S = 0.2
 _STOPPED = "the run was stopped before its end; make the same call again to resume it"
 
 
-class RunArguments(TypedDict, total=False):
-    """The options of `run`, for type checkers."""
-
-    model: str | None
-    engine: EngineKind | None
-    base_url: str | None
-    wait_for_endpoint: bool
-    stage: str | None
-    limit: int | None
-    sample: int | None
-    seed: int | None
-    prompt: str | None
-    prompt_file: str | None
-    system: str | None
-    choices: str | None
-    schema: str | None
-    into: str | None
-    id_column: str | None
-    raw: bool
-    strict: bool
-    restart: bool
-    max_tokens: int | None
-    temperature: float | None
-    max_model_len: int | None
-    max_num_seqs: int | None
-    task: Task
-    dtype: Dtype | None
-    tool_parser: str | None
-    reasoning_parser: str | None
-    grace_s: float | None
-    store: str | os.PathLike[str] | None
-    progress: bool
-
-
 @overload
 def run(  # type: ignore[overload-overlap]  # a str is an Iterable[str] too
-    input: str | os.PathLike[str], output: str | os.PathLike[str], **options: Unpack[RunArguments]
+    input: AnyPath,
+    output: AnyPath,
+    *,
+    store: AnyPath | None = None,
+    progress: bool = True,
+    **options: Unpack[RunArguments],
 ) -> Receipt: ...
 @overload
 def run(
-    input: Iterable[str | os.PathLike[str]], output: str | os.PathLike[str], **options: Unpack[RunArguments]
+    input: Iterable[AnyPath],
+    output: AnyPath,
+    *,
+    store: AnyPath | None = None,
+    progress: bool = True,
+    **options: Unpack[RunArguments],
 ) -> list[Receipt]: ...
 def run(
-    input: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
-    output: str | os.PathLike[str],
+    input: AnyPath | Iterable[AnyPath],
+    output: AnyPath,
     *,
-    model: str | None = None,
-    engine: EngineKind | None = None,
-    base_url: str | None = None,
-    wait_for_endpoint: bool = False,
-    stage: str | None = None,
-    limit: int | None = None,
-    sample: int | None = None,
-    seed: int | None = None,
-    prompt: str | None = None,
-    prompt_file: str | None = None,
-    system: str | None = None,
-    choices: str | None = None,
-    schema: str | None = None,
-    into: str | None = None,
-    id_column: str | None = None,
-    raw: bool = False,
-    strict: bool = False,
-    restart: bool = False,
-    max_tokens: int | None = None,
-    temperature: float | None = None,
-    max_model_len: int | None = None,
-    max_num_seqs: int | None = None,
-    task: Task = "generate",
-    dtype: Dtype | None = None,
-    tool_parser: str | None = None,
-    reasoning_parser: str | None = None,
-    grace_s: float | None = None,
-    store: str | os.PathLike[str] | None = None,
+    store: AnyPath | None = None,
     progress: bool = True,
+    **options: Unpack[RunArguments],
 ) -> Receipt | list[Receipt]:
     """Answer every request of the file `input` and write one result for each to `output`, in input order.
 
@@ -126,16 +77,14 @@ def run(
     >>> receipt.counts.succeeded, receipt.is_all_succeeded
     (2, True)
     """
-    given = {**locals(), "output": os.fspath(output), "store": store and os.fspath(store)}
-    for name in ("input", "progress"):  # the rest are fields of RunOptions
-        given.pop(name)
-    if given["output"] == STDOUT:
+    given = RunOptions(output=os.fspath(output), store=None if store is None else os.fspath(store), **options)
+    if given.output == STDOUT:
         raise SettingsError("output: must be a path; only the command can write to stdout")
     logs.for_library()
     say: Callable[[str], None] = say_on_stderr if progress else lambda text: None
     if isinstance(input, str | os.PathLike):
-        return _run_file(RunOptions(input=os.fspath(input), **given), say, is_shown=progress)
-    return _run_files([os.fspath(name) for name in input], RunOptions(**given), say, is_shown=progress)
+        return _run_file(replace(given, input=os.fspath(input)), say, is_shown=progress)
+    return _run_files([os.fspath(name) for name in input], given, say, is_shown=progress)
 
 
 def _run_file(options: RunOptions, say: Callable[[str], None], *, is_shown: bool) -> Receipt:

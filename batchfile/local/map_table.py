@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, TypedDict, TypeVar, Unpack, overload
+from typing import Any, Protocol, TypeVar, Unpack, overload
 
 import msgspec
 import pydantic
@@ -23,7 +23,7 @@ from batchfile.local.display import say as say_on_stderr
 from batchfile.local.engines import EngineChoice, choose_engine
 from batchfile.local.inputs import Source, digest_of, inspect, stamp_of
 from batchfile.local.map_state import ANSWERS, MapState, open_state
-from batchfile.local.options import Dtype, RunOptions
+from batchfile.local.options import EngineArguments, RunOptions
 from batchfile.local.session import completed, open_session
 from batchfile.local.tables import kind_of
 from batchfile.rows.answers import Check, added, answered_rows
@@ -32,7 +32,6 @@ from batchfile.rows.frames import NAME, ArrowStream, Frame, json_rows, open_fram
 from batchfile.rows.prompt import AnswerColumns, RowPrompt
 from batchfile.rows.table import Table
 from batchfile.settings import Settings, load_settings
-from batchfile.types import EngineKind
 
 Rows = list[dict[str, Any]]
 Schema = type[pydantic.BaseModel] | Mapping[str, Any]
@@ -59,7 +58,7 @@ T = TypeVar("T")
 TableT = TypeVar("TableT", bound=ArrowTable | Dataset)
 
 
-class MapOptions(TypedDict, total=False):
+class MapOptions(EngineArguments, total=False):
     """The keywords of `map`."""
 
     system: str | None
@@ -67,19 +66,7 @@ class MapOptions(TypedDict, total=False):
     choices: Sequence[str] | None
     into: str | None
     id_column: str | None
-    model: str | None
-    engine: EngineKind | None
-    base_url: str | None
-    wait_for_endpoint: bool
-    max_tokens: int | None
-    temperature: float | None
-    max_model_len: int | None
-    max_num_seqs: int | None
-    dtype: Dtype | None
-    reasoning_parser: str | None
-    grace_s: float | None
     store: str | os.PathLike[str] | None
-    restart: bool
     progress: bool
 
 
@@ -100,20 +87,9 @@ def map(
     choices: Sequence[str] | None = None,
     into: str | None = None,
     id_column: str | None = None,
-    model: str | None = None,
-    engine: EngineKind | None = None,
-    base_url: str | None = None,
-    wait_for_endpoint: bool = False,
-    max_tokens: int | None = None,
-    temperature: float | None = None,
-    max_model_len: int | None = None,
-    max_num_seqs: int | None = None,
-    dtype: Dtype | None = None,
-    reasoning_parser: str | None = None,
-    grace_s: float | None = None,
     store: str | os.PathLike[str] | None = None,
-    restart: bool = False,
     progress: bool = True,
+    **options: Unpack[EngineArguments],
 ) -> Any:
     """Answer each row of a table, and return the same kind of table with the answers as further columns, in order.
 
@@ -146,27 +122,14 @@ def map(
         is_numbered=True,
         is_command=False,
     )
-    options = RunOptions(
-        model=model,
-        engine=engine,
-        base_url=base_url,
-        wait_for_endpoint=wait_for_endpoint,
-        max_tokens=max_tokens,
-        temperature=temperature,
-        max_model_len=max_model_len,
-        max_num_seqs=max_num_seqs,
-        dtype=dtype,
-        reasoning_parser=reasoning_parser,
-        grace_s=grace_s,
-        restart=restart,
-    )
     logs.for_library()
     settings = load_settings()
-    choice = choose_engine(settings, options)
+    given = RunOptions(**options)
+    choice = choose_engine(settings, given)
     job = _Job(
         prompt=row_prompt,
         model=schema if isinstance(schema, type) else None,
-        options=completed(options, settings, choice),
+        options=completed(given, settings, choice),
         settings=settings,
         choice=choice,
         state=open_state(store),

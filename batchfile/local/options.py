@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import cache
 from hashlib import sha256
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypedDict, get_args, get_origin, get_type_hints
 
 from batchfile.errors import OutputTaken, SettingsError
 from batchfile.types import EngineKind, Task
@@ -52,6 +52,43 @@ _KEPT_MAX = 400  # characters of a value in the metadata; a longer one is replac
 ROW_OPTIONS = ("prompt", "prompt_file", "system", "choices", "schema", "into", "id_column", "raw")
 
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
+
+
+class EngineArguments(TypedDict, total=False):
+    """The options that `batchfile.run` and `batchfile.map` share, for type checkers."""
+
+    model: str | None
+    engine: EngineKind | None
+    base_url: str | None
+    wait_for_endpoint: bool
+    max_tokens: int | None
+    temperature: float | None
+    max_model_len: int | None
+    max_num_seqs: int | None
+    dtype: Dtype | None
+    reasoning_parser: str | None
+    grace_s: float | None
+    restart: bool
+
+
+class RunArguments(EngineArguments, total=False):
+    """The options of `batchfile.run`: fields of RunOptions."""
+
+    stage: str | None
+    limit: int | None
+    sample: int | None
+    seed: int | None
+    prompt: str | None
+    prompt_file: str | None
+    system: str | None
+    choices: str | None
+    schema: str | None
+    into: str | None
+    id_column: str | None
+    raw: bool
+    strict: bool
+    task: Task
+    tool_parser: str | None
 
 
 # ruff: noqa: RUF009 fields are made by `_option`

@@ -6,9 +6,8 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import click
 import pytest
@@ -23,9 +22,9 @@ from batchfile.cli.reference import reference
 from batchfile.client.estimate import PoolTime
 from batchfile.errors import BatchfileError, InvalidFile, OutputTaken, SettingsError, StoreUnavailable
 from batchfile.local import engines, outputs
-from batchfile.local.api import RunArguments, run
+from batchfile.local.api import run
 from batchfile.local.display import duration
-from batchfile.local.options import Dtype, RunOptions
+from batchfile.local.options import Dtype, RunArguments, RunOptions
 from batchfile.settings import load_settings
 
 DOCS = Path(__file__).parents[2] / "docs" / "cli.md"
@@ -202,11 +201,10 @@ def test_the_data_type_of_a_run_is_vllms_argument_and_no_other_engines(monkeypat
 
 
 def test_the_function_takes_the_options_of_the_command() -> None:
-    taken = {name: given.default for name, given in inspect.signature(run).parameters.items()}
-    for option in fields(RunOptions):
-        assert option.name in {"input", "output"} or taken[option.name] == option.default
-    assert taken.keys() == {option.name for option in fields(RunOptions)} | {"progress"}
-    assert taken.keys() == RunArguments.__annotations__.keys() | {"input", "output"}
+    explicit = {"input", "output", "store"}
+    kinds = {name: kind for name, kind in get_type_hints(RunOptions).items() if name not in explicit}
+    assert get_type_hints(RunArguments) == kinds
+    assert {*inspect.signature(run).parameters} == explicit | {"progress", "options"}
 
 
 def test_a_signal_while_the_files_are_written_interrupts_and_the_same_command_continues(
