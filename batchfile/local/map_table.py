@@ -27,7 +27,6 @@ from batchfile.local.options import EngineArguments, RunOptions
 from batchfile.local.session import completed, open_session
 from batchfile.local.tables import kind_of
 from batchfile.rows.answers import Check, added, answered_rows
-from batchfile.rows.column_types import column_types
 from batchfile.rows.frames import NAME, ArrowStream, Frame, json_rows, open_frame
 from batchfile.rows.prompt import AnswerColumns, RowPrompt
 from batchfile.rows.table import Table
@@ -164,7 +163,7 @@ class _Job:
             for number, row in enumerate(values, 1):
                 reason = row[table.columns.error]
                 row[table.columns.error] = reason and reason.removeprefix(f"line {number}: ")
-            return frame.answered(values, column_types(self.prompt, table.columns))
+            return frame.answered(values)
 
         used = self.prompt.used(columns) or columns[:1]
         with self.state.written(json_rows(frame.rows(used))) as rows:

@@ -1,17 +1,16 @@
 """Tables that Arrow can read, as rows, and back with further columns as tables of the library that they came from."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
 from batchfile.errors import InvalidFile
-from batchfile.rows.frames import NAME, ColumnType, Frame, check_names
+from batchfile.rows.frames import NAME, Frame, check_names
 from batchfile.rows.write_parquet import type_of, typed_array
 
 CHUNK_ROWS = 1000
-_TYPES = {"string": pa.string(), "integer": pa.int64(), "number": pa.float64(), "boolean": pa.bool_()}
 # Each with a value for "missing", so that a failed row changes no type.
 _PANDAS = {pa.string(): "string", pa.int64(): "Int64", pa.float64(): "Float64", pa.bool_(): "boolean"}
 
@@ -35,8 +34,8 @@ class _ArrowFrame:
             reason = " ".join(" ".join(map(str, error.args)).split())
             raise InvalidFile(f"{NAME}: Arrow cannot read it: {reason}; convert the column to text") from None
 
-    def answered(self, added: Sequence[dict[str, Any]], types: Mapping[str, ColumnType]) -> Any:
-        columns = {name: _column([row[name] for row in added], kind) for name, kind in types.items()}
+    def answered(self, added: Sequence[dict[str, Any]]) -> Any:
+        columns = {name: _column([row[name] for row in added]) for name in added[0]}
         return self.extend(pa.table(columns))
 
 
@@ -106,12 +105,6 @@ def _extend_dataset(data: Any, added: Any) -> Any:
     return datasets.concatenate_datasets([data, datasets.Dataset(added)], axis=1)
 
 
-def _column(values: list[Any], kind: ColumnType) -> Any:
-    """With the type of its values where these do not fit `kind`, such as numbers beyond 64 bits."""
-    if kind != "any":
-        try:
-            return pa.array(values, _TYPES[kind])
-        except (pa.ArrowException, TypeError, OverflowError):
-            pass
+def _column(values: list[Any]) -> Any:
     found = type_of(values)
     return typed_array(values, pa.string() if pa.types.is_null(found) else found)

@@ -6,13 +6,11 @@ Arrow. Knows no prompt and no engine.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import msgspec
 
 from batchfile.errors import InvalidFile, check_installed
-
-ColumnType = Literal["string", "integer", "number", "boolean", "any"]  # any: the type of its values
 
 NAME = "the table"
 _ACCEPTED = "pass a pandas or polars DataFrame, an Arrow table, a list of dicts, or the path of a file"
@@ -34,8 +32,8 @@ class Frame(Protocol):
 
     def rows(self, columns: Sequence[str]) -> Iterator[dict[str, Any]]: ...
 
-    def answered(self, added: Sequence[dict[str, Any]], types: Mapping[str, ColumnType]) -> Any:
-        """The table with the columns of `types`; `added`: their values, for each row. The table itself is unchanged."""
+    def answered(self, added: Sequence[dict[str, Any]]) -> Any:
+        """The table with further columns; `added`: their values, for each row. The table itself is unchanged."""
 
 
 def open_frame(data: object) -> Frame:
@@ -97,7 +95,7 @@ class _Dicts:
     def rows(self, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
         return ({name: row[name] for name in columns if name in row} for row in self.data)
 
-    def answered(self, added: Sequence[dict[str, Any]], types: Mapping[str, ColumnType]) -> list[dict[str, Any]]:
+    def answered(self, added: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         return [{**row, **more} for row, more in zip(self.data, added, strict=True)]
 
 

@@ -16,11 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchfile.errors import InvalidFile
-from batchfile.rows.column_types import column_types
 from batchfile.rows.frames import json_rows, open_frame
-from batchfile.rows.prompt import RowPrompt
 
-TEXT: dict[str, Any] = {"answer": "string", "error": "string"}
 CELLS = st.none() | st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 
 KINDS: dict[str, Callable[[dict[str, list[Any]]], Any]] = {
@@ -60,7 +57,7 @@ def test_the_same_kind_comes_back_with_columns_added(make: Callable[[dict[str, l
     assert frame.columns == ("id", "text")
     assert [*frame.rows(["text"])] == [{"text": "c"}, {"text": None}, {"text": "b"}]
     added = [{"answer": "C", "error": None}, {"answer": None, "error": "no"}, {"answer": "B", "error": None}]
-    back = frame.answered(added, TEXT)
+    back = frame.answered(added)
     assert type(back) is type(data)
     assert as_dicts(back) == [
         {"id": 3, "text": "c", "answer": "C", "error": None},
@@ -83,7 +80,7 @@ def test_cells_and_answers_come_through_as_they_are(kind: str, cells: list[Any],
     frame = open_frame(data.to_reader() if kind == "reader" else data)
     assert [json.loads(line) for line in json_rows(frame.rows(["a"]))] == [{"a": cell} for cell in cells]
     added = [{"answer": answers.draw(CELLS), "error": None} for _ in cells]
-    back = as_dicts(frame.answered(added, TEXT))
+    back = as_dicts(frame.answered(added))
     assert back == [{"a": cell, **more} for cell, more in zip(cells, added, strict=True)]
 
 
@@ -96,7 +93,7 @@ def test_a_pandas_table_keeps_its_index_and_its_class() -> None:
     data = Mine({"a": ["x", "y"]}, index=pd.Index(["i", "i"], name="key"))
     frame = open_frame(data)
     assert [*frame.rows(["a"])] == [{"a": "x"}, {"a": "y"}]
-    back = frame.answered([{"n": 1, "m": 0.5}, {"n": None, "m": None}], {"n": "integer", "m": "number"})
+    back = frame.answered([{"n": 1, "m": 0.5}, {"n": None, "m": None}])
     assert type(back) is Mine
     assert back.index.equals(data.index)
     assert [str(kind) for kind in back.dtypes[1:]] == ["Int64", "Float64"], "a missing answer changes no type"
@@ -167,37 +164,8 @@ def test_a_cell_that_is_not_data_is_named(data: Any, message: str) -> None:
         read(data, "a")
 
 
-SCHEMA: dict[str, Any] = {
-    "$defs": {"Label": {"enum": ["good", "bad"]}, "Loop": {"$ref": "#/$defs/Loop"}},
-    "properties": {
-        "label": {"$ref": "#/$defs/Label"},
-        "stars": {"anyOf": [{"type": "integer"}, {"type": "null"}]},
-        "score": {"type": ["number", "null"]},
-        "is_spam": {"type": "boolean"},
-        "tags": {"type": "array", "items": {"type": "string"}},
-        "either": {"anyOf": [{"type": "integer"}, {"type": "string"}]},
-        "code": {"enum": [1, "a"]},
-        "loop": {"$ref": "#/$defs/Loop"},
-        "lost": {"$ref": "other.json"},
-        "free": True,
-    },
-}
-
-
-def test_columns_have_the_types_of_their_schema() -> None:
-    prompt = RowPrompt(prompt="x", schema=SCHEMA)
-    types = column_types(prompt, prompt.columns("a", ["id"]))
-    assert types == {"label": "string", "stars": "integer", "score": "number", "is_spam": "boolean"} | dict.fromkeys(
-        ("tags", "either", "code", "loop", "lost", "free"), "any"
-    ) | {"error": "string"}
-    whole = RowPrompt(prompt="x", schema={"type": "integer"})
-    assert column_types(whole, whole.columns("a", [])) == {"answer": "integer", "error": "string"}
-    text = RowPrompt(prompt="x", choices=("a", "b"), into="label")
-    assert column_types(text, text.columns("a", [])) == {"label": "string", "error": "string"}
-
-
 def test_a_value_that_does_not_fit_its_type_is_kept() -> None:
     values = [{"n": 2**70, "any": 1}, {"n": 1, "any": "x"}]
-    back = open_frame(pa.table({"a": [1, 2]})).answered(values, {"n": "integer", "any": "any"})
+    back = open_frame(pa.table({"a": [1, 2]})).answered(values)
     assert back["n"].to_pylist() == [str(2**70), "1"]
     assert back["any"].to_pylist() == ["1", "x"], "text, where values have no common type"
