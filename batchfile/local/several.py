@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 from batchfile.errors import BatchDamaged, BatchfileError, InvalidFile, OutputTaken
@@ -59,7 +59,7 @@ def open_files(
     stack.enter_context(outputs.lock_folder(plan.folder))
     url = options.store or settings.store or str(Path(plan.folder) / STORE_FOLDER)
     ledger = open_ledger(url, settings)
-    check = _once(partial(choice.check, say))
+    check = cache(partial(choice.check, say))  # once for all files
     files = [FileRun(input=target.input, output=target.output) for target in plan.targets]
     for file in files:
         try:
@@ -98,16 +98,3 @@ def _open(ledger: Ledger, url: str, options: RunOptions, file: FileRun, check: C
     )
     if opened.batch.state == "ended":
         file.export(opened.batch)
-
-
-def _once(check: Callable[[], None]) -> Callable[[], None]:
-    """Later calls do nothing."""
-    is_done = False
-
-    def run() -> None:
-        nonlocal is_done
-        if not is_done:
-            check()
-            is_done = True
-
-    return run
