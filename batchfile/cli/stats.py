@@ -1,8 +1,8 @@
 """`batchfile stats`: what is in a file of requests, before any of it runs."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
-from typing import TypeVar
+from collections import Counter
+from collections.abc import Callable, Iterator
 
 import click
 
@@ -20,7 +20,6 @@ from batchfile.types import Defaults, Request
 
 SHOWN_MAX = 5  # values of a counter
 VALUE_CHARS_MAX = 60
-Value = TypeVar("Value", str, int)
 
 
 @click.command(
@@ -87,10 +86,6 @@ def _lines(original: Original, found: FileStats, model: str | None, max_tokens: 
         return
     yield f"  endpoints     {_top(found.endpoints, num)}"
     yield f"  models        {_top(found.models, num)}"
-    if found.hints:
-        yield f"  model hints   {_top(found.hints, num)}"
-    if found.num_tools or found.num_schemas:
-        yield f"  with          tools: {found.num_tools:,}; a JSON schema: {found.num_schemas:,}"
     yield f"  prompts       {_extent(found.chars, 'character', num)}"
     if found.tokens is None:
         yield f"  input tokens  unknown: use --tokens MODEL; at {CHARS_PER_TOKEN} characters each, about " + (
@@ -100,21 +95,21 @@ def _lines(original: Original, found: FileStats, model: str | None, max_tokens: 
         yield f"  input tokens  {_extent(found.tokens, 'token', num)} ({model}'s tokenizer)"
     share = f"at least {found.prefixes.share:.0%} of the prompts' text repeats the beginning of an earlier prompt"
     yield f"  prefixes      {share} (an estimate, in steps of {STEP_CHARS} characters)"
-    limits = [_top(found.max_tokens)] if found.max_tokens else []
-    if found.num_unlimited:
-        limits.append(f"not set: {found.num_unlimited:,}, the default is {max_tokens:,}")
-    how = f" (max_tokens {'; '.join(limits)})" if limits else ""
-    yield f"  output        at most {counted(found.output_tokens_max, 'token')}{how}"
+    default = f"max_tokens, by default {max_tokens:,}"
+    yield f"  output        at most {counted(found.output_tokens_max, 'token')} (the sum of {default})"
 
 
-def _top(values: Mapping[Value | None, int], of: int | None = None) -> str:
-    """The most frequent values. `of`: the number of requests; those without a value are named too."""
-    named = sorted(((value, num) for value, num in values.items() if value is not None), key=lambda pair: -pair[1])
-    shown = [f"{str(value)[:VALUE_CHARS_MAX]}: {num:,}" for value, num in named[:SHOWN_MAX]]
-    num_others = sum(values.values()) - sum(num for _, num in named[:SHOWN_MAX])
-    num_without = 0 if of is None else of - sum(values.values())
-    shown += [f"{what}: {num:,}" for what, num in (("others", num_others), ("not named", num_without)) if num]
-    return ", ".join(shown)
+def _top(values: Counter[str | None], num_requests: int) -> str:
+    """The most frequent values; those that are not shown are counted as others."""
+    named = [(value, num) for value, num in values.most_common() if value is not None][:SHOWN_MAX]
+    num_others = values.total() - sum(num for _, num in named)
+    shown = [(value[:VALUE_CHARS_MAX], num) for value, num in named]
+    shown += [("others", num_others), ("not named", num_requests - values.total())]
+    return ", ".join(f"{value}: {num:,}" for value, num in shown if num)
+
+
+def _named(values: Counter[str | None]) -> dict[str, int]:
+    return {"others" if value is None else value: num for value, num in values.most_common()}
 
 
 def _extent(extent: Extent, noun: str, num: int) -> str:
@@ -129,18 +124,8 @@ def _as_json(original: Original, found: FileStats, model: str | None) -> dict[st
         "requests": found.num_requests,
         "bad": found.num_bad,
         "jsonl_bytes": found.size_bytes,
-        **{
-            name: {"others" if value is None else value: num for value, num in counter.most_common()}
-            for name, counter in (
-                ("endpoints", found.endpoints),
-                ("models", found.models),
-                ("hints", found.hints),
-                ("max_tokens", found.max_tokens),
-            )
-        },
-        "max_tokens_not_set": found.num_unlimited,
-        "with_tools": found.num_tools,
-        "with_json_schema": found.num_schemas,
+        "endpoints": _named(found.endpoints),
+        "models": _named(found.models),
         "prompt_chars": found.chars.total,
         "longest_prompt_chars": found.chars.longest,
         "input_tokens": found.tokens and found.tokens.total,

@@ -1,9 +1,8 @@
 """Counts what is in a file of requests, in one pass and in bounded memory. Pure."""
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import TypeVar
 
 from batchfile.errors import InvalidFile, InvalidRequest
 from batchfile.lines.envelope import decode_envelope
@@ -14,8 +13,6 @@ from batchfile.types import Defaults, Request
 
 VALUES_MAX = 1000  # of a counter; further ones are counted together
 NATIVE = "params"  # the "endpoint" of native lines
-
-Value = TypeVar("Value", bound=Hashable)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -34,9 +31,9 @@ class Extent:
 class FileStats:
     """`num_requests` counts every line that is not blank; `num_bad` of them cannot run and are in no other figure.
 
-    Counters are of requests. `endpoints`: by their url, or `params`; `models`, `hints`: those that name one;
-    `max_tokens`: those that set it; `num_unlimited` do not. A key None: further values. `chars`: of text in prompts;
-    `tokens`: None without a tokenizer; `output_tokens_max`: the sum of the limits, of defaults too.
+    Counters are of requests. `endpoints`: by their url, or `params`; `models`: those that name one. A key None: further
+    values. `chars`: of text in prompts; `tokens`: None without a tokenizer; `output_tokens_max`: the sum of the limits,
+    of defaults too.
     """
 
     num_requests: int = 0
@@ -44,11 +41,6 @@ class FileStats:
     size_bytes: int = 0
     endpoints: Counter[str | None] = field(default_factory=Counter)
     models: Counter[str | None] = field(default_factory=Counter)
-    hints: Counter[str | None] = field(default_factory=Counter)
-    max_tokens: Counter[int | None] = field(default_factory=Counter)
-    num_unlimited: int = 0
-    num_tools: int = 0
-    num_schemas: int = 0
     chars: Extent = field(default_factory=Extent)
     tokens: Extent | None = None
     output_tokens_max: int = 0
@@ -76,8 +68,6 @@ def read_stats(
         _add(found.endpoints, envelope.url if envelope.format == "openai" else NATIVE)
         if request.model is not None:
             _add(found.models, request.model)
-        if envelope.hint is not None:
-            _add(found.hints, envelope.hint)
         _add_request(found, request)
         if found.tokens is not None:
             found.tokens.add(sum(nums))
@@ -86,20 +76,14 @@ def read_stats(
     return found
 
 
-def _add(counter: Counter[Value | None], value: Value | None) -> None:
+def _add(counter: Counter[str | None], value: str | None) -> None:
     counter[value if value in counter or len(counter) < VALUES_MAX else None] += 1
 
 
 def _add_request(found: FileStats, request: Request) -> None:
     sampling = request.sampling
     if request.kind != "embedding":
-        if sampling.is_max_tokens_given:
-            _add(found.max_tokens, sampling.max_tokens)
-        else:
-            found.num_unlimited += 1
         found.output_tokens_max += sampling.max_tokens * sampling.num_choices
-    found.num_tools += request.tools is not None
-    found.num_schemas += sampling.json_schema is not None
     if request.raw is not None:
         texts = [given for given in request.raw.inputs if isinstance(given, str)]
         if request.kind == "completion" and texts:

@@ -53,10 +53,10 @@ def test_a_file_of_any_kind_has_the_same_figures(name: str, data: bytes, tmp_pat
     assert f"  prompts       {num:,} characters, 748 per request, 748 at most\n" in text
     assert f"  input tokens  unknown: use --tokens MODEL; at 4 characters each, about {num // 4:,}\n" in text
     assert "  prefixes      at least 9" in text
-    assert "  output        at most 800 tokens (max_tokens 8: 100)\n" in text
+    assert "  output        at most 800 tokens (the sum of max_tokens, by default 2,048)\n" in text
     found = json.loads(CliRunner().invoke(stats, [str(path), "--json"]).output)
     assert found["shared_prefixes"] == {"share": pytest.approx(0.93, abs=0.06), "is_lower_bound": True}
-    assert (found["requests"], found["max_tokens"], found["input_tokens"]) == (100, {"8": 100}, None)
+    assert (found["requests"], found["max_output_tokens"], found["input_tokens"]) == (100, 800, None)
 
 
 def test_rows_have_their_columns_and_the_command_that_runs_them(
@@ -85,7 +85,7 @@ def test_rows_have_their_columns_and_the_command_that_runs_them(
 def test_stdin_has_limits_by_default_and_lines_that_cannot_run() -> None:
     done = CliRunner().invoke(stats, ["-"], input=jsonl() + b"{rubbish\n")
     assert "  requests      101; 1 of them cannot run: `batchfile validate` says why\n" in done.output
-    assert "  output        at most 204,800 tokens (max_tokens not set: 100, the default is 2,048)\n" in done.output
+    assert "  output        at most 204,800 tokens (the sum of max_tokens, by default 2,048)\n" in done.output
 
 
 def test_what_is_no_file_of_requests_is_refused_with_its_name(tmp_path: Path) -> None:

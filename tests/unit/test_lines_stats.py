@@ -50,11 +50,7 @@ def test_every_kind_of_request_is_counted() -> None:
     assert (found.num_requests, found.num_bad) == (6, 1)
     assert found.endpoints == {"params": 2, "/v1/chat/completions": 1, "/v1/completions": 1, "/v1/embeddings": 1}
     assert found.models == {"big": 1, "small": 2, "e": 1}
-    assert found.hints == {"m": 1}
-    assert found.max_tokens == {10: 2, 7: 1}
-    assert found.num_unlimited == 1
     assert found.output_tokens_max == 10 + 50 + 2 * 10 + 7
-    assert (found.num_tools, found.num_schemas) == (1, 1)
     assert (found.chars.total, found.chars.longest) == (2 + 9 + 4 + 5 + 6, 9)
     assert found.tokens is None
 
@@ -77,9 +73,8 @@ def test_a_file_without_a_request_is_refused() -> None:
 
 def test_memory_does_not_grow_with_the_values_of_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stats, "VALUES_MAX", 3)
-    found = read_stats(lines(*[native(model=f"m{n % 5}", max_tokens=n + 1) for n in range(10)]), "in.jsonl", DEFAULTS)
+    found = read_stats(lines(*[native(model=f"m{n % 5}") for n in range(10)]), "in.jsonl", DEFAULTS)
     assert found.models == {"m0": 2, "m1": 2, "m2": 2, None: 4}
-    assert found.max_tokens == {1: 1, 2: 1, 3: 1, None: 7}
 
 
 def alike(one: str, other: str) -> int:
