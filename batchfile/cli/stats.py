@@ -14,7 +14,8 @@ from batchfile.lines.kinds import command_for
 from batchfile.lines.prefixes import STEP_CHARS
 from batchfile.lines.stats import Extent, FileStats, read_stats
 from batchfile.local.display import counted
-from batchfile.local.originals import Original, opened
+from batchfile.local.inputs import Source, lines_of
+from batchfile.local.originals import opened, pieces_of
 from batchfile.settings import load_settings
 from batchfile.types import Defaults, Request
 
@@ -47,23 +48,23 @@ def stats(input: str, model: str | None, is_json: bool) -> None:
         from batchfile.engine.fit import token_counter
 
         count = token_counter(model).count
-    with opened(input) as original, transfer(original.shown, original.source.size) as on_bytes:
+    with opened(input) as original, transfer(original.name, original.size) as on_bytes:
         if original.kind.content == "rows":
-            as_json, lines = _of_rows(original)
+            as_json, lines = _of_rows(original, input)
         else:
-            found = read_stats(original.chunks(on_bytes), original.shown, Defaults(max_tokens=max_tokens), count)
+            found = read_stats(lines_of(original, on_bytes), original.name, Defaults(max_tokens=max_tokens), count)
             as_json, lines = _as_json(original, found, model), [*_lines(original, found, model, max_tokens)]
-    click.echo(json.dumps(as_json) if is_json else "\n".join([original.shown, *lines]))
+    click.echo(json.dumps(as_json) if is_json else "\n".join([original.name, *lines]))
 
 
-def _of_rows(original: Original) -> tuple[dict[str, object], list[str]]:
+def _of_rows(original: Source, name: str) -> tuple[dict[str, object], list[str]]:
     """As JSON, and as text. Bytes are of the rows as they are written, uncompressed; for Parquet, as JSONL."""
     kind, num, num_bytes = original.kind, 0, 0
-    for piece in original.pieces():
+    for piece in pieces_of(original):
         num = num if piece.record is None else piece.record + 1
         num_bytes += len(piece.data)
     return {
-        "file": original.shown,
+        "file": original.name,
         "kind": kind.layout,
         "format": original.format,
         "columns": kind.columns,
@@ -72,11 +73,11 @@ def _of_rows(original: Original) -> tuple[dict[str, object], list[str]]:
     }, [
         f"  rows          {num:,}",
         f"  file          {kind.described}; {num_bytes:,} bytes of rows",
-        f"  to run them   `{command_for(kind, original.name)}`",
+        f"  to run them   `{command_for(kind, name)}`",
     ]
 
 
-def _lines(original: Original, found: FileStats, model: str | None, max_tokens: int) -> Iterator[str]:
+def _lines(original: Source, found: FileStats, model: str | None, max_tokens: int) -> Iterator[str]:
     bad = f"; {found.num_bad:,} of them cannot run: `batchfile validate` says why" if found.num_bad else ""
     yield f"  requests      {found.num_requests:,}{bad}"
     packed = "" if original.format in {"jsonl", "parquet"} else f", {original.format}"
@@ -116,9 +117,9 @@ def _extent(extent: Extent, noun: str, num: int) -> str:
     return f"{counted(extent.total, noun)}, {extent.total / num:,.0f} per request, {extent.longest:,} at most"
 
 
-def _as_json(original: Original, found: FileStats, model: str | None) -> dict[str, object]:
+def _as_json(original: Source, found: FileStats, model: str | None) -> dict[str, object]:
     return {
-        "file": original.shown,
+        "file": original.name,
         "kind": original.kind.layout,
         "format": original.format,
         "requests": found.num_requests,

@@ -1,15 +1,9 @@
 """`batchfile validate`: lists every problem of a file, where it is and how to fix it."""
 
 import json
-import os
-import shutil
 import sys
-import tempfile
 import textwrap
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import click
@@ -23,7 +17,7 @@ from batchfile.errors import InvalidFile
 from batchfile.lines.validate import Problem, Summary
 from batchfile.local.check import Check, Rules, token_problems, valid_requests
 from batchfile.local.display import counted
-from batchfile.local.inputs import Source, inspect, stream_of
+from batchfile.local.inputs import Source, inspect, repeatable
 from batchfile.local.options import RunOptions
 from batchfile.local.tables import prepared, with_contents
 from batchfile.routing import check_stage
@@ -79,7 +73,7 @@ def validate(
     is_fine = True
     for name in files:
         try:
-            with _spooled(name) as source:
+            with repeatable(inspect(name)) as source:
                 options = with_contents(RunOptions(input=name, **prompts))
                 is_fine &= _check(name, prepared(source, options), rules, tokens, is_json=is_json)
         except InvalidFile as error:
@@ -144,23 +138,6 @@ class _Tokens:
         self.longest = max(self.longest, *nums)
         if self.bound is not None:
             check_fit(request, nums, self.bound)
-
-
-@contextmanager
-def _spooled(name: str) -> Iterator[Source]:
-    """The file; or stdin, or what is at an address, written to one: a check may read it more than once."""
-    source = inspect(name)
-    if source.path is not None:
-        yield source
-        return
-    with tempfile.TemporaryDirectory(prefix="batchfile-") as folder:
-        path = Path(folder) / "stdin"
-        with path.open("wb") as file:
-            shutil.copyfileobj(stream_of(source), file)
-        try:
-            yield inspect(os.fspath(path))
-        except InvalidFile as error:
-            raise InvalidFile(str(error).replace(os.fspath(path), source.name)) from error
 
 
 def _show(name: str, problem: Problem, *, is_json: bool) -> None:

@@ -5,17 +5,13 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import BinaryIO, cast
 
 from batchfile.errors import InvalidFile
-from batchfile.lines.file_formats import FileFormat, open_lines
+from batchfile.lines.file_formats import FileFormat
 from batchfile.lines.kinds import Kind, refusal
-from batchfile.lines.split_document import elements
-from batchfile.local.inputs import Counted, Source, check_untouched, inspect, streamed_lines
+from batchfile.local.inputs import OnBytes, inspect, requests_of
 from batchfile.local.options import RunOptions
 from batchfile.local.tables import kind_of, prepared
-
-OnBytes = Callable[[int], None]
 
 PACKED_ABOUT = 4  # typical compression ratio of prompts in JSON; it affects only the size of the shards
 
@@ -74,33 +70,19 @@ def open_upload(name: str, rows: RunOptions | None = None) -> Upload:
     Raises: InvalidFile where it cannot be used; SettingsError for options that do not fit it; StoreUnavailable.
     """
     source = inspect(name)
-    if rows is None:
+    if rows is not None:
+        source = prepared(source, rows)
+    else:
         kind = source.kind if source.path is None else kind_of(source, is_table=False)
         _check_kind(kind, source.name if source.remote is not None else name)
-    else:
-        source = prepared(source, rows)
-    if source.path is None:
-        if source.format == "parquet" and source.remote is None:
-            raise InvalidFile("stdin: Parquet cannot be read from a pipe; use the path of the file")
-        return Upload(
-            name=source.name,
-            size=source.size or None,
-            format=source.format,
-            chunks=lambda on_bytes: _requests(source, streamed_lines(source, on_bytes)),
-            is_repeatable=source.is_repeatable,
-        )
-    path = source.path
-
-    def from_file(on_bytes: OnBytes) -> Iterator[bytes]:
-        lines = _file_lines(path, source.format, on_bytes, as_rows=source.table is not None)
-        yield from _requests(source, elements(lines, name) if source.kind.is_array else lines)
-        check_untouched(source)
-
-    return Upload(name=name, size=os.path.getsize(path), format=source.format, chunks=from_file)
-
-
-def _requests(source: Source, lines: Iterator[bytes]) -> Iterator[bytes]:
-    return lines if source.table is None else source.table.requests(lines, source.name)
+        source = replace(source, kind=replace(source.kind, content="requests"))
+    return Upload(
+        name=source.name if source.path is None else name,
+        size=source.size or None,
+        format=source.format,
+        chunks=lambda on_bytes: requests_of(source, on_bytes=on_bytes),
+        is_repeatable=source.is_repeatable,
+    )
 
 
 def _check_kind(kind: Kind, name: str) -> None:
@@ -108,12 +90,3 @@ def _check_kind(kind: Kind, name: str) -> None:
     is_unknown = kind.layout == "parquet" and (not kind.columns or kind.has_prompts)
     if not kind.is_ready and not is_unknown:
         raise InvalidFile(refusal(kind, name))
-
-
-def _file_lines(path: str, kind: FileFormat, on_bytes: OnBytes, *, as_rows: bool) -> Iterator[bytes]:
-    if kind == "parquet":
-        yield from open_lines(path, kind, None, as_rows=as_rows)
-        on_bytes(os.path.getsize(path))
-        return
-    with open(path, "rb", buffering=0) as file:
-        yield from open_lines(path, kind, cast(BinaryIO, Counted(cast(BinaryIO, file), on_bytes)))

@@ -16,13 +16,23 @@ from batchfile.errors import InvalidFile, OutputTaken, SettingsError
 from batchfile.lines import records
 from batchfile.lines.file_formats import zstd
 from batchfile.lines.framing import NO_REQUEST
+from batchfile.local.inputs import Source
 from batchfile.local.options import STDOUT
-from batchfile.local.originals import FORMATS, PACKED, PARQUET, Original, unpacked
+from batchfile.local.originals import (
+    JSON_ENDINGS,
+    PACKED,
+    PARQUET,
+    endings_of,
+    header_of,
+    pieces_of,
+    stem_and_ending,
+    unpacked,
+)
 
 PARTS_MAX = 10_000
 
 
-def write_sample(original: Original, num: int, seed: int, output: str) -> tuple[int, int]:
+def write_sample(original: Source, num: int, seed: int, output: str) -> tuple[int, int]:
     """Write `num` records to the file `output` (- is stdout), or all if there are fewer. Returns how many were written,
     and how many there are.
 
@@ -42,14 +52,14 @@ def write_sample(original: Original, num: int, seed: int, output: str) -> tuple[
             if is_parquet:
                 from batchfile.lines.parquet_rows import copy_rows
 
-                copy_rows(original.path, [(temporary, indexes)])
+                copy_rows(original.path or "", [(temporary, indexes)])
             else:
                 with _writer(temporary) as file:
                     file.writelines(_picked(original, indexes))
     return min(num, total), total
 
 
-def write_parts(original: Original, folder: str, *, lines: int | None, parts: int | None) -> tuple[list[str], int]:
+def write_parts(original: Source, folder: str, *, lines: int | None, parts: int | None) -> tuple[list[str], int]:
     """Write the file in parts of `lines` records, or in `parts` of equal size, to a new or empty `folder`.
 
     Returns the names of the parts, and the number of records. Raises: as `write_sample`.
@@ -59,9 +69,10 @@ def write_parts(original: Original, folder: str, *, lines: int | None, parts: in
     total = _count(original, as_rows=is_parquet)
     num_parts = -(-total // lines) if lines is not None else min(parts or 1, total)
     if num_parts > PARTS_MAX:
-        raise SettingsError(f"{original.shown}: would be {num_parts:,} parts; the limit is {PARTS_MAX:,}")
+        raise SettingsError(f"{original.name}: would be {num_parts:,} parts; the limit is {PARTS_MAX:,}")
     ends = records.ends_of_parts(total, lines=lines, parts=parts)
-    names = [f"{original.stem}-{n:04}-of-{num_parts:04}{original.ending}" for n in range(1, num_parts + 1)]
+    stem, ending = stem_and_ending(original)
+    names = [f"{stem}-{n:04}-of-{num_parts:04}{ending}" for n in range(1, num_parts + 1)]
     with _named_at_the_end(path) as temporary:
         os.mkdir(temporary)
         targets = [os.path.join(temporary, name) for name in names]
@@ -69,20 +80,20 @@ def write_parts(original: Original, folder: str, *, lines: int | None, parts: in
             from batchfile.lines.parquet_rows import copy_rows
 
             starts = [0, *ends]
-            copy_rows(original.path, ((target, range(starts[n], ends[n])) for n, target in enumerate(targets)))
+            copy_rows(original.path or "", ((target, range(starts[n], ends[n])) for n, target in enumerate(targets)))
         else:
             _share_out(original, targets, ends)
     return names, total
 
 
-def _picked(original: Original, indexes: Iterable[int]) -> Iterator[bytes]:
-    yield original.header()
-    yield from records.picked(original.pieces(), indexes)
+def _picked(original: Source, indexes: Iterable[int]) -> Iterator[bytes]:
+    yield header_of(original)
+    yield from records.picked(pieces_of(original), indexes)
 
 
-def _share_out(original: Original, targets: list[str], ends: list[int]) -> None:
+def _share_out(original: Source, targets: list[str], ends: list[int]) -> None:
     """Write all pieces: the targets together have every byte of the file, and each has the header of CSV."""
-    header, pieces = original.header(), original.pieces()
+    header, pieces = header_of(original), pieces_of(original)
     held: list[bytes] = []  # the piece that ended the part before
     for target, end in zip(targets, ends, strict=True):
         with _writer(target) as file:
@@ -95,26 +106,24 @@ def _share_out(original: Original, targets: list[str], ends: list[int]) -> None:
                 file.write(piece.data)
 
 
-def _count(original: Original, *, as_rows: bool) -> int:
+def _count(original: Source, *, as_rows: bool) -> int:
     if as_rows:
         from batchfile.lines.parquet_rows import num_rows
 
-        total = num_rows(original.path)
+        total = num_rows(original.path or "")
     else:
-        total = records.count(original.pieces())
+        total = records.count(pieces_of(original))
     if not total:
         is_csv = original.kind.layout == "csv"
-        raise InvalidFile(f"{original.shown}: {'has no rows below its header' if is_csv else NO_REQUEST}")
+        raise InvalidFile(f"{original.name}: {'has no rows below its header' if is_csv else NO_REQUEST}")
     return total
 
 
-def _check_ending(original: Original, output: str) -> None:
+def _check_ending(original: Source, output: str) -> None:
     """Raises: SettingsError where the output is named like another format than that of its lines."""
-    ending = PurePath(unpacked(output)).suffix.lower()
-    is_known = any(ending in endings for endings in FORMATS.values())
-    is_converted = original.format == "parquet" and ending in FORMATS["json"]
-    if is_known and ending not in original.endings and not is_converted:
-        raise SettingsError(f"{output}: a sample has the format of its file; use a name ending in {original.ending}")
+    allowed = (*endings_of(original), *(JSON_ENDINGS if original.format == "parquet" else ()))
+    if PurePath(unpacked(output)).suffix.lower() not in {"", *allowed}:
+        raise SettingsError(f"{output}: a sample has the format of its file; use a name ending in {allowed[0]}")
 
 
 def _free(output: str, *, is_folder: bool = False) -> str:

@@ -23,7 +23,6 @@ from batchfile.lines.file_formats import (
     ChunkReader,
     FileFormat,
     detect,
-    file_chunks,
     open_lines,
     plain_head,
 )
@@ -37,16 +36,20 @@ from batchfile.local.remote_inputs import RemoteFile, is_url, open_remote, path_
 from batchfile.rows.table import Table
 from batchfile.store.base import Store
 
+OnBytes = Callable[[int], None]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """An inspected input. `path` is absolute; None: it is at an address (`remote`), or stdin.
+    """An inspected input. `name`: for messages; of a file, its absolute path. `path` None: it is at an address
+    (`remote`), or stdin.
 
     `stamp`: stays equal while the file is not modified (inode, size, mtime, ctime; or of a server); may be empty.
     `size` in bytes; 0: unknown. `table`: how its rows become requests; None if it has requests. `sample`: run only so
     many of them, chosen by a seed.
     """
 
+    name: str
     path: str | None
     format: FileFormat
     kind: Kind
@@ -64,10 +67,6 @@ class Source:
         return is_jsonl and self.table is None and self.sample is None
 
     @property
-    def name(self) -> str:
-        return self.path or (self.remote.name if self.remote is not None else "stdin")
-
-    @property
     def is_repeatable(self) -> bool:
         """Can it be read more than once?"""
         return self.path is not None or self.remote is not None
@@ -79,7 +78,8 @@ def inspect(path: str) -> Source:
         return _inspect_stdin(sys.stdin.buffer)
     if is_url(path):
         found = open_remote(path)
-        return _detected(path_of(path), found.head, path=None, stamp=found.version, size=found.size, remote=found)
+        known = {"name": found.name, "path": None, "stamp": found.version, "size": found.size, "remote": found}
+        return _detected(path_of(path), found.head, **known)
     absolute = os.path.abspath(path)
     try:
         absolute.encode()
@@ -102,10 +102,10 @@ def inspect(path: str) -> Source:
             head = file.read(KIND_BYTES)
     except OSError as error:
         raise InvalidFile(f"{path}: cannot be read: {error.strerror}; check its permissions") from None
-    return _detected(path, head, path=absolute, stamp=stamp_of(status), size=status.st_size)
+    return _detected(path, head, name=absolute, path=absolute, stamp=stamp_of(status), size=status.st_size)
 
 
-def _detected(name: str, head: bytes, **more: Any) -> Source:
+def _detected(name: str, head: bytes, /, **more: Any) -> Source:
     found = detect(name, head[:HEAD_BYTES])
     return Source(format=found, kind=detect_kind(name, plain_head(name, found, head, KIND_BYTES)), **more)
 
@@ -172,25 +172,40 @@ def begins_with(source: Source, size: int, sha256: str, *, limit: int | None) ->
     return size == 0 and digest.hexdigest() == sha256
 
 
-def requests_of(source: Source, limit: int | None = None) -> Iterable[bytes]:
+def requests_of(
+    source: Source, limit: int | None = None, on_bytes: OnBytes = lambda num_bytes: None
+) -> Iterator[bytes]:
     """The JSONL of the source's requests, or of the first `limit` of them. Raises: InvalidFile."""
     if source.sample is not None:
-        lines: Iterable[bytes] = sampled(lambda: requests_of(replace(source, sample=None)), *source.sample)
+        lines = sampled(lambda: requests_of(replace(source, sample=None)), *source.sample)
     elif source.table is not None:
-        lines = source.table.requests(_plain_lines(source), source.name)
+        lines = source.table.requests(lines_of(source, on_bytes), source.name)
     else:
-        lines = _plain_lines(source)
+        lines = lines_of(source, on_bytes)
     return lines if limit is None else first_requests(lines, limit)
 
 
-def _plain_lines(source: Source) -> Iterable[bytes]:
-    if source.path is None:
-        return streamed_lines(source)
-    if source.format == "jsonl":
-        lines: Iterable[bytes] = file_chunks(source.path)
-    else:
-        lines = open_lines(source.path, source.format, None, as_rows=source.table is not None)
-    return elements(lines, source.name) if source.kind.is_array else lines
+def lines_of(source: Source, on_bytes: OnBytes = lambda num_bytes: None) -> Iterator[bytes]:
+    """The text of a source before rows become requests, in chunks: unpacked, and JSON arrays and Parquet as JSONL.
+
+    `on_bytes`: gets the size of each chunk that was read of the source. Raises: InvalidFile where it is damaged, or has
+    changed since it was inspected.
+    """
+    chunks = _unpacked(source, on_bytes)
+    yield from elements(chunks, source.name) if source.kind.is_array else chunks
+    check_untouched(source)
+
+
+def _unpacked(source: Source, on_bytes: OnBytes) -> Iterator[bytes]:
+    if source.format != "parquet":
+        with _stream_of(source, on_bytes) as stream:
+            yield from open_lines(source.name, source.format, stream)
+        return
+    if not source.is_repeatable:
+        raise InvalidFile("stdin: Parquet cannot be read from a pipe; use the path of the file")
+    with on_disk(source) as path, open(path, "rb") as file:
+        yield from open_lines(source.name, source.format, file, as_rows=source.kind.content == "rows")
+    on_bytes(source.size)
 
 
 def sampled(lines: Callable[[], Iterable[bytes]], num: int, seed: int) -> Iterator[bytes]:
@@ -206,36 +221,38 @@ def sampled(lines: Callable[[], Iterable[bytes]], num: int, seed: int) -> Iterat
             following, at = next(chosen, None), line.row + 1
 
 
-def stream_of(source: Source, on_bytes: Callable[[int], None] | None = None) -> "Counted":
-    """The bytes of stdin, or at an address. `on_bytes`: as of `Counted`."""
-    if source.remote is not None:
-        return Counted(ChunkReader(source.remote.chunks()), on_bytes)
-    return Counted(sys.stdin.buffer, on_bytes, source.head)
-
-
-def streamed_lines(source: Source, on_bytes: Callable[[int], None] | None = None) -> Iterator[bytes]:
-    """The JSONL of stdin, or at an address, before rows become requests. Raises: InvalidFile."""
-    lines = _unpacked(source, cast(BinaryIO, stream_of(source, on_bytes)))
-    return elements(lines, source.name) if source.kind.is_array else lines
-
-
-def _unpacked(source: Source, stream: BinaryIO) -> Iterator[bytes]:
-    is_table = source.table is not None
-    if source.format != "parquet" or source.remote is None:
-        name = None if source.remote is None else source.name
-        yield from open_lines(name, source.format, stream, as_rows=is_table)
-        return
-    with spooled(stream) as path:
-        yield from open_lines(path, source.format, None, as_rows=is_table)
+@contextmanager
+def _stream_of(source: Source, on_bytes: OnBytes) -> Iterator[BinaryIO]:
+    """Its own bytes, from the first one."""
+    if source.path is not None:
+        with open(source.path, "rb", buffering=0) as file:
+            yield cast(BinaryIO, _Counted(cast(BinaryIO, file), on_bytes))
+    elif source.remote is not None:
+        yield cast(BinaryIO, _Counted(ChunkReader(source.remote.chunks()), on_bytes))
+    else:
+        yield cast(BinaryIO, _Counted(sys.stdin.buffer, on_bytes, source.head))
 
 
 @contextmanager
-def spooled(stream: "BinaryIO | Counted") -> Iterator[str]:
-    """The path of a temporary file with the rest of the stream: Parquet needs seeking."""
-    with tempfile.NamedTemporaryFile(prefix="batchfile-", suffix=".parquet") as file:
-        shutil.copyfileobj(cast(BinaryIO, stream), file, CHUNK_BYTES)
+def on_disk(source: Source) -> Iterator[str]:
+    """The path of the file, or of a temporary copy of what is at an address or on stdin."""
+    if source.path is not None:
+        yield source.path
+        return
+    with tempfile.NamedTemporaryFile(prefix="batchfile-") as file:
+        with _stream_of(source, lambda num_bytes: None) as stream:
+            shutil.copyfileobj(stream, file, CHUNK_BYTES)
         file.flush()
         yield file.name
+
+
+@contextmanager
+def repeatable(source: Source) -> Iterator[Source]:
+    """The same source, as a file that can be read again and again without a download."""
+    with on_disk(source) as path:
+        status = os.stat(path)
+        stamp = source.stamp if source.path is not None else stamp_of(status)
+        yield replace(source, path=path, stamp=stamp, size=status.st_size, remote=None, head=b"")
 
 
 def first_requests(chunks: Iterable[bytes], num: int) -> Iterator[bytes]:
@@ -266,15 +283,13 @@ def _inspect_stdin(stream: BinaryIO) -> Source:
     head = stream.read(KIND_BYTES)
     if not head:
         raise InvalidFile("-: stdin is empty; it needs at least one request line")
-    return replace(_detected("stdin", head, path=None), head=head)
+    return _detected("stdin", head, name="stdin", path=None, head=head)
 
 
-class Counted:
+class _Counted:
     """A read-only file object that reports how much was read. `head` was already read, and is returned first."""
 
-    def __init__(
-        self, stream: BinaryIO | ChunkReader, on_bytes: Callable[[int], None] | None = None, head: bytes = b""
-    ) -> None:
+    def __init__(self, stream: BinaryIO | ChunkReader, on_bytes: OnBytes, head: bytes = b"") -> None:
         self._stream = stream
         self._on_bytes = on_bytes
         self._head = head
@@ -285,8 +300,7 @@ class Counted:
             self._head = self._head[len(data) :]
         else:
             data = self._stream.read(size)
-        if self._on_bytes is not None:
-            self._on_bytes(len(data))
+        self._on_bytes(len(data))
         return data
 
     def close(self) -> None:

@@ -239,7 +239,7 @@ class _Job:
 def _source(path: Path, table: Table) -> Source:
     status = path.stat()
     stamp, size = stamp_of(status), status.st_size
-    return Source(path=str(path), format="jsonl", kind=table.kind, table=table, stamp=stamp, size=size)
+    return Source(name=str(path), path=str(path), format="jsonl", kind=table.kind, table=table, stamp=stamp, size=size)
 
 
 def _choices(choices: Sequence[str] | None) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from batchfile.errors import InvalidFile, SettingsError
 from batchfile.lines.file_formats import parquet_columns
 from batchfile.lines.kinds import Kind, refusal
 from batchfile.lines.parquet import is_request_table
-from batchfile.local.inputs import Source, spooled, stream_of
+from batchfile.local.inputs import Source, on_disk
 from batchfile.local.options import STDIN, RunOptions
 from batchfile.rows.prompt import RowPrompt
 from batchfile.rows.table import Table
@@ -66,11 +66,8 @@ def kind_of(source: Source, *, is_table: bool) -> Kind:
     """The kind, with the columns of Parquet, which has rows if `is_table`. Raises: InvalidFile."""
     if source.format != "parquet" or not source.is_repeatable:
         return source.kind
-    if source.path is not None:
-        columns = parquet_columns(source.path)
-    else:
-        with spooled(stream_of(source)) as path:
-            columns = parquet_columns(path)
+    with on_disk(source) as path:
+        columns = parquet_columns(path)
     is_requests = is_request_table(columns) and not is_table
     return replace(source.kind, columns=columns, content="requests" if is_requests else "rows")
 

@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 from batchfile.cli.exits import exit_of
 from batchfile.cli.group import root
 from batchfile.lines.file_formats import zstd
-from batchfile.local.session import run
+from batchfile.local.api import run
 
 PACK: dict[str, Callable[[bytes], bytes]] = {"": lambda data: data, ".gz": gzip.compress, ".zst": zstd.compress}
 UNPACK: dict[str, Callable[[bytes], bytes]] = {"": lambda data: data, ".gz": gzip.decompress, ".zst": zstd.decompress}

@@ -20,7 +20,7 @@ from batchfile.cli.group import root
 from batchfile.client.upload import open_upload
 from batchfile.errors import InvalidFile, OutputTaken, StoreUnavailable
 from batchfile.local import http_input, remote_inputs
-from batchfile.local.inputs import inspect, streamed_lines
+from batchfile.local.inputs import inspect, lines_of
 from batchfile.local.remote_inputs import RemoteFile
 from batchfile.store.memory import MemoryStore
 
@@ -117,7 +117,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
 
 
 def read(url: str) -> bytes:
-    return b"".join(streamed_lines(inspect(url)))
+    return b"".join(lines_of(inspect(url)))
 
 
 def test_a_file_at_an_address_is_run_like_a_local_one(site: Site) -> None:
@@ -223,7 +223,7 @@ def test_a_file_that_changes_while_it_is_read_is_rejected(site: Site) -> None:
     source = inspect(f"{site.url}/in.jsonl")
     site.etags["/in.jsonl"] = '"2"'
     with pytest.raises(InvalidFile, match="was changed while it was read"):
-        list(streamed_lines(source))
+        list(lines_of(source))
 
 
 def test_credentials_are_sent_and_never_shown(site: Site) -> None:
@@ -317,13 +317,15 @@ def test_an_object_that_is_replaced_while_it_is_read_is_rejected(bucket: Bucket)
     source = inspect("s3://bucket/in.jsonl")
     bucket.put("in.jsonl", LINES + LINES)
     with pytest.raises(InvalidFile, match="was changed while it was read"):
-        list(streamed_lines(source))
+        list(lines_of(source))
 
 
 def test_the_commands_that_read_a_file_read_addresses(site: Site) -> None:
     site.files["/in.jsonl"] = LINES
     checked = CliRunner().invoke(root, ["validate", f"{site.url}/in.jsonl"])
     assert (checked.exit_code, checked.output.split(" (")[0]) == (0, f"{site.url}/in.jsonl: 3,000 requests")
+    counted = CliRunner().invoke(root, ["stats", f"{site.url}/in.jsonl"])
+    assert "  requests      3,000\n" in counted.output
     estimated = CliRunner().invoke(root, ["estimate", f"{site.url}/in.jsonl"])
     assert "  requests       3,000\n" in estimated.output
     submitted = CliRunner().invoke(root, ["submit", f"{site.url}/in.jsonl", "--store", "st", "--stage", "email"])
