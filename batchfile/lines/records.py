@@ -49,41 +49,87 @@ def pieces(chunks: Iterable[bytes]) -> Iterator[Piece]:
         yield Piece(index + (not is_begun) if is_record else None, held)
 
 
-def csv_pieces(chunks: Iterable[bytes], delimiter: str, name: str) -> Iterator[Piece]:
-    """The same for CSV, whose first record is HEADER. A run finds the same records.
+class CsvRecord(NamedTuple):
+    """A record of CSV, or a blank line, which has neither fields nor a problem. `line`: where it begins, from 1.
 
-    Raises: InvalidFile where a record is too long, or a quote is never closed.
+    `data`: its bytes. `problem`: why its fields cannot be read.
+    """
+
+    line: int
+    fields: list[str]
+    data: bytes
+    problem: str | None = None
+
+
+def csv_records(chunks: Iterable[bytes], delimiter: str, name: str) -> Iterator[CsvRecord]:
+    """All bytes of the file `name`, in order.
+
+    Raises: InvalidFile where it is not UTF-8, a record is too long, or a quote is never closed.
     """
     held: list[bytes] = []
-    is_at_end = False
+    line, size, is_at_end = 1, 0, False
 
-    def lines() -> Iterator[str]:
-        nonlocal is_at_end
+    def texts() -> Iterator[str]:
+        nonlocal size, is_at_end
         mark = BOM
-        for piece in pieces(chunks):
-            held.append(piece.data)
-            if sum(map(len, held)) > LINE_BYTES_MAX:
-                limit = f"{LINE_BYTES_MAX // 2**20} MiB"
-                raise InvalidFile(f"{name}: row {record + 2} is longer than {limit}; close its quote, or shorten it")
-            yield piece.data.removeprefix(mark).decode("latin-1")  # a character for each byte
+        for data in _lines(chunks):
+            held.append(data)
+            size += len(data)
+            if size > LINE_BYTES_MAX:
+                where = f"the record that begins on line {line} is longer than {LINE_BYTES_MAX // 2**20} MiB"
+                raise InvalidFile(f"{name}: {where}; close its quote, or shorten it")
+            try:
+                yield data.removeprefix(mark).decode()
+            except UnicodeDecodeError as error:
+                raise not_utf8(name, line + len(held) - 1, error) from None
             mark = b""
-        is_at_end = True
+        is_at_end = True  # not before the last line was read: an error in that line is its own
 
-    record = HEADER - 1
-    csv.field_size_limit(2 * LINE_BYTES_MAX)  # of the process
-    reader = csv.reader(lines(), delimiter=delimiter, strict=True)
+    csv.field_size_limit(2 * LINE_BYTES_MAX)  # of the process; each record is limited before that
+    reader = csv.reader(texts(), delimiter=delimiter, strict=True)
     while True:
+        fields, problem = [], None
         try:
             fields = next(reader)
         except StopIteration:
             return
-        except csv.Error:
+        except csv.Error as error:
             if is_at_end:
-                raise InvalidFile(f"{name}: a quote in row {record + 2} is never closed") from None
-            fields = [""]  # one record that cannot run
-        record += bool(fields)
-        yield Piece(record if fields else None, b"".join(held))
+                raise InvalidFile(f"{name}: a quote in the record that begins on line {line} is never closed") from None
+            problem = f"is not valid CSV: {error}"
+        yield CsvRecord(line, fields, b"".join(held), problem)
+        line, size = line + len(held), 0
         held.clear()
+
+
+def _lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """With their ends. One over the limit comes in pieces."""
+    left = b""
+    for chunk in chunks:
+        *ended, left = (left + chunk).split(b"\n")
+        for line in ended:
+            yield line + b"\n"
+        if len(left) > LINE_BYTES_MAX:
+            yield left
+            left = b""
+    if left:
+        yield left
+
+
+def not_utf8(name: str, line: int, error: UnicodeDecodeError) -> InvalidFile:
+    return InvalidFile(
+        f"{name}: line {line}: byte 0x{error.object[error.start]:02x} is not UTF-8; save the file as UTF-8, "
+        "for example with `iconv -f WINDOWS-1252 -t UTF-8`"
+    )
+
+
+def csv_pieces(chunks: Iterable[bytes], delimiter: str, name: str) -> Iterator[Piece]:
+    """As `pieces`, of CSV, whose first record is HEADER. Raises: as `csv_records`."""
+    record = HEADER - 1
+    for found in csv_records(chunks, delimiter, name):
+        is_record = bool(found.fields) or found.problem is not None
+        record += is_record
+        yield Piece(record if is_record else None, found.data)
 
 
 def _is_blank(data: bytes) -> bool:
