@@ -31,7 +31,7 @@ def sample(input: str, num: int, seed: int, output: str) -> None:
 
     All lines are equally likely, and the same command draws the same ones. INPUT is JSONL, CSV or text, also .gz or
     .zst, or Parquet; a line of CSV is a row, and OUT has the header too. OUT has the format of INPUT, and is compressed
-    if its name ends in .gz or .zst. For Parquet or a JSON array, it may be JSONL.
+    if its name ends in .gz or .zst. For Parquet or a JSON array, it is JSONL.
     """
     logs.for_command()
     with opened(input) as original:
@@ -57,7 +57,8 @@ def split(input: str, lines: int | None, parts: int | None, folder: str) -> None
     """Split the file INPUT (- is stdin) into parts of the same format: FOLDER/NAME-0001-of-0004.jsonl and so on.
 
     The order and every byte of the lines are kept, so that the parts one after the other are the file again. INPUT is
-    JSONL, CSV or text, also .gz or .zst, or Parquet; each part of CSV has the header. A JSON array becomes JSONL.
+    JSONL, CSV or text, also .gz or .zst, or Parquet; each part of CSV has the header. Parquet and JSON arrays become
+    JSONL.
     """
     logs.for_command()
     if (lines is None) == (parts is None):

@@ -1,33 +1,24 @@
-"""Writes a sample of a file, or the file in parts, in its own format: JSONL, CSV or text, also compressed, or Parquet.
+"""Writes a sample of a file, or the file in parts: JSONL, CSV or text, also compressed. JSON arrays and Parquet
+become JSONL.
 
 Reads the input twice: the first time it counts the records. An output gets its name once it is complete.
 """
 
-import gzip
 import os
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import PurePath
-from typing import BinaryIO, cast
+from typing import BinaryIO
 
 from batchfile.errors import InvalidFile, OutputTaken, SettingsError
 from batchfile.lines import records
-from batchfile.lines.file_formats import zstd
 from batchfile.lines.framing import NO_REQUEST
 from batchfile.local.inputs import Source
 from batchfile.local.options import STDOUT
-from batchfile.local.originals import (
-    JSON_ENDINGS,
-    PACKED,
-    PARQUET,
-    endings_of,
-    header_of,
-    pieces_of,
-    stem_and_ending,
-    unpacked,
-)
+from batchfile.local.originals import endings_of, header_of, pieces_of, stem_and_ending, unpacked
+from batchfile.rows.write import packed
 
 PARTS_MAX = 10_000
 
@@ -41,21 +32,14 @@ def write_sample(original: Source, num: int, seed: int, output: str) -> tuple[in
     path = None if output == STDOUT else _free(output)
     if path is not None:
         _check_ending(original, output)
-    is_parquet = path is not None and PurePath(path).suffix.lower() == PARQUET
-    total = _count(original, as_rows=is_parquet)
-    indexes = records.drawn(total, num, seed)
+    total = _count(original)
+    chosen = _picked(original, records.drawn(total, num, seed))
     if path is None:
-        sys.stdout.buffer.writelines(_picked(original, indexes))
+        sys.stdout.buffer.writelines(chosen)
         sys.stdout.buffer.flush()
     else:
-        with _named_at_the_end(path) as temporary:
-            if is_parquet:
-                from batchfile.lines.parquet_rows import copy_rows
-
-                copy_rows(original.path or "", [(temporary, indexes)])
-            else:
-                with _writer(temporary) as file:
-                    file.writelines(_picked(original, indexes))
+        with _named_at_the_end(path) as temporary, _writer(temporary) as file:
+            file.writelines(chosen)
     return min(num, total), total
 
 
@@ -65,8 +49,7 @@ def write_parts(original: Source, folder: str, *, lines: int | None, parts: int 
     Returns the names of the parts, and the number of records. Raises: as `write_sample`.
     """
     path = _free(folder, is_folder=True)
-    is_parquet = original.format == "parquet"
-    total = _count(original, as_rows=is_parquet)
+    total = _count(original)
     num_parts = -(-total // lines) if lines is not None else min(parts or 1, total)
     if num_parts > PARTS_MAX:
         raise SettingsError(f"{original.name}: would be {num_parts:,} parts; the limit is {PARTS_MAX:,}")
@@ -75,14 +58,7 @@ def write_parts(original: Source, folder: str, *, lines: int | None, parts: int 
     names = [f"{stem}-{n:04}-of-{num_parts:04}{ending}" for n in range(1, num_parts + 1)]
     with _named_at_the_end(path) as temporary:
         os.mkdir(temporary)
-        targets = [os.path.join(temporary, name) for name in names]
-        if is_parquet:
-            from batchfile.lines.parquet_rows import copy_rows
-
-            starts = [0, *ends]
-            copy_rows(original.path or "", ((target, range(starts[n], ends[n])) for n, target in enumerate(targets)))
-        else:
-            _share_out(original, targets, ends)
+        _share_out(original, [os.path.join(temporary, name) for name in names], ends)
     return names, total
 
 
@@ -106,13 +82,8 @@ def _share_out(original: Source, targets: list[str], ends: list[int]) -> None:
                 file.write(piece.data)
 
 
-def _count(original: Source, *, as_rows: bool) -> int:
-    if as_rows:
-        from batchfile.lines.parquet_rows import num_rows
-
-        total = num_rows(original.path or "")
-    else:
-        total = records.count(pieces_of(original))
+def _count(original: Source) -> int:
+    total = records.count(pieces_of(original))
     if not total:
         is_csv = original.kind.layout == "csv"
         raise InvalidFile(f"{original.name}: {'has no rows below its header' if is_csv else NO_REQUEST}")
@@ -121,7 +92,7 @@ def _count(original: Source, *, as_rows: bool) -> int:
 
 def _check_ending(original: Source, output: str) -> None:
     """Raises: SettingsError where the output is named like another format than that of its lines."""
-    allowed = (*endings_of(original), *(JSON_ENDINGS if original.format == "parquet" else ()))
+    allowed = endings_of(original)
     if PurePath(unpacked(output)).suffix.lower() not in {"", *allowed}:
         raise SettingsError(f"{output}: a sample has the format of its file; use a name ending in {allowed[0]}")
 
@@ -154,13 +125,5 @@ def _named_at_the_end(path: str) -> Iterator[str]:
 @contextmanager
 def _writer(path: str) -> Iterator[BinaryIO]:
     """Compresses by the ending of `path`. The same bytes each time."""
-    kind = PACKED.get(PurePath(path).suffix.lower())
-    with open(path, "wb") as plain:
-        if kind is None:
-            yield plain
-        elif kind == "gzip":
-            with gzip.GzipFile("", "wb", fileobj=plain, mtime=0) as packed:
-                yield cast(BinaryIO, packed)
-        else:
-            with zstd.open(plain, "wb") as packed:
-                yield cast(BinaryIO, packed)
+    with open(path, "wb") as plain, packed(plain, PurePath(path).suffix.lower()) as file:
+        yield file

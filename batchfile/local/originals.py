@@ -12,11 +12,10 @@ from batchfile.lines.records import HEADER, Piece
 from batchfile.local.inputs import Source, inspect, lines_of, repeatable
 from batchfile.local.tables import kind_of
 
-PACKED = {".gz": "gzip", ".zst": "zstd"}
-PARQUET = ".parquet"
-JSON_ENDINGS = (".jsonl", ".ndjson", ".jsonlines", ".json")
+_PACKED = (".gz", ".zst")
+_JSON_ENDINGS = (".jsonl", ".ndjson", ".jsonlines", ".json")
 # Of files with one layout; the first is for parts of a file that has another one, or none.
-_ENDINGS = {"csv": (".csv",), "text": (".txt", ".text", ".md"), "parquet": (PARQUET,)}
+_ENDINGS = {"csv": (".csv",), "text": (".txt", ".text", ".md")}
 _TSV_ENDINGS = (".tsv", ".tab")
 
 
@@ -50,10 +49,10 @@ def _csv_pieces(source: Source) -> Iterator[Piece]:
 
 
 def endings_of(source: Source) -> tuple[str, ...]:
-    """Of files in the same format, without that of the compression."""
+    """Of files as they are written, without that of the compression."""
     if source.kind.delimiter == "\t":
         return _TSV_ENDINGS
-    return _ENDINGS.get(source.kind.layout, JSON_ENDINGS)
+    return _ENDINGS.get(source.kind.layout, _JSON_ENDINGS)
 
 
 def stem_and_ending(source: Source) -> tuple[str, str]:
@@ -67,4 +66,4 @@ def stem_and_ending(source: Source) -> tuple[str, str]:
 def unpacked(name: str) -> str:
     """The name without an ending of compression."""
     path = PurePath(name)
-    return str(path.with_suffix("")) if path.suffix.lower() in PACKED else name
+    return str(path.with_suffix("")) if path.suffix.lower() in _PACKED else name

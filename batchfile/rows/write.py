@@ -46,7 +46,7 @@ def format_of(name: str, *, delimiter: str, column: str, is_raw: bool = False) -
 
 def write_rows(rows: Rows, file: BinaryIO, form: TableFormat) -> None:
     """Columns are in the order in which they appear first. `file` stays open. Raises: OSError."""
-    with _packed(file, form.packing) as stream:
+    with packed(file, form.packing) as stream:
         if form.layout == "parquet":
             from batchfile.rows.write_parquet import write_parquet
 
@@ -58,15 +58,16 @@ def write_rows(rows: Rows, file: BinaryIO, form: TableFormat) -> None:
 
 
 @contextmanager
-def _packed(file: BinaryIO, packing: str) -> Iterator[BinaryIO]:
-    if not packing:
-        yield file
-    elif packing == ".gz":
-        with gzip.GzipFile("", "wb", fileobj=file, mtime=0) as packed:
-            yield cast(BinaryIO, packed)
+def packed(file: BinaryIO, ending: str) -> Iterator[BinaryIO]:
+    """Compresses what is written, if the ending says so. The same bytes each time."""
+    if ending == ".gz":
+        with gzip.GzipFile("", "wb", fileobj=file, mtime=0) as stream:
+            yield cast(BinaryIO, stream)
+    elif ending == ".zst":
+        with zstd.ZstdFile(file, "w") as stream:
+            yield cast(BinaryIO, stream)
     else:
-        with zstd.ZstdFile(file, "w") as packed:
-            yield cast(BinaryIO, packed)
+        yield file
 
 
 def grouped(rows: Rows, size: int) -> Iterator[list[dict[str, Any]]]:

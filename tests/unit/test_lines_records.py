@@ -61,9 +61,7 @@ def test_records_of_csv_are_all_bytes_and_the_rows_that_a_run_reads(text: str, s
 
 def test_a_record_of_csv_that_never_ends_is_not_held() -> None:
     chunks = (b'a\n"' if n == 0 else b"x" * 2**20 for n in range(2 * LINE_BYTES_MAX // 2**20))
-    with pytest.raises(
-        InvalidFile, match="begins on line 2 is longer than 16 MiB; close its quote, or shorten it"
-    ):
+    with pytest.raises(InvalidFile, match="begins on line 2 is longer than 16 MiB; close its quote, or shorten it"):
         list(csv_pieces(chunks, ",", "in.csv"))
 
 
