@@ -58,7 +58,7 @@ def stats(input: str, model: str | None, is_json: bool) -> None:
 
 
 def _of_rows(original: Source, name: str) -> tuple[dict[str, object], list[str]]:
-    """As JSON, and as text. Bytes are of the rows as they are written, uncompressed; for Parquet, as JSONL."""
+    """As JSON, and as text. Bytes are uncompressed; of Parquet, as JSONL."""
     kind, num, num_bytes = original.kind, 0, 0
     for piece in pieces_of(original):
         num = num if piece.record is None else piece.record + 1
@@ -72,7 +72,7 @@ def _of_rows(original: Source, name: str) -> tuple[dict[str, object], list[str]]
         "bytes": num_bytes,
     }, [
         f"  rows          {num:,}",
-        f"  file          {kind.described}; {num_bytes:,} bytes of rows",
+        f"  file          {kind.described}; {num_bytes:,} bytes",
         f"  to run them   `{command_for(kind, name)}`",
     ]
 

@@ -160,11 +160,14 @@ def drawn(total: int, num: int, seed: int) -> Iterator[int]:
 
 
 def picked(found: Iterable[Piece], indexes: Iterable[int]) -> Iterator[bytes]:
-    """The bytes of the records with these ascending indexes."""
+    """The bytes of the records with these ascending indexes, after the header of CSV."""
     wanted = iter(indexes)
     following = next(wanted, None)
     for piece in found:
         if piece.record is None:
+            continue
+        if piece.record == HEADER:
+            yield piece.data
             continue
         while following is not None and following < piece.record:
             following = next(wanted, None)

@@ -7,7 +7,7 @@ Reads the input twice: the first time it counts the records. An output gets its 
 import os
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import PurePath
 from typing import BinaryIO
@@ -17,7 +17,7 @@ from batchfile.lines import records
 from batchfile.lines.framing import NO_REQUEST
 from batchfile.local.inputs import Source
 from batchfile.local.options import STDOUT
-from batchfile.local.originals import endings_of, header_of, pieces_of, stem_and_ending, unpacked
+from batchfile.local.originals import endings_of, pieces_of, stem_and_ending, unpacked
 from batchfile.rows.write import packed
 
 PARTS_MAX = 10_000
@@ -33,7 +33,7 @@ def write_sample(original: Source, num: int, seed: int, output: str) -> tuple[in
     if path is not None:
         _check_ending(original, output)
     total = _count(original)
-    chosen = _picked(original, records.drawn(total, num, seed))
+    chosen = records.picked(pieces_of(original), records.drawn(total, num, seed))
     if path is None:
         sys.stdout.buffer.writelines(chosen)
         sys.stdout.buffer.flush()
@@ -62,14 +62,9 @@ def write_parts(original: Source, folder: str, *, lines: int | None, parts: int 
     return names, total
 
 
-def _picked(original: Source, indexes: Iterable[int]) -> Iterator[bytes]:
-    yield header_of(original)
-    yield from records.picked(pieces_of(original), indexes)
-
-
 def _share_out(original: Source, targets: list[str], ends: list[int]) -> None:
     """Write all pieces: the targets together have every byte of the file, and each has the header of CSV."""
-    header, pieces = header_of(original), pieces_of(original)
+    header, pieces = b"", pieces_of(original)
     held: list[bytes] = []  # the piece that ended the part before
     for target, end in zip(targets, ends, strict=True):
         with _writer(target) as file:
@@ -79,6 +74,8 @@ def _share_out(original: Source, targets: list[str], ends: list[int]) -> None:
                 if piece.record is not None and piece.record >= end:
                     held = [piece.data]
                     break
+                if piece.record == records.HEADER:
+                    header = piece.data
                 file.write(piece.data)
 
 

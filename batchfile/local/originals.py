@@ -8,7 +8,7 @@ from pathlib import PurePath
 from batchfile.errors import InvalidFile
 from batchfile.lines import records
 from batchfile.lines.kinds import refusal
-from batchfile.lines.records import HEADER, Piece
+from batchfile.lines.records import Piece
 from batchfile.local.inputs import Source, inspect, lines_of, repeatable
 from batchfile.local.tables import kind_of
 
@@ -31,21 +31,10 @@ def opened(name: str) -> Iterator[Source]:
 
 
 def pieces_of(source: Source) -> Iterator[Piece]:
-    """The records, and the blank lines between them; without the header of CSV."""
-    if source.kind.layout != "csv":
-        return records.pieces(lines_of(source))
-    return (piece for piece in _csv_pieces(source) if piece.record != HEADER)
-
-
-def header_of(source: Source) -> bytes:
-    """What each file of the same format begins with."""
-    if source.kind.layout != "csv":
-        return b""
-    return next((piece.data for piece in _csv_pieces(source) if piece.record == HEADER), b"")
-
-
-def _csv_pieces(source: Source) -> Iterator[Piece]:
-    return records.csv_pieces(lines_of(source), source.kind.delimiter, source.name)
+    """The records, and the blank lines between them."""
+    if source.kind.layout == "csv":
+        return records.csv_pieces(lines_of(source), source.kind.delimiter, source.name)
+    return records.pieces(lines_of(source))
 
 
 def endings_of(source: Source) -> tuple[str, ...]:
