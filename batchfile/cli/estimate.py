@@ -16,7 +16,7 @@ from batchfile.cli.help import epilog
 from batchfile.cli.numbers import Finite, Whole
 from batchfile.cli.progress import transfer
 from batchfile.cli.remote import Where, place_options
-from batchfile.cli.run_options import run_options
+from batchfile.cli.run_options import PROMPT_OPTIONS, run_options
 from batchfile.client.estimate import (
     CHARS_PER_TOKEN,
     FILLED,
@@ -35,7 +35,7 @@ from batchfile.errors import SettingsError
 from batchfile.local import past_runs
 from batchfile.local.display import counted, duration
 from batchfile.local.engines import demo_model
-from batchfile.local.options import RunOptions
+from batchfile.local.options import RunOptions, flag_of
 from batchfile.local.tables import with_contents
 from batchfile.open_ledger import STORE_FOLDER
 from batchfile.routing import check_stage
@@ -43,7 +43,6 @@ from batchfile.settings import Settings, load_settings
 from batchfile.types import Request, RoutingTable
 
 TRIAL_REQUESTS = 20
-ROWS = ("prompt", "prompt_file", "system", "id_column")
 
 
 @click.command(
@@ -65,7 +64,7 @@ ROWS = ("prompt", "prompt_file", "system", "id_column")
 @click.option(
     "--against", multiple=True, metavar="MODEL", help="Compare with a hosted model, or provider:model; repeatable."
 )
-@run_options(ROWS)
+@run_options(PROMPT_OPTIONS)
 @click.option("--json", "is_json", is_flag=True, help="Print one JSON object.")
 @place_options
 def estimate(
@@ -114,7 +113,7 @@ def estimate(
     time_lines = _time_lines(times or [])
     if times is None:
         given = {"model": model, **rows}
-        named = [word for name in given if given[name] for word in (f"--{name.replace('_', '-')}", given[name])]
+        named = [word for name in given if given[name] for word in (flag_of(name), given[name])]
         time_lines = _local_lines(local, run, shlex.join(["batchfile", "run", file, *named]), sample.num_requests)
     click.echo("\n".join([upload.name, *_lines(made, stage, time_lines)]))
 

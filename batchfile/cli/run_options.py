@@ -7,9 +7,10 @@ from typing import Any, get_type_hints
 import click
 
 from batchfile.cli.numbers import Finite, Whole
-from batchfile.local.options import RunOptions, choices_of
+from batchfile.local.options import RunOptions, choices_of, flag_of
 
 Command = Callable[..., None]
+PROMPT_OPTIONS = ("prompt", "prompt_file", "system", "id_column")  # those that decide which requests rows become
 
 
 def run_options(only: Collection[str] = ()) -> Callable[[Command], Command]:
@@ -27,9 +28,8 @@ def run_options(only: Collection[str] = ()) -> Callable[[Command], Command]:
 
 def _option(field: Field[Any], kind: object) -> Callable[[Command], Command]:
     has, choices = field.metadata, choices_of(field.name)
-    name = "--" + field.name.removesuffix("_s").replace("_", "-")
     return click.option(
-        name,
+        flag_of(field.name.removesuffix("_s")),
         field.name,
         type=click.Choice(choices) if choices else _number(kind, has["least"], has["most"]),
         is_flag=kind is bool,

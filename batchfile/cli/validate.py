@@ -12,7 +12,7 @@ from batchfile import logs
 from batchfile.cli.exits import Exit, say_json
 from batchfile.cli.help import epilog
 from batchfile.cli.numbers import Whole
-from batchfile.cli.run_options import run_options
+from batchfile.cli.run_options import PROMPT_OPTIONS, run_options
 from batchfile.errors import InvalidFile
 from batchfile.lines.validate import Problem, Summary
 from batchfile.local.check import Check, Rules, token_problems, valid_requests
@@ -46,7 +46,7 @@ PROMPT_SHOWN_MAX = 2000  # characters of a turn
     "--max-model-len", type=Whole(min=16), help="With --tokens: the context length.  [default: the model's own]"
 )
 @click.option("--max-tokens", type=Whole(min=1), help="The default for requests without it.  [default: 2048]")
-@run_options(("prompt", "prompt_file", "system", "id_column"))
+@run_options(PROMPT_OPTIONS)
 @click.option("--json", "is_json", is_flag=True, help="Print one JSON line for each problem and each file's summary.")
 def validate(
     files: tuple[str, ...],

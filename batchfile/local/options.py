@@ -28,28 +28,13 @@ ENGINE_VERSION = "run.engine_version"
 TABLE = "run.table"  # how the results of rows are written
 SPEED = "run.speed"  # what one process of the run measured, as JSON
 
-# The options that identify a run, in addition to its input, and their names in messages.
-_GUARDED = {
-    "engine": "the engine",
-    "model": "the model",
-    "stage": "the stage",
-    "limit": "--limit",
-    "sample": "--sample",
-    "seed": "--seed",
-    "prompt": "--prompt",
-    "system": "--system",
-    "choices": "--choices",
-    "schema": "--schema",
-    "into": "--into",
-    "id_column": "--id-column",
-    "raw": "--raw",
-    "max_tokens": "the default max_tokens",
-    "temperature": "the default temperature",
-}
-_NAMES = {f"run.{name}": words for name, words in _GUARDED.items()}
+_ROW_OPTIONS = ("prompt", "system", "choices", "schema", "into", "id_column", "raw")
+# The options that identify a run, in addition to its input, and the names in messages of those that are not flags.
+_GUARDED = ("engine", "model", "stage", "limit", "sample", "seed", *_ROW_OPTIONS, "max_tokens", "temperature")
+_NAMES = {name: f"the {name}" for name in ("engine", "model", "stage")}
+_NAMES |= {name: f"the default {name}" for name in ("max_tokens", "temperature")}
 _SHOWN_MAX = 60
 _KEPT_MAX = 400  # characters of a value in the metadata; a longer one is replaced by its digest
-ROW_OPTIONS = ("prompt", "prompt_file", "system", "choices", "schema", "into", "id_column", "raw")
 
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 
@@ -175,7 +160,7 @@ class RunOptions:
     @property
     def row_option(self) -> str | None:
         """The first option that was given for rows and text."""
-        return next((name for name in ROW_OPTIONS if getattr(self, name) not in {None, False}), None)
+        return next((name for name in (*_ROW_OPTIONS, "prompt_file") if getattr(self, name) not in {None, False}), None)
 
     def identity(self, digest: str) -> dict[str, str]:
         """The metadata that identifies a run; empty where not given. `digest`: of the input as given."""
@@ -211,10 +196,19 @@ def changes(metadata: Mapping[str, str], wanted: Mapping[str, str]) -> list[str]
     return [
         "the input has changed"
         if name == SHA256
-        else f"{_NAMES[name]} was {_shown(metadata.get(name, ''))} and is {_shown(value)} now"
+        else f"{_name_of(name)} was {_shown(metadata.get(name, ''))} and is {_shown(value)} now"
         for name, value in wanted.items()
         if metadata.get(name, "") != value
     ]
+
+
+def _name_of(key: str) -> str:
+    name = key.removeprefix("run.")
+    return _NAMES.get(name) or flag_of(name)
+
+
+def flag_of(option: str) -> str:
+    return "--" + option.replace("_", "-")
 
 
 def check_same(metadata: Mapping[str, str], wanted: Mapping[str, str], output: str) -> None:

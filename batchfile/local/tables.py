@@ -11,7 +11,7 @@ from batchfile.lines.file_formats import parquet_columns
 from batchfile.lines.kinds import Kind, refusal
 from batchfile.lines.parquet import is_request_table
 from batchfile.local.inputs import Source, on_disk
-from batchfile.local.options import STDIN, RunOptions
+from batchfile.local.options import STDIN, RunOptions, flag_of
 from batchfile.rows.prompt import RowPrompt
 from batchfile.rows.table import Table
 
@@ -39,8 +39,7 @@ def prepared(source: Source, options: RunOptions) -> Source:
     shown = source.name if source.remote is not None else STDIN if source.path is None else options.input
     if kind.content == "requests":
         if given is not None:
-            flag = "--" + given.replace("_", "-")
-            raise SettingsError(f"{flag} is for rows and text; {shown} is {kind.described}")
+            raise SettingsError(f"{flag_of(given)} is for rows and text; {shown} is {kind.described}")
         if not kind.is_ready:
             raise InvalidFile(refusal(kind, shown))
         return source
