@@ -28,6 +28,11 @@ def test_the_host_bench_completes() -> None:
 
 
 @pytest.mark.long
+def test_the_rows_bench_completes() -> None:
+    assert run("rows.py", "--rows", "20000")["rows"] == 20000
+
+
+@pytest.mark.long
 def test_the_ingest_bench_completes() -> None:
     assert run("ingest.py", "--mib", "8", "--rounds", "1")["bench"] == "ingest"
 
