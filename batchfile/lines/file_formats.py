@@ -189,6 +189,11 @@ class PlainText:
         for piece in self._unpacker.unpack(data):
             yield from self._inner.read(piece)
 
+    @property
+    def held(self) -> bytes:
+        """Text that `read` has not returned yet: the first bytes, while they are too few to detect a format."""
+        return self._head if self._inner is None else self._inner.held
+
     def finish(self) -> Iterator[bytes]:
         """Call at the end of the input; the rest of the text. Raises: as `read`."""
         if self._head:
@@ -254,11 +259,12 @@ def plain_head(name: str, kind: FileFormat, data: bytes, size: int) -> bytes:
     if kind == "parquet":
         return data
     head = b""
-    for piece in PlainText(name, "copy the file again", packing=None if kind == "jsonl" else kind).read(data):
+    text = PlainText(name, "copy the file again", packing=None if kind == "jsonl" else kind)
+    for piece in text.read(data):
         head += piece
         if len(head) >= size:
             break
-    return head[:size]
+    return (head + text.held)[:size]
 
 
 def file_chunks(path: str) -> Iterator[bytes]:
