@@ -230,6 +230,8 @@ def _finish(ledger: Ledger, batch: BatchRecord, path: str | None, voice: Voice) 
             click.echo(msgspec.json.encode(receipt))
     table = outputs.table_of(batch)
     voice.say(_summary(receipt, path, None if table is None else table.columns.error))
+    if receipt.counts.succeeded == 0 and (reason := outputs.first_reason(ledger, batch)):
+        voice.say(f"the first one failed because of this: {reason}")
     return Exit.OK if receipt.is_all_succeeded else Exit.FAILED_REQUESTS
 
 

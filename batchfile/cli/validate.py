@@ -98,7 +98,7 @@ def _check(name: str, source: Source, rules: Rules, tokens: "_Tokens | None", *,
     if is_json:
         click.echo(json.dumps({"file": name, "summary": _as_json(check.summary, num_problems, tokens)}))
     else:
-        click.echo(f"{name}: {_as_text(check.summary, num_problems, tokens)}")
+        click.echo(f"{name}: {_as_text(check.summary, num_problems, tokens, is_rows=source.table is not None)}")
     if source.table is not None:
         _show_first(name, source, rules.defaults, is_json=is_json)
     return num_problems == 0
@@ -167,9 +167,10 @@ def _as_json(summary: Summary, num_problems: int, tokens: "_Tokens | None") -> d
     }
 
 
-def _as_text(summary: Summary, num_problems: int, tokens: "_Tokens | None") -> str:
+def _as_text(summary: Summary, num_problems: int, tokens: "_Tokens | None", *, is_rows: bool) -> str:
     found = "no problems" if num_problems == 0 else counted(num_problems, "problem")
-    text = f"{counted(summary.num_requests, 'request')} ({summary.format or 'unknown'} format), {found}"
+    what = f"{counted(summary.num_requests, 'request')} ({summary.format or 'unknown'} format)"
+    text = f"{counted(summary.num_requests, 'row') if is_rows else what}, {found}"
     if summary.num_requests > summary.num_bad:
         text += (
             f"; {counted(summary.prompt_chars, 'character')} of prompt, median max_tokens {summary.max_tokens_median:,}"

@@ -119,7 +119,7 @@ def _lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
 def not_utf8(name: str, line: int, error: UnicodeDecodeError) -> InvalidFile:
     return InvalidFile(
         f"{name}: line {line}: byte 0x{error.object[error.start]:02x} is not UTF-8; save the file as UTF-8, "
-        "for example with `iconv -f WINDOWS-1252 -t UTF-8`"
+        "for example with `iconv -f WINDOWS-1252 -t UTF-8 FILE > NEW`"
     )
 
 

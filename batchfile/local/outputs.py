@@ -21,7 +21,7 @@ from batchfile.ledger.base import Ledger
 from batchfile.ledger.records import BatchRecord
 from batchfile.lines.formats.openai_results import openai_file
 from batchfile.lines.framing import iter_lines
-from batchfile.lines.result import RESULT_BYTES_MAX
+from batchfile.lines.result import RESULT_BYTES_MAX, decode_result
 from batchfile.local import past_runs
 from batchfile.local.inputs import file_digest
 from batchfile.local.options import REPLACES, TABLE
@@ -181,6 +181,13 @@ def result_lines(ledger: Ledger, batch: BatchRecord) -> Iterator[bytes]:
     assert batch.results is not None
     for line in iter_lines(ledger.store.stream(batch.results.key), line_bytes_max=RESULT_BYTES_MAX):
         yield line.data or b""
+
+
+def first_reason(ledger: Ledger, batch: BatchRecord) -> str | None:
+    """Why the first request of an ended batch failed; None if it did not, or there is none."""
+    first = next(result_lines(ledger, batch), None)
+    error = None if first is None else decode_result(first).error
+    return None if error is None else error.message
 
 
 def table_of(batch: BatchRecord) -> AnsweredTable | None:

@@ -77,6 +77,8 @@ def open_session(
     options = completed(options, settings, choice)
     if source is None:
         source = prepared(inspect(options.input), options)
+    if source.table is not None and source.table.prompt.is_constant:
+        say("the prompt uses no column, so every row gets the same one; insert a column as {{ NAME }}")
     path = None if options.output is None else outputs.check_output(options.output, source.path, source.table)
     url = options.store or settings.store
     is_kept = url is not None

@@ -4,6 +4,7 @@ Templates are Jinja2 in a sandbox, without globals. A value that is not text is 
 """
 
 import json
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,6 +28,7 @@ ROW = "row"  # in templates, the row itself: for columns whose names are not ide
 CHUNK_BYTES = 256 * 1024
 _ID_COLUMNS = ("custom_id", "id")
 _SHOWN_MAX = 30
+_SPACED = re.compile(r"\{\{-?\s*(\w+(?:[ \t]+\w+)+)\s*-?\}\}")  # a name with spaces where one word is expected
 # What a template may raise while it is rendered for one row, in addition to its own errors.
 _IN_TEMPLATE = (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError)
 
@@ -75,7 +77,7 @@ class RowPrompt:
         if self.choices and self.schema is not None:
             raise SettingsError(f"{choices} and {self._flag('schema')} cannot be combined; put an enum into the schema")
         if len(set(self.choices)) != len(self.choices) or "" in self.choices:
-            raise SettingsError(f"{choices}: must be different and not empty")
+            raise SettingsError(f"{choices}: each must be different and not empty, got {', '.join(self.choices)!r}")
         _ = self._templates  # so that an error shows at once
 
     def columns(self, name: str, columns: Iterable[str]) -> AnswerColumns:
@@ -112,6 +114,12 @@ class RowPrompt:
             choice = f"{self._flag('prompt')} '{{{{ prompt }}}}'"
             raise InvalidFile(f"{name}: has both columns prompt and messages; choose with {choice}")
         check_request_columns(name, columns)
+
+    @property
+    def is_constant(self) -> bool:
+        """Does every row get the same prompt, because no template uses a column?"""
+        trees = [template.tree for template in self._templates.values()]
+        return self.prompt is not None and not any(_columns_of(tree) or _has_whole_row(tree) for tree in trees)
 
     def used(self, columns: Iterable[str]) -> tuple[str, ...]:
         """Those of the columns that requests depend on, in their order. All, if a template uses `row` as a whole."""
@@ -219,7 +227,10 @@ def _compiled(flag: str, text: str) -> _Template:
     try:
         return _Template(_jinja.from_string(text), _jinja.parse(text))
     except jinja2.TemplateSyntaxError as error:
-        raise SettingsError(f"{flag}: line {error.lineno}: {error.message}") from None
+        told = f"{flag}: line {error.lineno}: {(error.message or '').rstrip('.')}"
+        if spaced := _SPACED.search(text):
+            told += f'; for a column whose name has spaces, write {{{{ row["{spaced[1]}"] }}}}'
+        raise SettingsError(told) from None
 
 
 def _columns_of(tree: nodes.Template) -> set[str]:

@@ -225,6 +225,20 @@ def test_a_pipe_of_text_is_answered_line_by_line() -> None:
     assert (done.returncode, done.stdout) == (0, b"Say hi\n\nAnd ho\n")
 
 
+@pytest.mark.parametrize("stdin", [b"Hi\n", b"1+", gzip.compress(b"Hi\n")])
+def test_a_prompt_of_two_letters_is_answered(stdin: bytes) -> None:
+    done = command("run", "-", "-o", "-", "--engine", "echo", "--quiet", stdin=stdin)
+    assert (done.returncode, done.stdout) == (0, b"1+\n" if stdin == b"1+" else b"Hi\n")
+
+
+def test_a_prompt_without_columns_and_a_run_without_an_answer_are_noted() -> None:
+    done = command("run", "reviews.csv", "-o", "a.csv", "--engine", "echo", "--prompt", "Good? review")
+    assert b"the prompt uses no column, so every row gets the same one; insert a column as {{ NAME }}\n" in done.stderr
+    done = command("run", "reviews.csv", "-o", "b.csv", "--engine", "echo", "--prompt", PROMPT, "--choices", "yes,no")
+    assert done.returncode == 3
+    assert done.stderr.splitlines()[-1].startswith(b"the first one failed because of this: Output validation failed: ")
+
+
 def test_a_pipe_of_csv_gives_csv() -> None:
     given = ("run", "-", "-o", "-", "--engine", "echo", "--quiet", "--prompt", "{{ b }}")
     done = command(*given, stdin=b"a;b\n1;x\n2;y\n")
@@ -243,6 +257,7 @@ def test_text_gives_rows_of_json_or_text() -> None:
 def test_validate_shows_what_rows_become() -> None:
     done = command("validate", "reviews.csv", "--prompt", PROMPT, "--system", "Be {{ stars }}.")
     assert done.returncode == 0
+    assert b"reviews.csv: 3 rows, no problems; " in done.stdout
     assert b'first prompt:\n  system: Be 5.\n  user: Classify: good, "really"\n  yes\n' in done.stdout
     done = command("validate", "reviews.csv")
     assert done.returncode == 4

@@ -138,7 +138,7 @@ def test_choices_and_schemas_guide_the_answer() -> None:
     assert request(RowPrompt(prompt="x", schema=SCHEMA), {}).sampling.json_schema == SCHEMA
     with pytest.raises(SettingsError, match="cannot be combined"):
         RowPrompt(choices=("a",), schema=SCHEMA)
-    with pytest.raises(SettingsError, match="different and not empty"):
+    with pytest.raises(SettingsError, match=r"different and not empty, got '[^']+'"):
         RowPrompt(choices=("a", ""))
 
 
@@ -193,3 +193,17 @@ def test_requests_are_on_the_lines_of_their_rows() -> None:
     lines = [*iter_lines(request_lines(rows, RowPrompt(prompt="{{ a }}")))]
     assert [line.row for line in lines] == [2, 5, 6, 9]
     assert [json.loads(line.data or b"")["custom_id"] for line in lines] == [f"row-00000{n}" for n in (1, 2, 3, 4)]
+
+
+def test_a_column_with_spaces_in_its_name_is_shown_as_a_template_takes_it() -> None:
+    with pytest.raises(SettingsError, match=r"got 'No'; for a column whose .* write {{ row\[\"Order No\"\] }}$"):
+        RowPrompt(prompt="Where is {{ Order No }}?")
+    with pytest.raises(SettingsError, match=r"end of print statement'$"):
+        RowPrompt(prompt="Where is {{ order")
+
+
+def test_a_template_without_columns_is_the_same_for_every_row() -> None:
+    assert RowPrompt(prompt="Is it good? review").is_constant
+    assert not RowPrompt(prompt="Is it good?", system="About {{ review }}").is_constant
+    assert not RowPrompt(prompt="Is it good? {{ row }}").is_constant
+    assert not RowPrompt().is_constant
