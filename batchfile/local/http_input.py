@@ -126,6 +126,8 @@ def _reason(error: Exception) -> str:
             reason = f"more than {REDIRECTS_MAX} redirects"
         case aiohttp.ClientConnectorCertificateError():
             reason = f"the certificate is not trusted: {error.certificate_error}"
+        case aiohttp.ClientConnectorSSLError():
+            reason = "the server does not speak TLS as https needs it; check the address and its port"
         case aiohttp.ClientConnectorDNSError():
             reason = f"the host name {error.host!r} cannot be resolved"
         case aiohttp.ClientConnectorError() if error.os_error.errno and error.os_error.errno > 0:

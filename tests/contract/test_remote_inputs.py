@@ -180,6 +180,12 @@ def test_a_redirect_away_from_encryption_is_not_followed() -> None:
         http_input._head_of("n", answer)  # type: ignore[arg-type]
 
 
+def test_https_to_a_server_of_http_says_why(site: Site) -> None:
+    address = f"https://127.0.0.1:{site.server.server_address[1]}/in.jsonl"
+    with pytest.raises(InvalidFile, match="the server does not speak TLS as https needs it; check the address"):
+        inspect(address)
+
+
 def test_an_address_that_nobody_serves_says_why() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
