@@ -3,8 +3,10 @@
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -43,3 +45,18 @@ def test_how_a_process_ended_is_said(target: object, argument: object, words: st
 
 def test_a_client_without_sockets_is_closed_too() -> None:
     close_sockets(SimpleNamespace())
+
+
+def test_a_program_without_a_guard_of_its_main_is_not_run_again_in_the_processes_of_an_engine(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import multiprocessing\n"
+        "from batchfile.engine.vllm.processes import without_main\n"
+        "print('the program', flush=True)\n"
+        "process = multiprocessing.get_context('spawn').Process(target=print, args=('a process',))\n"
+        "with without_main():\n"
+        "    process.start()\n"
+        "process.join()\n"
+    )
+    ran = subprocess.run([sys.executable, program], capture_output=True, text=True, check=True)
+    assert ran.stdout == "the program\na process\n", ran.stderr

@@ -15,7 +15,7 @@ import signal
 import subprocess
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from multiprocessing import resource_tracker
+from multiprocessing import resource_tracker, spawn
 from multiprocessing.process import BaseProcess
 from typing import IO, Any
 
@@ -260,6 +260,23 @@ def environment(values: Mapping[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
+@contextlib.contextmanager
+def without_main() -> Iterator[None]:
+    """Processes that start in this context do not import the program of this one again.
+
+    multiprocessing does that in each process it spawns, as its pickled objects may be of that module; vLLM's are not.
+    A script without `if __name__ == "__main__"` would start its own run in there.
+    """
+    found = spawn.get_preparation_data
+    spawn.get_preparation_data = lambda name: {
+        key: value for key, value in found(name).items() if not key.startswith("init_main")
+    }
+    try:
+        yield
+    finally:
+        spawn.get_preparation_data = found
+
+
 def built_apart(build: Callable[[], Any], model: str, guard: ProcessGuard) -> Any:
     """Build the LLM so that its processes end neither before this one nor after it. Raises: SettingsError, EngineDead.
 
@@ -277,7 +294,7 @@ def built_apart(build: Callable[[], Any], model: str, guard: ProcessGuard) -> An
     def work() -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         try:
-            with environment(guard.environ), guard.hearing_forks():
+            with environment(guard.environ), without_main(), guard.hearing_forks():
                 built.append(build())
         except BaseException as error:  # noqa: BLE001 - carried to the thread that waits
             failed.append(error)
