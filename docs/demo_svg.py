@@ -1,101 +1,114 @@
-"""Record a command in a terminal, and draw what it shows: the picture in the README.
+"""Draw what a terminal shows after some commands: the picture in the README.
 
-`python docs/demo_svg.py record docs/images/demo.json -- just demo` runs a command in a pseudo-terminal and keeps every
-chunk of its output with its time (s since the start). `python docs/demo_svg.py draw docs/images/demo.json` writes the
-SVG next to it: the screen as it was while the run was half done, and its last lines. Linux and macOS only.
+`python docs/demo_svg.py docs/images/demo.svg 'cat prompt.txt' 'batchfile run reviews.csv ... -o labels.csv'` runs each
+command with a shell in a pseudo-terminal and writes the last screen as SVG. Linux and macOS only.
 """
 
 import argparse
-import json
+import io
 import os
 import pty
 import re
 import sys
-import time
 from pathlib import Path
 
 from rich.console import Console
 from rich.text import Text
 
-WIDTH = 100  # columns of the recording terminal
-MOVES = re.compile(r"\x1b\[(\d*)([A-K])|(\r)|(\n)|(\x1b\[\?\d+[hl])")
+WIDTH = 110  # columns of the terminal
+# What programs send besides text: a move or a colour (CSI), or a control character.
+CONTROL = re.compile(r"\x1b\[\??([\d;]*)([A-Za-z])|\x1b[=>]|([\r\n\b])")
 
 
-def record(command: list[str], path: Path) -> int:
-    """Run `command` on a terminal of WIDTH columns. Returns its exit status."""
+def output_of(command: str) -> str:
+    """What `command` writes to a terminal of WIDTH columns. Raises: SystemExit, if it fails."""
     pid, terminal = pty.fork()
     if pid == 0:
         os.environ.update({"COLUMNS": str(WIDTH), "LINES": "40", "TERM": "xterm-256color"})
-        os.execvp(command[0], command)
-    started_at, chunks = time.monotonic(), []
+        os.execvp("sh", ["sh", "-c", command])
+    data = bytearray()
     while True:
         try:
-            data = os.read(terminal, 65536)
+            chunk = os.read(terminal, 65536)
         except OSError:  # Linux says so when the other side is closed
             break
-        if not data:
+        if not chunk:
             break
-        chunks.append((round(time.monotonic() - started_at, 2), data.decode(errors="replace")))
-        sys.stdout.buffer.write(data)
+        data += chunk
+        sys.stdout.buffer.write(chunk)
         sys.stdout.flush()
-    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    path.write_text(json.dumps({"command": " ".join(command), "width": WIDTH, "chunks": chunks}))
-    return status
+    if status := os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]):
+        raise SystemExit(f"{command}: exit code {status}")
+    return data.decode(errors="replace")
 
 
-def screen(text: str) -> list[str]:
-    """The lines that a terminal shows after `text`, colours kept. Knows only the moves that rich makes."""
-    lines, row = [""], 0
-    at = 0
-    for move in MOVES.finditer(text):
-        lines[row] += text[at : move.start()]
-        at = move.end()
-        count, kind, is_return, is_newline, _ = move.groups()
-        if is_newline:
-            row += 1
-            if row == len(lines):
-                lines.append("")
-        elif is_return:
-            rest = text[at : at + 1]
-            if rest not in {"\n", "\r", ""}:
-                lines[row] = ""
+class Screen:
+    """The lines of a terminal: each cell is a character and the colour codes that were in force."""
+
+    def __init__(self) -> None:
+        self.rows: list[list[str]] = [[]]
+        self._row = self._column = 0
+        self._style = ""
+
+    def write(self, text: str) -> None:
+        at = 0
+        for found in CONTROL.finditer(text):
+            self._put(text[at : found.start()])
+            at = found.end()
+            self._obey(found[1] or "", found[2] or found[3] or "")
+        self._put(text[at:])
+
+    def lines(self) -> list[str]:
+        return ["\x1b[0m".join([*row, ""]).rstrip() for row in self.rows]
+
+    def _put(self, text: str) -> None:
+        for character in text:
+            if self._column == WIDTH:
+                self._obey("", "\r")
+                self._obey("", "\n")
+            row = self.rows[self._row]
+            row.extend(" " * (self._column + 1 - len(row)))
+            row[self._column] = self._style + character
+            self._column += 1
+
+    def _obey(self, numbers: str, kind: str) -> None:
+        count = int(numbers) if numbers.isdigit() else 1
+        if kind == "m":
+            self._style = "" if numbers in {"", "0"} else f"{self._style}\x1b[{numbers}m"
+        elif kind == "\r":
+            self._column = 0
+        elif kind == "\b":
+            self._column = max(self._column - 1, 0)
+        elif kind == "\n":
+            self._row += 1
+            self.rows.extend([] for _ in range(self._row + 1 - len(self.rows)))
         elif kind == "A":
-            row = max(row - int(count or 1), 0)
+            self._row = max(self._row - count, 0)
         elif kind == "K":
-            lines[row] = ""
-    lines[row] += text[at:]
-    return lines
+            row = self.rows[self._row]
+            del row[0 if numbers == "2" else self._column :]
+        elif kind == "J":
+            del self.rows[self._row + 1 :], self.rows[self._row][self._column :]
 
 
-def draw(path: Path, *, frame_s: float | None, is_shown: re.Pattern[str], num_lines: int) -> Path:
-    """Write PATH.svg: the frame at `frame_s` (s, None: the last) without the lines that do not match `is_shown`."""
-    recording = json.loads(path.read_text())
-    text = "".join(chunk for at_s, chunk in recording["chunks"] if frame_s is None or at_s <= frame_s)
-    lines = [line for line in screen(text) if is_shown.search(Text.from_ansi(line).plain)][-num_lines:]
-    console = Console(record=True, width=recording["width"], file=open(os.devnull, "w"), force_terminal=True)  # noqa: SIM115
-    console.print(Text(f"$ {recording['command']}", style="bold"))
+def draw(lines: list[str], title: str) -> str:
+    console = Console(record=True, width=WIDTH, file=io.StringIO(), force_terminal=True)
     for line in lines:
         console.print(Text.from_ansi(line))
-    target = path.with_suffix(".svg")
-    svg = console.export_svg(title="batchfile")
-    target.write_text(re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.S))  # no font from elsewhere
-    return target
+    svg = console.export_svg(title=title)
+    return re.sub(r"\s*(@font-face \{.*?\}|<!--.*?-->)", "", svg, flags=re.S)  # no font and no page from elsewhere
 
 
-def main() -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("verb", choices=["record", "draw"])
-    parser.add_argument("path", type=Path)
-    parser.add_argument("--frame-s", type=float)
-    parser.add_argument("--lines", type=int, default=30)
-    parser.add_argument("--shown", type=re.compile, default=re.compile(""))
-    parser.add_argument("command", nargs="*")
+    parser.add_argument("path", type=Path, metavar="SVG")
+    parser.add_argument("commands", nargs="+", metavar="COMMAND")
     args = parser.parse_args()
-    if args.verb == "record":
-        return record(args.command, args.path)
-    draw(args.path, frame_s=args.frame_s, is_shown=args.shown, num_lines=args.lines)
-    return 0
+    screen = Screen()
+    for command in args.commands:
+        screen.write(f"\x1b[1m$ {command}\x1b[0m\r\n{output_of(command)}\r\n")
+    args.path.write_text(draw(screen.lines(), "batchfile"))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
