@@ -192,9 +192,15 @@ class _Planner:
         return cuts
 
     def check_kind(self, name: str) -> None:
-        """Raises: InvalidFile that says what the input is, if no line is a request, or all have own fields."""
+        """Raises: InvalidFile that says what the input is, if no line is a request, or all have own fields.
+
+        Lines of unreadable JSON are reported one by one where the policy rejects lines.
+        """
+        if self._has_request and self._num_rejected + self._num_problems < self.total:
+            return
         kind = detect(name, self._head)
-        if self._has_request and not kind.own_fields:
+        is_damaged = (kind.layout, kind.content) == ("jsonl", "unknown") and self._policy.endpoint is None
+        if is_damaged or (self._has_request and not kind.own_fields):
             return
         told = refusal(kind, "FILE" if name in _UNNAMED else name, name)
         if self._policy.endpoint is not None:

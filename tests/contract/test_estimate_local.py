@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 import batchfile
-from batchfile.cli.estimate import estimate
+from batchfile.cli.group import root
 from batchfile.client.estimate import Estimate, LocalTime, Sample, local_time
 from batchfile.errors import StoreFull
 from batchfile.inbox.documents import FileFacts
@@ -145,7 +145,7 @@ def answered(url: str, **options: Any) -> Receipt:
 
 def test_a_run_is_measured_and_an_estimate_says_by_which(server: Any) -> None:
     write(40)
-    without = CliRunner().invoke(estimate, ["in.jsonl", "--model", "served"]).output
+    without = CliRunner().invoke(root, ["estimate", "in.jsonl", "--model", "served"]).output
     assert (
         "  time           unknown: no run of served on this machine was measured. Run the first lines, and\n" in without
     )
@@ -158,17 +158,17 @@ def test_a_run_is_measured_and_an_estimate_says_by_which(server: Any) -> None:
         ran.usage.input_tokens,
         ran.usage.output_tokens,
     )
-    done = CliRunner().invoke(estimate, ["in.jsonl", "--model", "served"]).output
+    done = CliRunner().invoke(root, ["estimate", "in.jsonl", "--model", "served"]).output
     assert f"expected: about {2 * ran.usage.output_tokens}, by the measured run's average answer length" in done
     assert "at most about" in done
     assert "For a closer estimate" not in done  # the file has too few lines for that
     num = 2 * ran.speed.slots
     write(num + 1)
-    more = CliRunner().invoke(estimate, ["in.jsonl", "--model", "served"]).output
+    more = CliRunner().invoke(root, ["estimate", "in.jsonl", "--model", "served"]).output
     assert f"`batchfile run in.jsonl --model served -o trial-{num}.jsonl --limit {num}`\n" in more
     assert f"  measured by    20 requests, {ran.usage.input_tokens} tokens in and {ran.usage.output_tokens} out" in done
     assert f"{Path.cwd()}/out.jsonl by http with served (" in done
-    found = json.loads(CliRunner().invoke(estimate, ["in.jsonl", "--model", "served", "--json"]).output)
+    found = json.loads(CliRunner().invoke(root, ["estimate", "in.jsonl", "--model", "served", "--json"]).output)
     assert found["local"]["measured_by"]["batch_id"] == ran.batch_id
     assert found["local"]["startup_s"] == ran.speed.startup_s
 
@@ -204,12 +204,12 @@ def test_answers_without_known_usage_measure_nothing(server: Any) -> None:
 
 def test_rows_and_text_are_estimated_as_the_requests_that_they_become() -> None:
     Path("reviews.csv").write_text("id,review\n1,good\n2,bad\n")
-    without = CliRunner().invoke(estimate, ["reviews.csv"])
+    without = CliRunner().invoke(root, ["estimate", "reviews.csv"])
     assert "batchfile run reviews.csv --prompt" in str(without.exception)
     arguments = ["reviews.csv", "--prompt", "Is it good? {{ review }}", "--model", "m"]
-    found = json.loads(CliRunner().invoke(estimate, [*arguments, "--json"]).output)
+    found = json.loads(CliRunner().invoke(root, ["estimate", *arguments, "--json"]).output)
     assert (found["requests"], found["bad"], found["input_tokens"]) == (2, 0, 7)
-    said = CliRunner().invoke(estimate, arguments).output
+    said = CliRunner().invoke(root, ["estimate", *arguments]).output
     assert "`batchfile run reviews.csv --model m --prompt 'Is it good? {{ review }}' -o trial-20.jsonl" in said
     Path("prompts.txt").write_text("One\nTwo\n")
-    assert json.loads(CliRunner().invoke(estimate, ["prompts.txt", "--json"]).output)["requests"] == 2
+    assert json.loads(CliRunner().invoke(root, ["estimate", "prompts.txt", "--json"]).output)["requests"] == 2

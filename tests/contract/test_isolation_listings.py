@@ -171,7 +171,7 @@ def test_a_thousand_ill_batches_make_no_look_at_one_of_them_slow() -> None:
     aside = SetAside(world.ledger)
     for n in range(1000):
         aside.put(f"b{n}", "claim", StoreError("403"))
-    aside._setbacks = Counted(aside._setbacks)  # type: ignore[arg-type,assignment]
+    aside._failures = Counted(aside._failures)  # type: ignore[arg-type,assignment]
     assert all(0 < aside.left_s(f"b{n}") <= 1.0 for n in range(1000))
     assert not aside.left_s("well")
     assert Counted.num == 0, "none goes through all that are set aside"

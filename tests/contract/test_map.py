@@ -235,7 +235,7 @@ def test_ids_are_numbers_unless_a_column_is_named() -> None:
         ({"data": pd.DataFrame(index=[1, 2])}, InvalidFile, "the table: has no columns"),
         ({"prompt": "{{ review"}, SettingsError, "prompt: line 1: unexpected"),
         ({"choices": "good,bad"}, SettingsError, r"choices: 'good,bad' is not a list of texts, such as \['good'"),
-        ({"choices": ["a", "a"]}, SettingsError, "choices: must be different and not empty"),
+        ({"choices": ["a", "a"]}, SettingsError, "choices: each must be different and not empty, got 'a, a'"),
         ({"choices": ["a"], "schema": {}}, SettingsError, "choices and schema cannot be combined"),
         ({"schema": "review.json"}, SettingsError, "is not a Pydantic model or a JSON schema as a dict"),
         ({"temperature": 3}, SettingsError, "temperature: 3 must be from 0 to 2"),

@@ -47,7 +47,7 @@ class World:
             for n in range(num)
         ]
         key = keys.input_key(batch_id, "n")
-        self.store.put(key, b"\n".join([*rows, *[b"no json"] * num_bad]))
+        self.store.put(key, b"\n".join([*rows, *[b"{no json"] * num_bad]))
         planned = plan_input(self.ledger, batch_id, key, routing=TWO_POOLS, lines_per_range=lines_per_range)
         draft = batches.Draft(batch_id=batch_id, routing=TWO_POOLS, defaults=Defaults())
         return batches.create(self.ledger, draft, planned)

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from batchfile.lines.kinds import KIND_BYTES
+
 IN_OUT = ["run", "--engine", "echo", "in.jsonl", "-o", "out.jsonl"]
 WAIT_S = 1200.0  # only against a hang: no test depends on a machine's speed
 NUM = 40
@@ -78,7 +80,7 @@ ending.assemble = assemble
 WRITES_FOR_EVER = """
 import time
 from batchfile.local import outputs
-def write(ledger, batch, file):
+def write(ledger, batch, file, output=None):
     file.write(b"half a li")
     print("there", flush=True)
     time.sleep(600)
@@ -242,7 +244,9 @@ def test_one_signal_ends_a_run_whose_engine_loads(folder: Path, number: signal.S
 def test_one_signal_ends_a_run_that_reads_its_input(folder: Path, number: signal.Signals) -> None:
     process = start(folder, "run", "--engine", "echo", "-", "-o", "out.jsonl")
     assert process.stdin is not None
-    process.stdin.write((folder / "in.jsonl").read_text())
+    process.stdin.write(
+        (folder / "in.jsonl").read_text() + "\n" * KIND_BYTES
+    )  # what it reads before it opens the store
     process.stdin.flush()
     wait_for((folder / ".batchfile").exists)
     time.sleep(0.3)
