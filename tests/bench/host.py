@@ -63,7 +63,7 @@ def measure(folder: Path, num: int) -> Run:
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise SystemExit(f"the run of {num} requests ended with exit code {process.returncode}")
-    fed = re.search(r"engine\.fed.*after_ms=([0-9.]+)", log.read_text())
+    fed = re.search(r"engine\.first_requests.*after_ms=([0-9.]+)", log.read_text())
     assert fed is not None, "the log does not tell when the first request reached the engine"
     return Run(
         requests=num,
