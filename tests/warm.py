@@ -1,4 +1,4 @@
-"""Commands of ours as processes that start warm: forked from a process that has loaded their modules already.
+"""Our commands as processes that start warm: forked from a process that has loaded their modules already.
 
 `python -m batchfile` and `python -m api` spend most of their start on imports, and the tests start hundreds. A process
 from here is as real in everything else: its environment, folder, files, signals and exit code are its own. What a start

@@ -28,9 +28,9 @@ Content = Literal["requests", "rows", "results", "unknown"]
 KIND_BYTES = 64 * 1024  # of plain bytes: enough to detect the kind; fewer are the whole file
 PARQUET_MAGIC = b"PAR1"
 PROMPT, MESSAGES = "prompt", "messages"  # columns that hold the prompt of a row
-_PACKED = (".gz", ".zst")
-_TEXT_ENDINGS = (".txt", ".text", ".md")
-_JSON_ENDINGS = (".jsonl", ".ndjson", ".jsonlines", ".json")
+PACKED = (".gz", ".zst")
+TEXT_ENDINGS = (".txt", ".text", ".md")
+JSON_ENDINGS = (".jsonl", ".ndjson", ".jsonlines", ".json")
 _CSV_ENDINGS = (".csv", ".tsv", ".tab")
 _DELIMITERS = ",;\t|"
 _RECORDS_LOOKED_AT = 20
@@ -129,8 +129,8 @@ def detect(name: str, first_bytes: bytes) -> Kind:
     head = first_bytes[:KIND_BYTES].removeprefix(BOM).lstrip(b"\r\n\t ")
     is_whole = len(first_bytes) < KIND_BYTES
     lines = [*islice(_lines(head, is_whole), _LINES_LOOKED_AT)]
-    ending = _ending(name)
-    if ending in _CSV_ENDINGS or ending in _TEXT_ENDINGS:
+    ending = ending_of(name)
+    if ending in _CSV_ENDINGS or ending in TEXT_ENDINGS:
         if lines and is_request(lines[0]):
             return _of_objects("jsonl", [*map(_outline, lines)])
         return _of_csv(head, is_whole, ending) if ending in _CSV_ENDINGS else _TEXT
@@ -139,7 +139,7 @@ def detect(name: str, first_bytes: bytes) -> Kind:
 
 def detect_array(name: str, first_bytes: bytes) -> Kind | None:
     """The kind if the items are the elements of one JSON array, else None; decodes none of them."""
-    head, ending = first_bytes.removeprefix(BOM).lstrip(b"\r\n\t "), _ending(name)
+    head, ending = first_bytes.removeprefix(BOM).lstrip(b"\r\n\t "), ending_of(name)
     array = _ARRAY_START.match(head)
     if array is not None and (array[1] in {b"{", b"]"} or ending == ".json"):
         return _of_items("array", head[array.start(1) :])
@@ -158,7 +158,7 @@ def _of_json(name: str, head: bytes, lines: list[bytes]) -> Kind | None:
         return Kind(layout="object", content="unknown")
     if any(outlines) or not lines:
         return _of_objects("jsonl", [outline for outline in outlines if outline])
-    return Kind(layout="jsonl", content="unknown") if is_object or _ending(name) in _JSON_ENDINGS else None
+    return Kind(layout="jsonl", content="unknown") if is_object or ending_of(name) in JSON_ENDINGS else None
 
 
 def _of_prose(head: bytes, lines: list[bytes], is_whole: bool, ending: str) -> Kind:
@@ -197,7 +197,7 @@ def refusal(kind: Kind, path: str, name: str | None = None) -> str:
 
 def command_for(kind: Kind, path: str) -> str:
     """The command that runs a file of rows or text; an example, as its prompt is for the user to write."""
-    out = f"answers{_ending(path) if _ending(path) in (*_CSV_ENDINGS, '.parquet') else '.jsonl'}"
+    out = f"answers{ending_of(path) if ending_of(path) in (*_CSV_ENDINGS, '.parquet') else '.jsonl'}"
     prompt = "" if kind.has_prompts else f" --prompt {shlex.quote(_example(kind.columns))}"
     return f"batchfile run {shlex.quote(path)}{prompt} -o {out}"
 
@@ -223,9 +223,15 @@ def _example(columns: tuple[str, ...]) -> str:
     return "... {{ %s }} ..." % (name if _NAME.fullmatch(name) else f'row["{name}"]')
 
 
-def _ending(name: str) -> str:
-    path = PurePath(name.lower())
-    return PurePath(path.stem).suffix if path.suffix in _PACKED else path.suffix
+def ending_of(name: str) -> str:
+    """The ending of a file's name in lower case, such as .csv; without that of a compression."""
+    return PurePath(unpacked(name.lower())).suffix
+
+
+def unpacked(name: str) -> str:
+    """The name without the ending of a compression."""
+    path = PurePath(name)
+    return str(path.with_suffix("")) if path.suffix.lower() in PACKED else name
 
 
 def _lines(head: bytes, is_whole: bool) -> Iterator[bytes]:

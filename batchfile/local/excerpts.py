@@ -15,9 +15,10 @@ from typing import BinaryIO
 from batchfile.errors import InvalidFile, OutputTaken, SettingsError
 from batchfile.lines import records
 from batchfile.lines.framing import NO_REQUEST
+from batchfile.lines.kinds import ending_of
 from batchfile.local.inputs import Source
 from batchfile.local.options import STDOUT
-from batchfile.local.originals import endings_of, pieces_of, stem_and_ending, unpacked
+from batchfile.local.originals import endings_of, pieces_of, stem_and_ending
 from batchfile.rows.write import packed
 
 PARTS_MAX = 10_000
@@ -90,7 +91,7 @@ def _count(original: Source) -> int:
 def _check_ending(original: Source, output: str) -> None:
     """Raises: SettingsError where the output is named like another format than that of its lines."""
     allowed = endings_of(original)
-    if PurePath(unpacked(output)).suffix.lower() not in {"", *allowed}:
+    if ending_of(output) not in {"", *allowed}:
         raise SettingsError(f"{output}: a sample has the format of its file; use a name ending in {allowed[0]}")
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from batchfile.errors import InvalidFile, OutputTaken, SettingsError
-from batchfile.lines.kinds import Kind, refusal
+from batchfile.lines.kinds import Kind, ending_of, refusal, unpacked
 from batchfile.local import outputs
 from batchfile.local.inputs import inspect
 from batchfile.local.options import STDIN, STDOUT
@@ -17,7 +17,6 @@ from batchfile.open_ledger import STORE_FOLDER
 ENDINGS = (".jsonl", ".ndjson", ".parquet")  # of the files that are read of a folder, whatever is in them
 JSON_ENDING = ".json"  # of those that are read if they have requests, or rows if these are wanted
 ROW_ENDINGS = (".csv", ".tsv", ".tab", ".txt", JSON_ENDING)  # of those that are read if they have rows that are wanted
-_PACKED = (".gz", ".zst")
 _ENDINGS_SHOWN = "*.jsonl, *.ndjson (also .gz or .zst) or *.parquet"
 _SHOWN_MAX = 5
 
@@ -82,8 +81,7 @@ def plan_folder(inputs: Sequence[str], output: str, *, restart: bool, is_rows: b
 def output_name(name: str) -> str:
     """The name of an input without compression; with .jsonl added where results cannot be written in its format."""
     base = os.path.basename(path_of(name) if is_url(name) else name)
-    stem, ending = os.path.splitext(base)
-    base = stem if ending.lower() in _PACKED and stem else base
+    base = unpacked(base)
     if not base:
         raise SettingsError(f"{name}: has no file name, which the name of its results is made of")
     return base if outputs.is_writable(base) and not base.lower().endswith(JSON_ENDING) else f"{base}.jsonl"
@@ -118,26 +116,22 @@ def _files_in(folder: str, notes: list[str], *, is_rows: bool) -> list[str]:
     names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
     paths = [os.path.join(folder, name) for name in names]
     files = [path for path in paths if os.path.isfile(path) and not _is_of_run(path)]
-    kinds = {path: kind for path in files if _ending(path) in ROW_ENDINGS and (kind := _kind_of(path)) is not None}
+    kinds = {path: kind for path in files if ending_of(path) in ROW_ENDINGS and (kind := _kind_of(path)) is not None}
     wanted = {path for path, kind in kinds.items() if kind.content == "rows"}
     if not is_rows:
-        wanted = {path for path in kinds if _ending(path) == JSON_ENDING and kinds[path].content == "requests"}
-    taken = [path for path in files if _ending(path) in ENDINGS or path in wanted]
+        wanted = {path for path in kinds if ending_of(path) == JSON_ENDING and kinds[path].content == "requests"}
+    taken = [path for path in files if ending_of(path) in ENDINGS or path in wanted]
     table = next((path for path, kind in kinds.items() if kind.content == "rows"), None)
     told = "" if table is None or is_rows else f". {refusal(kinds[table], table)}"
     if not taken:
         raise InvalidFile(f"{folder}: has no file of requests in it; they are named {_ENDINGS_SHOWN}{told}")
-    skipped = [name for name, path in zip(names, paths, strict=True) if path not in set(taken)]
+    known = set(taken)
+    skipped = [name for name, path in zip(names, paths, strict=True) if path not in known]
     if skipped:
         more = f" and {len(skipped) - _SHOWN_MAX:,} more" if len(skipped) > _SHOWN_MAX else ""
         shown = ", ".join(skipped[:_SHOWN_MAX])
         notes.append(f"{folder}: skipped {shown}{more}; files of requests are named {_ENDINGS_SHOWN}{told}")
     return taken
-
-
-def _ending(path: str) -> str:
-    stem, ending = os.path.splitext(path.lower())
-    return os.path.splitext(stem)[1] if ending in _PACKED else ending
 
 
 def _kind_of(path: str) -> Kind | None:

@@ -175,6 +175,8 @@ class _Job:
     def of_file(self, path: str) -> Rows:
         """The rows of a file with their answers. Values are as JSON has them; those of CSV are text."""
         source = inspect(path)
+        if source.path is None:
+            raise InvalidFile(f"{source.name}: map reads files of this machine only; download it and pass its path")
         kind = kind_of(source, is_table=True)
         if kind.content == "requests":
             raise InvalidFile(f"{path}: is {kind.described}, not of rows; run it with batchfile.run")

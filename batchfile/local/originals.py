@@ -7,15 +7,13 @@ from pathlib import PurePath
 
 from batchfile.errors import InvalidFile
 from batchfile.lines import records
-from batchfile.lines.kinds import refusal
+from batchfile.lines.kinds import JSON_ENDINGS, TEXT_ENDINGS, refusal, unpacked
 from batchfile.lines.records import Piece
 from batchfile.local.inputs import Source, inspect, lines_of, repeatable
 from batchfile.local.tables import kind_of
 
-_PACKED = (".gz", ".zst")
-_JSON_ENDINGS = (".jsonl", ".ndjson", ".jsonlines", ".json")
 # Of files with one layout; the first is for parts of a file that has another one, or none.
-_ENDINGS = {"csv": (".csv",), "text": (".txt", ".text", ".md")}
+_ENDINGS = {"csv": (".csv",), "text": TEXT_ENDINGS}
 _TSV_ENDINGS = (".tsv", ".tab")
 
 
@@ -41,7 +39,7 @@ def endings_of(source: Source) -> tuple[str, ...]:
     """Of files as they are written, without that of the compression."""
     if source.kind.delimiter == "\t":
         return _TSV_ENDINGS
-    return _ENDINGS.get(source.kind.layout, _JSON_ENDINGS)
+    return _ENDINGS.get(source.kind.layout, JSON_ENDINGS)
 
 
 def stem_and_ending(source: Source) -> tuple[str, str]:
@@ -50,9 +48,3 @@ def stem_and_ending(source: Source) -> tuple[str, str]:
     known, own = endings_of(source), path.suffix.lower()
     ending = own if own in known and not source.kind.is_array else known[0]
     return path.stem, ending + {"gzip": ".gz", "zstd": ".zst"}.get(source.format, "")
-
-
-def unpacked(name: str) -> str:
-    """The name without an ending of compression."""
-    path = PurePath(name)
-    return str(path.with_suffix("")) if path.suffix.lower() in _PACKED else name

@@ -21,6 +21,7 @@ from batchfile.ledger.base import Ledger
 from batchfile.ledger.records import BatchRecord
 from batchfile.lines.formats.openai_results import openai_file
 from batchfile.lines.framing import iter_lines
+from batchfile.lines.kinds import ending_of
 from batchfile.lines.result import RESULT_BYTES_MAX, decode_result
 from batchfile.local import past_runs
 from batchfile.local.inputs import file_digest
@@ -58,7 +59,7 @@ def check_format(output: str, table: Table | None) -> None:
     """Raises: SettingsError where results cannot be written in the format that the name says."""
     if table is None and Path(output).suffix.lower() in _OTHER_FORMATS:
         raise SettingsError(f"{output}: the format is not supported; use a name ending in .jsonl or .parquet")
-    if table is not None and Path(output.lower().removesuffix(".gz").removesuffix(".zst")).suffix in _NOT_TABLES:
+    if table is not None and ending_of(output) in _NOT_TABLES:
         raise SettingsError(f"{output}: the format is not supported; use .csv, .tsv, .jsonl, .parquet or .txt")
     if output.endswith(PARQUET_ENDING):
         check_installed("pyarrow", extra="parquet", what=output)

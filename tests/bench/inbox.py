@@ -34,7 +34,7 @@ from tests.chaos.servers import BUCKET, KEYS, SERVERS, Server  # noqa: E402
 LINE_BYTES = 1024
 SMALL_LINES = 5
 POOL = "mistral"
-LARGE, MENDED, MANY = f"{POOL}/large.jsonl", f"{POOL}/mended.jsonl", f"{POOL}/many"
+LARGE, FIXED, MANY = f"{POOL}/large.jsonl", f"{POOL}/fixed.jsonl", f"{POOL}/many"
 MEMORY_MIB_MAX = 300.0
 PLAN_MB_S_MIN = 100.0
 FULL_LINES = 1_000_000
@@ -195,7 +195,7 @@ class Row:
     total_s: float = 0.0
     succeeded: int = 0
     errored: int = 0
-    mended: int = 0
+    fixed: int = 0
     peak_mib: dict[str, float] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
@@ -264,12 +264,12 @@ def play(
         if lines:
             check_large(row, place.collect(LARGE, out), folder / "sent.jsonl", rubbish_every)
         if row.rubbish:
-            mend(out / f"{LARGE}.errors.jsonl", folder / "mended.jsonl")
-            place.drop(folder / "mended.jsonl", MENDED)
-            wait_for(place, [MENDED], folder, wait_s)
-            counts = json.loads(Path(f"{place.collect(MENDED, out)}.receipt.json").read_text())["counts"]
-            row.mended = counts["succeeded"]
-            row.expect("mended lines that succeeded", row.mended, row.rubbish)
+            fix(out / f"{LARGE}.errors.jsonl", folder / "fixed.jsonl")
+            place.drop(folder / "fixed.jsonl", FIXED)
+            wait_for(place, [FIXED], folder, wait_s)
+            counts = json.loads(Path(f"{place.collect(FIXED, out)}.receipt.json").read_text())["counts"]
+            row.fixed = counts["succeeded"]
+            row.expect("fixed lines that succeeded", row.fixed, row.rubbish)
         row.batches = len(place.names("index/"))
         row.expect("batches", row.batches, files + bool(lines) + bool(row.rubbish))
     row.peak_mib = {kind: round(mib, 1) for kind, mib in sorted(service.peak_mib.items())}
@@ -327,7 +327,7 @@ def check_large(row: Row, stem: Path, sent: Path, rubbish_every: int) -> None:
     row.expect("lines that are wrong, or not where they should be", wrong, 0)
 
 
-def mend(errors: Path, target: Path) -> None:
+def fix(errors: Path, target: Path) -> None:
     """Each line that was cut off, as it should have been."""
     with target.open("wb") as file, errors.open("rb") as lines:
         for line in lines:

@@ -1,5 +1,6 @@
 """`batchfile.map`: a table in, the same table with answers out; it resumes, and an unchanged call loads no engine."""
 
+import io
 import os
 import signal
 import subprocess
@@ -8,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import datasets
@@ -258,3 +260,9 @@ def test_nested_and_missing_cells_are_rendered_and_an_empty_prompt_fails_its_row
     assert found["error"].to_list() == [None, "the prompt is empty"]
     constant = answered(data, "Hi", into="hi")
     assert constant["hi"].to_list() == ["Hi", "Hi"]
+
+
+def test_what_can_be_read_only_once_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b"id,review\n1,good\n")))
+    with pytest.raises(InvalidFile, match="stdin: map reads files of this machine only; download it and pass its path"):
+        batchfile.map("-", "{{ review }}", engine="echo")
