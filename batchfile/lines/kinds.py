@@ -31,7 +31,7 @@ PROMPT, MESSAGES = "prompt", "messages"  # columns that hold the prompt of a row
 PACKED = (".gz", ".zst")
 TEXT_ENDINGS = (".txt", ".text", ".md")
 JSON_ENDINGS = (".jsonl", ".ndjson", ".jsonlines", ".json")
-_CSV_ENDINGS = (".csv", ".tsv", ".tab")
+CSV_ENDINGS = (".csv", ".tsv", ".tab")
 _DELIMITERS = ",;\t|"
 _RECORDS_LOOKED_AT = 20
 _LINES_LOOKED_AT = 100
@@ -130,10 +130,10 @@ def detect(name: str, first_bytes: bytes) -> Kind:
     is_whole = len(first_bytes) < KIND_BYTES
     lines = [*islice(_lines(head, is_whole), _LINES_LOOKED_AT)]
     ending = ending_of(name)
-    if ending in _CSV_ENDINGS or ending in TEXT_ENDINGS:
+    if ending in CSV_ENDINGS or ending in TEXT_ENDINGS:
         if lines and is_request(lines[0]):
             return _of_objects("jsonl", [*map(_outline, lines)])
-        return _of_csv(head, is_whole, ending) if ending in _CSV_ENDINGS else _TEXT
+        return _of_csv(head, is_whole, ending) if ending in CSV_ENDINGS else _TEXT
     return _of_json(name, head, lines) or _of_prose(head, lines, is_whole, ending)
 
 
@@ -197,7 +197,7 @@ def refusal(kind: Kind, path: str, name: str | None = None) -> str:
 
 def command_for(kind: Kind, path: str) -> str:
     """The command that runs a file of rows or text; an example, as its prompt is for the user to write."""
-    out = f"answers{ending_of(path) if ending_of(path) in (*_CSV_ENDINGS, '.parquet') else '.jsonl'}"
+    out = f"answers{ending_of(path) if ending_of(path) in (*CSV_ENDINGS, '.parquet') else '.jsonl'}"
     prompt = "" if kind.has_prompts else f" --prompt {shlex.quote(_example(kind.columns))}"
     return f"batchfile run {shlex.quote(path)}{prompt} -o {out}"
 

@@ -17,6 +17,7 @@ from batchfile.errors import UNREADABLE, InvalidFile
 from batchfile.lines.formats import native, openai_chat, openai_completions, openai_embeddings
 from batchfile.lines.formats.shared import without_effect
 from batchfile.lines.key_advice import NOT_SERVED, OTHERWISE, SAME, typo_of
+from batchfile.lines.kinds import Kind
 from batchfile.lines.result import NativeResult, decode_result
 from batchfile.types import LINE_BYTES_MAX
 
@@ -63,6 +64,12 @@ def wanted_columns(path: str, schema: Any) -> list[str]:
 def is_request_table(columns: Sequence[str]) -> bool:
     """Whether a table with these columns has requests and nothing else."""
     return "custom_id" in columns and {*columns} <= {*COLUMNS} and not {"messages", "prompt"}.isdisjoint(columns)
+
+
+def kind_of_table(columns: Sequence[str], *, is_table: bool = False) -> Kind:
+    """The kind of a Parquet file with these columns. `is_table`: its rows are wanted, whatever the columns are."""
+    is_requests = is_request_table(columns) and not is_table
+    return Kind(layout="parquet", content="requests" if is_requests else "rows", columns=tuple(columns))
 
 
 def check_request_columns(path: str, names: Sequence[str]) -> None:

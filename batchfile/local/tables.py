@@ -9,7 +9,7 @@ from pathlib import Path
 from batchfile.errors import InvalidFile, SettingsError
 from batchfile.lines.file_formats import parquet_columns
 from batchfile.lines.kinds import Kind, refusal
-from batchfile.lines.parquet import is_request_table
+from batchfile.lines.parquet import kind_of_table
 from batchfile.local.inputs import Source, on_disk
 from batchfile.local.options import STDIN, RunOptions, flag_of
 from batchfile.rows.prompt import RowPrompt
@@ -66,9 +66,7 @@ def kind_of(source: Source, *, is_table: bool) -> Kind:
     if source.format != "parquet" or not source.is_repeatable:
         return source.kind
     with on_disk(source) as path:
-        columns = parquet_columns(path)
-    is_requests = is_request_table(columns) and not is_table
-    return replace(source.kind, columns=columns, content="requests" if is_requests else "rows")
+        return kind_of_table(parquet_columns(path), is_table=is_table)
 
 
 def _sample_of(source: Source, options: RunOptions) -> tuple[int, int] | None:
