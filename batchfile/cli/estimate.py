@@ -36,7 +36,6 @@ from batchfile.local import past_runs
 from batchfile.local.display import counted, duration
 from batchfile.local.engines import demo_model
 from batchfile.local.options import RunOptions, flag_of
-from batchfile.local.tables import with_contents
 from batchfile.open_ledger import STORE_FOLDER
 from batchfile.routing import check_stage
 from batchfile.settings import Settings, load_settings
@@ -88,7 +87,7 @@ def estimate(
     of the package genai-prices. Unknown figures are shown as unknown.
     """
     logs.for_command()
-    upload = open_upload(file, with_contents(RunOptions(input=file, **rows)))
+    upload = open_upload(file, RunOptions(input=file, **rows))
     settings = load_settings()
     if model is None:
         sample, times = _asked(upload, settings, stage, tokenizer, where)

@@ -11,6 +11,7 @@ from batchfile.local.options import RunOptions, choices_of, flag_of
 
 Command = Callable[..., None]
 PROMPT_OPTIONS = ("prompt", "prompt_file", "system", "id_column")  # those that decide which requests rows become
+TABLE_OPTIONS = (*PROMPT_OPTIONS, "choices", "schema", "into", "limit", "sample", "seed")
 
 
 def run_options(only: Collection[str] = ()) -> Callable[[Command], Command]:

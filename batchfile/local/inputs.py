@@ -201,8 +201,6 @@ def _unpacked(source: Source, on_bytes: OnBytes) -> Iterator[bytes]:
         with _stream_of(source, on_bytes) as stream:
             yield from open_lines(source.name, source.format, stream)
         return
-    if not source.is_repeatable:
-        raise InvalidFile("stdin: Parquet cannot be read from a pipe; use the path of the file")
     with on_disk(source) as path, open(path, "rb") as file:
         yield from open_lines(source.name, source.format, file, as_rows=source.kind.content == "rows")
     on_bytes(source.size)

@@ -63,8 +63,10 @@ def prepared(source: Source, options: RunOptions) -> Source:
 
 def kind_of(source: Source, *, is_table: bool) -> Kind:
     """The kind, with the columns of Parquet, which has rows if `is_table`. Raises: InvalidFile."""
-    if source.format != "parquet" or not source.is_repeatable:
+    if source.format != "parquet":
         return source.kind
+    if not source.is_repeatable:
+        raise InvalidFile("stdin: Parquet cannot be read from a pipe; use the path of the file")
     with on_disk(source) as path:
         return kind_of_table(parquet_columns(path), is_table=is_table)
 

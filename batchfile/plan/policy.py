@@ -98,6 +98,8 @@ class Policy:
             raise InvalidRequest(
                 "body: is missing; a line needs custom_id, method, url and body (params belongs to another API)"
             )
+        if envelope.method is envelope.url is None:
+            return  # Mistral's lines: the endpoint of the batch is their url
         if envelope.method != "POST":
             raise InvalidRequest(f'method: must be "POST"{_got(envelope.method)}')
         if envelope.url != self.endpoint:
