@@ -30,10 +30,9 @@ LOOKS_MAX = 4  # lists of results in which to look for the first problem
 @click.command(
     "submit",
     epilog=epilog(
-        "batchfile submit requests.jsonl --stage email",
-        "batchfile submit requests.jsonl.gz --url https://batch.example --pool mistral -o results.jsonl",
+        "batchfile submit requests.jsonl.gz --url https://batch.example --stage email -o results.jsonl",
         "batchfile submit reviews.csv --prompt 'Is this review good? {{ review }}' --choices yes,no -o answers.csv",
-        "batchfile submit s3://bucket/requests.parquet --store s3://bucket/prefix --metadata campaign=spring",
+        "batchfile submit s3://bucket/in.parquet --store s3://bucket/prefix --pool mistral --metadata campaign=spring",
         exits=CREATE_EXITS,
     ),
 )
@@ -95,6 +94,8 @@ def submit(
             click.echo(f"note: {upload.name} {NUL_TAIL}", err=True)
         _say_what_can_not_run(batch)
         _say_who_works(connection, batch)
+        if upload.table is not None and path is None:
+            click.echo("note: its results have the ids of the rows, not their columns; -o joins them", err=True)
         if wait or path is not None:
             sys.exit(_finish(batch, path, upload))
 

@@ -131,17 +131,16 @@ def detect(name: str, first_bytes: bytes) -> Kind:
     lines = [*islice(_lines(head, is_whole), _LINES_LOOKED_AT)]
     ending = ending_of(name)
     if ending in CSV_ENDINGS or ending in TEXT_ENDINGS:
-        if lines and is_request(lines[0]):
+        if lines and _is_request(_outline(lines[0])):
             return _of_objects("jsonl", [*map(_outline, lines)])
         return _of_csv(head, is_whole, ending) if ending in CSV_ENDINGS else _TEXT
     return _of_json(name, head, lines) or _of_prose(head, lines, is_whole, ending)
 
 
-def detect_array(name: str, first_bytes: bytes) -> Kind | None:
+def _of_array(name: str, head: bytes) -> Kind | None:
     """The kind if the items are the elements of one JSON array, else None; decodes none of them."""
-    head, ending = first_bytes.removeprefix(BOM).lstrip(b"\r\n\t "), ending_of(name)
     array = _ARRAY_START.match(head)
-    if array is not None and (array[1] in {b"{", b"]"} or ending == ".json"):
+    if array is not None and (array[1] in {b"{", b"]"} or ending_of(name) == ".json"):
         return _of_items("array", head[array.start(1) :])
     items = _REQUESTS.search(head) if head.startswith(b"{") and b"requests" in _keys(head) else None
     return None if items is None else _of_items("document", head[items.end() :])
@@ -149,7 +148,7 @@ def detect_array(name: str, first_bytes: bytes) -> Kind | None:
 
 def _of_json(name: str, head: bytes, lines: list[bytes]) -> Kind | None:
     """None: it is not JSON, and not named so."""
-    array = detect_array(name, head)
+    array = _of_array(name, head)
     if array is not None:
         return array
     outlines = [*map(_outline, lines)]
@@ -169,11 +168,6 @@ def _of_prose(head: bytes, lines: list[bytes], is_whole: bool, ending: str) -> K
     num = len(set(table.columns))
     is_table = is_header and 1 < num == _num_fields(head.decode("utf-8", "replace"), table.delimiter)
     return table if is_table else _TEXT
-
-
-def is_request(line: bytes) -> bool:
-    """Has this line the outline of a request in any input format, whatever its values are?"""
-    return _is_request(_outline(line))
 
 
 def refusal(kind: Kind, path: str, name: str | None = None) -> str:

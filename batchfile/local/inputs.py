@@ -26,7 +26,7 @@ from batchfile.lines.file_formats import (
     open_lines,
     plain_head,
 )
-from batchfile.lines.framing import iter_lines
+from batchfile.lines.framing import BOM, NO_REQUEST, iter_lines
 from batchfile.lines.kinds import KIND_BYTES, Kind
 from batchfile.lines.kinds import detect as detect_kind
 from batchfile.lines.records import drawn
@@ -107,7 +107,10 @@ def inspect(path: str) -> Source:
 
 def _detected(name: str, head: bytes, /, **more: Any) -> Source:
     found = detect(name, head[:HEAD_BYTES])
-    return Source(format=found, kind=detect_kind(name, plain_head(name, found, head, KIND_BYTES)), **more)
+    plain = plain_head(name, found, head, KIND_BYTES)
+    if found == "jsonl" and len(plain) < KIND_BYTES and not plain.removeprefix(BOM).strip(b"\r\n\t \0"):
+        raise InvalidFile(f"{name}: {NO_REQUEST}")
+    return Source(format=found, kind=detect_kind(name, plain), **more)
 
 
 def stamp_of(status: os.stat_result) -> str:
