@@ -6,6 +6,7 @@ import shlex
 import sys
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import click
@@ -20,14 +21,15 @@ from batchfile.inbox.documents import stored_file
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.records import BatchRecord
 from batchfile.local import display, outputs
-from batchfile.local.display import Progress, counted, duration
+from batchfile.local.display import Progress, counted
 from batchfile.local.engines import EngineChoice, choose_engine
 from batchfile.local.folder import is_several, plan_folder
 from batchfile.local.options import STDIN, STDOUT, RunOptions
 from batchfile.local.progress import Snapshot
-from batchfile.local.receipt import Receipt, make_receipt
+from batchfile.local.receipt import make_receipt
 from batchfile.local.session import Look, Observer, Session, grace_s_of, open_session, work_on
 from batchfile.local.several import FileRun, open_files, work_on_files
+from batchfile.local.summary import summary
 from batchfile.runner.runner import Runner
 from batchfile.settings import load_settings
 from batchfile.signals import Interrupted
@@ -176,9 +178,8 @@ def _finish_file(file: FileRun, voice: Voice) -> Exit:
         if voice.is_json:
             with report_lost_output(f"the receipts are next to the results in {os.path.dirname(file.output)}"):
                 click.echo(msgspec.json.encode(file.receipt))
-        table = None if file.session is None else outputs.table_of(file.session.opened.batch)
-        column = None if table is None else table.columns.error
-        voice.say(f"{file.input}: {_summary(file.receipt, file.output, column)}")
+        column = None if file.session is None else outputs.error_column(file.session.opened.batch)
+        voice.say(f"{file.input}: {summary(file.receipt, file.output, column)}")
         if file.session is not None and file.session.is_added_to(file.receipt.reason):
             voice.say(f"lines were added to {file.input} while it ran; the same command runs them")
         return Exit.OK if file.receipt.is_all_succeeded else Exit.FAILED_REQUESTS
@@ -228,56 +229,11 @@ def _finish(ledger: Ledger, batch: BatchRecord, path: str | None, voice: Voice) 
     if voice.is_json:
         with report_lost_output(f"the results are in {path}, and the receipt is in {path}.receipt.json"):
             click.echo(msgspec.json.encode(receipt))
-    table = outputs.table_of(batch)
-    voice.say(_summary(receipt, path, None if table is None else table.columns.error))
-    if receipt.counts.succeeded == 0 and (reason := outputs.first_reason(ledger, batch)):
-        voice.say(f"the first one failed because of this: {reason}")
+    voice.say(summary(receipt, path, outputs.error_column(batch)))
+    if receipt.counts.succeeded == 0:
+        for _, reason in islice(outputs.failures(ledger, batch), 1):
+            voice.say(f"the first one failed because of this: {reason}")
     return Exit.OK if receipt.is_all_succeeded else Exit.FAILED_REQUESTS
-
-
-def _summary(receipt: Receipt, path: str | None, error_column: str | None = None) -> str:
-    """`error_column`: of rows, in their output."""
-    num_failed = receipt.input.requests - receipt.counts.succeeded
-    total = counted(receipt.input.requests, "request")
-    text = f"{receipt.counts.succeeded:,} of {total} succeeded in {duration(receipt.seconds)}"
-    if receipt.reason == "input_changed":
-        text += f"; the rest did not run, because {_what_became_of(receipt.input.path)}"
-    elif receipt.reason != "completed":
-        text += f"; the batch ended early ({receipt.reason})"
-    if path is not None:
-        text += f": {_from_here(path)}"
-        if num_failed:
-            verb = "failed" if receipt.reason == "completed" else "did not succeed"
-            told = f"the column {error_column} says why" if error_column else _what_to_do(receipt, num_failed)
-            text += f"; {num_failed:,} {verb}: {told}"
-    return text
-
-
-def _what_became_of(path: str) -> str:
-    became = "was changed, not only extended" if os.path.exists(path) else "was removed while it ran"
-    return f"{_from_here(path)} {became}"
-
-
-def _what_to_do(receipt: Receipt, num_failed: int) -> str:
-    """Lines that were too long are missing from the errors file, and so are those that no longer exist."""
-    errors = receipt.errors
-    if receipt.reason == "input_changed":
-        named = "" if errors is None else f"{_from_here(errors.path)} lists them; "
-        if not os.path.exists(receipt.input.path):
-            return f"{named}restore the file and run the same command again to finish the rest"
-        return f"{named}run the changed file with another output, or with --restart to replace these results"
-    if errors is None:
-        return "the results say why"
-    few = f" ({errors.lines:,} of them)" if errors.lines < num_failed else ""
-    return f"fix {_from_here(errors.path)} and run it{few}; the results say why"
-
-
-def _from_here(path: str) -> str:
-    """As a path relative to the current folder, where it is shorter."""
-    try:
-        return min(path, os.path.relpath(path), key=len)
-    except OSError:  # the current folder was removed
-        return path
 
 
 def _how_to_resume(options: RunOptions) -> str:

@@ -1,11 +1,15 @@
-"""Shows numbers and progress: a bar on a terminal, elsewhere a line every few seconds, or JSON. Knows no batch."""
+"""Shows numbers and progress: a bar on a terminal or in a notebook, elsewhere a line every few seconds, or JSON.
+
+Knows no batch.
+"""
 
 import json
 import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -81,7 +85,7 @@ def details(snap: Snapshot) -> list[str]:
         parts.append(f"{100 * snap.cache_hit_rate:.0f} % cached")
     if snap.quiet_s >= QUIET_S:
         parts.append(f"in one step for {duration(snap.quiet_s)}")
-    if is_done:
+    if is_done and snap.num_files_done < snap.num_files:
         parts.append("writing the results")
     return parts
 
@@ -102,8 +106,17 @@ def _left(snap: Snapshot) -> list[str]:
 
 
 def say(text: str) -> None:
-    """Print a line on stderr, above a live display. click.echo would write past it, into the line that it redraws."""
-    print(text, file=sys.stderr, flush=True)
+    """Print a line on stderr, above a live display. click.echo would write past it, into the line that it redraws.
+
+    In a notebook it is printed on stdout: on stderr it would look like an error.
+    """
+    print(text, file=sys.stdout if is_notebook() else sys.stderr, flush=True)
+
+
+def is_notebook() -> bool:
+    """Is this process the kernel of a notebook?"""
+    ipython = sys.modules.get("IPython")
+    return ipython is not None and getattr(ipython.get_ipython(), "kernel", None) is not None
 
 
 def is_terminal() -> bool:
@@ -134,23 +147,22 @@ class Progress:
         self._thread.join()
 
     def _show_forever(self) -> None:
-        if is_terminal() and not self._is_json:
-            self._show_live()
+        if self._is_json:
+            self._show_plain()
+        elif is_notebook():
+            self._show_live(_cell)
+        elif is_terminal():
+            self._show_live(_terminal)
         else:
             self._show_plain()
 
-    def _show_live(self) -> None:
-        from rich.console import Console
-        from rich.live import Live
-
-        # Live replaces sys.stderr, and shows other output above the bar.
-        console = Console(stderr=True, highlight=False)
-        with Live(console=console, auto_refresh=False, redirect_stdout=False) as live:
+    def _show_live(self, display: Callable[[], AbstractContextManager[Callable[[Snapshot], None]]]) -> None:
+        with display() as update:
             while True:
                 is_over = self._over.wait(LOOK_S)
                 snap = self._look()
                 if snap is not None and not (is_over and snap.is_loading):
-                    live.update(picture(snap), refresh=True)
+                    update(snap)
                 if is_over:
                     return
 
@@ -172,6 +184,35 @@ class Progress:
             print(text, file=sys.stderr, flush=True)
 
 
+@contextmanager
+def _terminal() -> Iterator[Callable[[Snapshot], None]]:
+    from rich.console import Console
+    from rich.live import Live
+
+    # Live replaces sys.stderr, and shows other output above the bar.
+    console = Console(stderr=True, highlight=False)
+    with Live(console=console, auto_refresh=False, redirect_stdout=False) as live:
+        yield lambda snap: live.update(picture(snap), refresh=True)
+
+
+@contextmanager
+def _cell() -> Iterator[Callable[[Snapshot], None]]:
+    """One output of the cell that is running, which is replaced by each update."""
+    from IPython.display import display
+
+    handle: Any = None
+
+    def update(snap: Snapshot) -> None:
+        nonlocal handle
+        shown = {"text/plain": line(snap), "text/html": html(snap)}
+        if handle is None:
+            handle = display(shown, raw=True, display_id=True)
+        else:
+            handle.update(shown, raw=True)
+
+    yield update
+
+
 def picture(snap: Snapshot) -> "RenderableType":
     """Two lines for a terminal: the bar and the time, then what the engine does."""
     from rich.console import Group
@@ -181,19 +222,33 @@ def picture(snap: Snapshot) -> "RenderableType":
 
     if snap.is_loading or snap.down_s:
         return Text(state(snap), no_wrap=True, overflow="ellipsis")
-    share = snap.done / max(1, snap.total) if snap.share is None else snap.share
-    left = f", {about(snap.eta_s)} left" if snap.eta_s is not None and snap.done < snap.total else ""
-    # The percentage is the bar's, not that of the requests: those in flight count with their tokens.
-    counts = f"{100 * share:.0f} %, {snap.done:,}/{snap.total:,} requests"
-    text = ", ".join([counts, *_files(snap), duration(snap.elapsed_s)]) + left
     # Until the share is known, the bar only moves.
-    bar = ProgressBar(total=1.0, completed=share, width=BAR_CELLS, pulse=snap.share is None and not snap.done)
+    bar = ProgressBar(total=1.0, completed=_share(snap), width=BAR_CELLS, pulse=snap.share is None and not snap.done)
     row = Table.grid(padding=(0, 1))
     row.add_column(width=BAR_CELLS)
     row.add_column(no_wrap=True, overflow="ellipsis")
-    row.add_row(bar, text)
+    row.add_row(bar, _headline(snap))
     style = "yellow" if snap.failed else "dim"
     return Group(row, Text(", ".join(details(snap)), style=style, no_wrap=True, overflow="ellipsis"))
+
+
+def html(snap: Snapshot) -> str:
+    """The same two lines for a notebook."""
+    if snap.is_loading or snap.down_s:
+        return state(snap)
+    bar = f'<progress value="{_share(snap):.3f}" style="width: {BAR_CELLS}ch"></progress>'
+    return f"{bar} {_headline(snap)}<br><small>{', '.join(details(snap))}</small>"
+
+
+def _share(snap: Snapshot) -> float:
+    """Of the bar, from 0 to 1."""
+    return snap.done / max(1, snap.total) if snap.share is None else snap.share
+
+
+def _headline(snap: Snapshot) -> str:
+    # The percentage is the bar's, not that of the requests: those in flight count with their tokens.
+    counts = f"{100 * _share(snap):.0f} %, {snap.done:,}/{snap.total:,} requests"
+    return ", ".join([counts, *_files(snap), duration(snap.elapsed_s), *_left(snap)])
 
 
 def _rounded(values: dict[str, Any]) -> dict[str, Any]:

@@ -184,17 +184,24 @@ def result_lines(ledger: Ledger, batch: BatchRecord) -> Iterator[bytes]:
         yield line.data or b""
 
 
-def first_reason(ledger: Ledger, batch: BatchRecord) -> str | None:
-    """Why the first request of an ended batch failed; None if it did not, or there is none."""
-    first = next(result_lines(ledger, batch), None)
-    error = None if first is None else decode_result(first).error
-    return None if error is None else error.message
+def failures(ledger: Ledger, batch: BatchRecord) -> Iterator[tuple[int, str]]:
+    """The requests of an ended batch that failed: their number, from 1, and why."""
+    for number, line in enumerate(result_lines(ledger, batch), 1):
+        error = decode_result(line).error
+        if error is not None:
+            yield number, error.message
 
 
 def table_of(batch: BatchRecord) -> AnsweredTable | None:
     """How the results of a batch are written as rows; None if its input had requests."""
     text = batch.metadata.get(TABLE)
     return None if text is None else decode_table(text)
+
+
+def error_column(batch: BatchRecord) -> str | None:
+    """The column with the reasons of failed rows; None if its input had requests."""
+    table = table_of(batch)
+    return None if table is None else table.columns.error
 
 
 def _read_receipt(output: str) -> Receipt | None:

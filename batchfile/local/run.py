@@ -306,7 +306,11 @@ def _plan_and_commit(
             reuse=reuse,
         )
         inputs.check_untouched(source)
-        notes.extend(_notes(planned, _first_model(ledger, planned), options.model or ""))
+        notes.extend(
+            _notes(
+                planned, _first_model(ledger, planned), options.model or "", "line" if source.table is None else "row"
+            )
+        )
         notes.extend(_tail_note(ledger, planned))
         is_own_bytes = is_linked or source.path is None
         digest = planned.input.sha256 if is_own_bytes else inputs.digest_of(source)
@@ -339,7 +343,7 @@ def _metadata(source: Source, options: RunOptions, digest: str) -> dict[str, str
     return metadata
 
 
-def _notes(planned: Planned, named: str | None, model: str) -> Iterator[str]:
+def _notes(planned: Planned, named: str | None, model: str, noun: str) -> Iterator[str]:
     if planned.num_reused:
         yield f"{planned.num_reused:,} of {planned.total:,} requests have already finished and do not run again"
     if planned.num_hints:
@@ -348,8 +352,8 @@ def _notes(planned: Planned, named: str | None, model: str) -> Iterator[str]:
         yield f"the first request has the model {named!r}; a local run ignores it and uses its one engine"
     if planned.num_rejected:
         first = planned.first_problem
-        many = f"{planned.num_rejected:,} lines are rejected and get failed results; the first"
-        yield f"{'1 line is rejected and gets a failed result' if planned.num_rejected == 1 else many}: {first}"
+        many = f"{planned.num_rejected:,} {noun}s are rejected and get failed results; the first"
+        yield f"{f'1 {noun} is rejected and gets a failed result' if planned.num_rejected == 1 else many}: {first}"
 
 
 def _tail_note(ledger: Ledger, planned: Planned) -> Iterator[str]:

@@ -56,6 +56,10 @@ class Session:
     store: str
     is_kept: bool
 
+    @property
+    def noun(self) -> str:
+        return "request" if self.source.table is None else "row"
+
     def is_added_to(self, reason: str | None) -> bool:
         """Were lines added to the input since it was read? `reason`: why its batch ended."""
         return reason == "completed" and self.options.limit is None and is_added_to(self.source)
@@ -114,7 +118,7 @@ def work_on(session: Session, choice: EngineChoice, observer: Observer, *, grace
     ended: list[BatchRecord] = []
     if not session.opened.is_new:
         batch, counts = session.opened.batch, _progress_of(session)[0]
-        observer.say(f"resuming {batch.batch_id}: {counts.finished:,} of {batch.total:,} requests are done")
+        observer.say(f"resuming {batch.batch_id}: {counts.finished:,} of {batch.total:,} {session.noun}s are done")
     work_on_all([session], choice, observer, ended.append, grace_s=grace_s)
     return ended[0] if ended else None
 
@@ -141,7 +145,7 @@ def work_on_all(
         observer.on_runner(runner)
         runners.append(runner)
         files = f" in {counted(len(batches), 'file')}" if len(batches) > 1 else ""
-        observer.say(f"{counted(total, 'request')}{files}; loading {choice.label}")
+        observer.say(f"{counted(total, sessions[0].noun)}{files}; loading {choice.label}")
 
     def end(batch: BatchRecord) -> None:
         on_ended(batch)

@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -176,8 +177,19 @@ def test_an_interrupted_call_raises_and_the_same_call_resumes(
     assert "stopping: finishing the requests in flight" in capsys.readouterr().err
     monkeypatch.setenv("BATCHFILE_ECHO_LATENCY_S", "0")
     found = batchfile.map(numbers(), "{{ n }}", engine="echo")
-    assert "resuming batch_" in capsys.readouterr().err
+    assert re.search(rf"^resuming batch_\w+: \d+ of {NUM} rows are done$", capsys.readouterr().err, re.MULTILINE)
     assert [row["answer"] for row in found] == [str(number) for number in range(NUM)]
+
+
+def test_it_says_how_the_call_ended_and_why_the_first_rows_failed(capsys: pytest.CaptureFixture[str]) -> None:
+    def said(**more: Any) -> str:
+        batchfile.map([{"review": text} for text in ("good", "", "")], "{{ review }}", engine="echo", **more)
+        return re.sub(r"\d\.\d s", "0.1 s", capsys.readouterr().err)
+
+    failed = "; the column error says why\nrow 2 failed: the prompt is empty\nrow 3 failed: the prompt is empty\n"
+    assert said().endswith(f"\n3 rows: 1 answered, 2 failed; 1 tokens in, 1 tokens out; 0.1 s{failed}")
+    assert said() == f"3 rows: 1 answered, 2 failed; 1 tokens in, 1 tokens out; kept from an earlier call{failed}"
+    assert said(progress=False) == ""
 
 
 def test_a_killed_process_loses_nothing_that_had_finished(executions: Path, cache: Path) -> None:
