@@ -254,9 +254,11 @@ def _source(path: Path, table: Table) -> Source:
 
 def _choices(choices: Sequence[str] | None) -> tuple[str, ...]:
     """Raises: SettingsError."""
-    if isinstance(choices, str) or not all(isinstance(one, str) for one in choices or ()):
-        raise SettingsError(f"choices: {choices!r} is not a list of texts, such as ['good', 'bad']")
-    return tuple(choices or ())
+    if choices is None:
+        return ()
+    if not isinstance(choices, list | tuple) or not choices or not all(isinstance(one, str) for one in choices):
+        raise SettingsError(f"choices: {shown(repr(choices))} is not a list of texts, such as ['good', 'bad']")
+    return tuple(choices)
 
 
 def _json_schema(schema: object) -> dict[str, Any] | None:

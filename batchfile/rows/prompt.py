@@ -73,6 +73,8 @@ class RowPrompt:
     is_command: bool = True
 
     def __post_init__(self) -> None:
+        if self.prompt is not None and not self.prompt.strip():
+            raise SettingsError(f"{self._flag('prompt')}: is empty; write a prompt over the columns of a row")
         choices = self._flag("choices")
         if self.choices and self.schema is not None:
             raise SettingsError(f"{choices} and {self._flag('schema')} cannot be combined; put an enum into the schema")
