@@ -245,9 +245,13 @@ def open_lines(
     return open_text(path, kind, stream)
 
 
-def parquet_columns(path: str) -> tuple[str, ...]:
-    """The names of the columns, read by a child process. Raises: InvalidFile, ConverterKilled, SettingsError."""
-    return tuple(json.loads(b"".join(_converted(path, "parquet-columns", None))))
+def parquet_columns(path: str) -> tuple[tuple[str, ...], str]:
+    """The names of the columns and their types (an Arrow schema as base64), read by a child process.
+
+    Raises: InvalidFile, ConverterKilled, SettingsError.
+    """
+    names, types = json.loads(b"".join(_converted(path, "parquet-columns", None)))
+    return tuple(names), types
 
 
 def _converted(path: str, kind: Conversion, stream: BinaryIO | None) -> Iterator[bytes]:

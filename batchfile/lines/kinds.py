@@ -50,13 +50,15 @@ _text = msgspec.json.Decoder(str)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kind:
     """`layout`: how the items are written; `content`: what they are. `columns`: of rows, as far as the first bytes show
-    them; () for Parquet, whose columns are at its end. `delimiter`: of CSV. `own_fields`: of requests that all have
-    fields of their user next to custom_id; `metadata`: where jq is to move them.
+    them; () for Parquet, whose columns are at its end. `types`: of the columns of Parquet, an Arrow schema as base64.
+    `delimiter`: of CSV. `own_fields`: of requests that all have fields of their user next to custom_id; `metadata`:
+    where jq is to move them.
     """
 
     layout: Layout
     content: Content
     columns: tuple[str, ...] = ()
+    types: str = ""
     delimiter: str = ""
     own_fields: tuple[str, ...] = ()
     metadata: str = ""

@@ -68,7 +68,8 @@ def kind_of(source: Source, *, is_table: bool) -> Kind:
     if not source.is_repeatable:
         raise InvalidFile("stdin: Parquet cannot be read from a pipe; use the path of the file")
     with on_disk(source) as path:
-        return kind_of_table(parquet_columns(path), is_table=is_table)
+        columns, types = parquet_columns(path)
+    return kind_of_table(columns, types, is_table=is_table)
 
 
 def _sample_of(source: Source, options: RunOptions) -> tuple[int, int] | None:

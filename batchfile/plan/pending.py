@@ -163,8 +163,8 @@ def _readable(ledger: Ledger, batch: BatchRecord, beat: Callable[[], None]) -> s
         raise InvalidFile(f"{name}: is Parquet data, which has no url and body; write its requests as JSONL")
     # In another process, because this one may hold an engine or be a service.
     if form == "parquet":
-        columns = json.loads(b"".join(convert(name, "parquet-columns", _stream(store, pinned, form), beat=beat)))
-        kind = kind_of_table(columns)
+        said = b"".join(convert(name, "parquet-columns", _stream(store, pinned, form), beat=beat))
+        kind = kind_of_table(*json.loads(said))
     else:
         kind = detect_kind(name, plain_head(name, form, head, KIND_BYTES))
     is_table = is_dropped and kind.content == "rows" and kind.layout != "text" and kind.has_prompts

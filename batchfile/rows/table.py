@@ -1,7 +1,7 @@
 """How the rows of one file become requests, and how their results become rows again."""
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import BinaryIO
 
 import msgspec
@@ -17,10 +17,11 @@ Chunks = Callable[[], Iterable[bytes]]  # opens the same bytes with each call
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnsweredTable:
-    """What is needed to write the answers as rows; stored with a batch. `layout`, `delimiter`: of the input."""
+    """What is needed to write the answers as rows; stored with a batch. All but `columns`: of the input."""
 
     columns: AnswerColumns
     layout: str
+    types: str = ""
     delimiter: str = ""
     is_raw: bool = False
 
@@ -28,7 +29,8 @@ class AnsweredTable:
         """By the name of the output. None: stdout, which gets the layout of the input, or JSONL."""
         same = {"csv": "-.tsv" if self.delimiter == "\t" else "-.csv", "text": "-.txt"}.get(self.layout, "-")
         name = output or same
-        return format_of(name, delimiter=self.delimiter, column=self.columns.into, is_raw=self.is_raw)
+        form = format_of(name, delimiter=self.delimiter, column=self.columns.into, is_raw=self.is_raw)
+        return replace(form, types=self.types)
 
     def write(self, requests: Chunks, results: Chunks, file: BinaryIO, output: str | None) -> None:
         """`requests`: the lines that were made of the rows; `results`: a native line for each. Raises: OSError."""
@@ -61,5 +63,9 @@ class Table:
     @property
     def answered(self) -> AnsweredTable:
         return AnsweredTable(
-            columns=self.columns, layout=self.kind.layout, delimiter=self.kind.delimiter, is_raw=self.is_raw
+            columns=self.columns,
+            layout=self.kind.layout,
+            types=self.kind.types,
+            delimiter=self.kind.delimiter,
+            is_raw=self.is_raw,
         )

@@ -25,13 +25,17 @@ _encoder = msgspec.json.Encoder()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableFormat:
-    """`delimiter`: of CSV. `column`: the one that text has, one value on each line; `is_raw`: as it is."""
+    """`delimiter`: of CSV. `column`: the one that text has, one value on each line; `is_raw`: as it is.
+
+    `types`: of columns of the input, for Parquet: an Arrow schema as base64.
+    """
 
     layout: TableLayout
     delimiter: str = ","
     packing: Literal["", ".gz", ".zst"] = ""
     column: str = ""
     is_raw: bool = False
+    types: str = ""
 
 
 def format_of(name: str, *, delimiter: str, column: str, is_raw: bool = False) -> TableFormat:
@@ -50,7 +54,7 @@ def write_rows(rows: Rows, file: BinaryIO, form: TableFormat) -> None:
         if form.layout == "parquet":
             from batchfile.rows.write_parquet import write_parquet
 
-            write_parquet(rows, stream)
+            write_parquet(rows, stream, form.types)
             return
         chunks = {"csv": _csv_chunks, "jsonl": _json_chunks, "text": _text_chunks}[form.layout](rows, form)
         for chunk in chunks:

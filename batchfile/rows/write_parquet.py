@@ -1,5 +1,7 @@
 """Writes rows to Parquet, whose columns get the types of their values. Memory: one group of rows."""
 
+from base64 import b64decode
+from contextlib import suppress
 from typing import Any, BinaryIO
 
 import pyarrow as pa
@@ -10,20 +12,33 @@ from batchfile.rows.write import Rows, as_text, columns_of, grouped
 GROUP_ROWS = 10_000
 
 
-def write_parquet(rows: Rows, file: BinaryIO) -> None:
-    """Each column has the type of its values; one whose values have no common type is JSON text."""
-    schema = _schema(rows)
+def write_parquet(rows: Rows, file: BinaryIO, input_types: str = "") -> None:
+    """Each column has the type that it had in the input, an Arrow schema as base64. One that the input lacks, or whose
+    type cannot be made of JSON (bytes, times of day, durations), has the type of its values; JSON text if they have no
+    common one.
+    """
+    schema = _schema(rows, _kept(input_types))
     with pq.ParquetWriter(file, schema, compression="zstd") as writer:
         for some in grouped(rows, GROUP_ROWS):
             arrays = [typed_array([row.get(field.name) for row in some], field.type) for field in schema]
             writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
 
 
-def _schema(rows: Rows) -> Any:
+def _kept(input_types: str) -> dict[str, Any]:
+    """The types of the input that can be made of JSON. Bytes are base64 there, which Arrow would take as the bytes."""
+    if not input_types:
+        return {}
+    schema = pa.ipc.read_schema(pa.py_buffer(b64decode(input_types)))
+    return {field.name: field.type for field in schema if "binary" not in str(field.type)}
+
+
+def _schema(rows: Rows, kept: dict[str, Any]) -> Any:
     types: dict[str, Any] = {}
     for some in grouped(rows, GROUP_ROWS):
         for name in columns_of(some):
-            found = type_of([row.get(name) for row in some])
+            values = [row.get(name) for row in some]
+            is_kept = name in kept and _restored(values, kept[name]) is not None
+            found = kept[name] if is_kept else type_of(values)
             types[name] = found if name not in types else _common(types[name], found)
     return pa.schema([(name, pa.string() if pa.types.is_null(kind) else kind) for name, kind in types.items()])
 
@@ -36,6 +51,14 @@ def type_of(values: list[Any]) -> Any:
         return pa.string()
 
 
+def _restored(values: list[Any], kind: Any) -> Any:
+    """JSON values as an array of this type; None if they do not fit."""
+    for make in (lambda: pa.array(values, kind), lambda: pa.array(values).cast(kind)):
+        with suppress(pa.ArrowException, TypeError, ValueError, OverflowError):
+            return make()
+    return None
+
+
 def _common(one: Any, other: Any) -> Any:
     try:
         both = [pa.schema([("", one)]), pa.schema([("", other)])]
@@ -45,9 +68,9 @@ def _common(one: Any, other: Any) -> Any:
 
 
 def typed_array(values: list[Any], kind: Any) -> Any:
-    """As an Arrow array of a type that `type_of` has found. Values of text that are not text become JSON."""
+    """As an Arrow array of a type that the values fit. Values of text that are not text become JSON."""
     if pa.types.is_string(kind):
         values = [value if value is None else as_text(value) for value in values]
     elif pa.types.is_floating(kind):
         values = [value if value is None else float(value) for value in values]  # Arrow rejects large integers
-    return pa.array(values, kind)
+    return _restored(values, kind)

@@ -1,11 +1,14 @@
 """Rows with their answers, in each format."""
 
 import csv
+import datetime as dt
 import gzip
 import io
 import json
+from decimal import Decimal
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
@@ -13,6 +16,7 @@ from hypothesis import strategies as st
 
 from batchfile.lines.file_formats import zstd
 from batchfile.lines.kinds import Kind
+from batchfile.lines.parquet import parquet_columns, parquet_lines
 from batchfile.lines.result import encode_result
 from batchfile.rows.answers import answered_rows
 from batchfile.rows.prompt import AnswerColumns, RowPrompt, request_lines
@@ -75,6 +79,35 @@ def test_a_compressed_name_compresses() -> None:
     assert gzip.decompress(written("o.csv.gz", ROWS)) == plain
     assert zstd.decompress(written("o.CSV.ZST", ROWS)) == plain
     assert written("o.csv.gz", ROWS) == written("o.csv.gz", ROWS), "the same rows give the same bytes"
+
+
+def test_columns_of_parquet_keep_the_types_that_they_had() -> None:
+    day, at = dt.date(2026, 1, 2), dt.datetime(2026, 1, 2, tzinfo=dt.UTC)
+    kept = {
+        "day": pa.array([day, None]),
+        "ns": pa.array([1, None], pa.timestamp("ns")),
+        "at": pa.array([at, None], pa.timestamp("us", "UTC")),
+        "price": pa.array([Decimal("1.50"), None]),
+        "long": pa.array([Decimal("12345678901234567890.50"), None]),
+        "small": pa.array([1, None], pa.int8()),
+        "float": pa.array([0.1, None], pa.float32()),
+        "large": pa.array([2**64 - 1, 1], pa.uint64()),
+        "kind": pa.array(["x", None]).dictionary_encode(),
+        "days": pa.array([[day], None]),
+    }
+    as_text = {"bytes": pa.array([b"x", None]), "time": pa.array([dt.time(1), None])}
+    table = pa.table(kept | as_text)
+    file = io.BytesIO()
+    pq.write_table(table, file)
+    rows = [json.loads(line) for chunk in parquet_lines("a.parquet", file, as_rows=True) for line in chunk.splitlines()]
+    _, types = json.loads(b"".join(parquet_columns("a.parquet", file)))
+    out = io.BytesIO()
+    form = AnsweredTable(columns=AnswerColumns(), layout="parquet", types=types).format_for("o.parquet")
+    write_rows(lambda: ({**row, "answer": "x"} for row in rows), out, form)
+    found = pq.read_table(out)
+    assert found.select([*kept]).equals(table.select([*kept]))
+    assert found.select([*as_text]).to_pylist()[0] == {"bytes": "eA==", "time": "01:00:00"}
+    assert found["answer"].to_pylist() == ["x", "x"]
 
 
 def test_parquet_columns_have_the_types_of_their_values(monkeypatch: pytest.MonkeyPatch) -> None:
