@@ -179,6 +179,7 @@ class _Worker:
         except KeyboardInterrupt:
             self._stop(Runner.stop_now, "stopping now")
             self._wait()
+        self._say("stopped; what has finished is kept, and the same call resumes")
         raise KeyboardInterrupt
 
     def _wait(self) -> object:

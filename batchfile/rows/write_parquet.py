@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 from batchfile.rows.write import Rows, as_text, columns_of, grouped
 
 GROUP_ROWS = 10_000
+_DO_NOT_FIT = (pa.ArrowException, TypeError, ValueError, OverflowError)
 
 
 def write_parquet(rows: Rows, file: BinaryIO, input_types: str = "") -> None:
@@ -47,15 +48,16 @@ def type_of(values: list[Any]) -> Any:
     """The Arrow type of JSON values; text if they have no common one."""
     try:
         return pa.array(values).type
-    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError):
+    except _DO_NOT_FIT:
         return pa.string()
 
 
 def _restored(values: list[Any], kind: Any) -> Any:
     """JSON values as an array of this type; None if they do not fit."""
-    for make in (lambda: pa.array(values, kind), lambda: pa.array(values).cast(kind)):
-        with suppress(pa.ArrowException, TypeError, ValueError, OverflowError):
-            return make()
+    with suppress(*_DO_NOT_FIT):
+        return pa.array(values, kind)
+    with suppress(*_DO_NOT_FIT):
+        return pa.array(values).cast(kind)
     return None
 
 

@@ -174,7 +174,9 @@ def test_an_interrupted_call_raises_and_the_same_call_resumes(
     with pytest.raises(KeyboardInterrupt):
         batchfile.map(numbers(), "{{ n }}", engine="echo", grace_s=0)
     thread.join()
-    assert "stopping: finishing the requests in flight" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "stopping: finishing the requests in flight" in said
+    assert said.endswith("stopped; what has finished is kept, and the same call resumes\n")
     monkeypatch.setenv("BATCHFILE_ECHO_LATENCY_S", "0")
     found = batchfile.map(numbers(), "{{ n }}", engine="echo")
     assert re.search(rf"^resuming batch_\w+: \d+ of {NUM} rows are done$", capsys.readouterr().err, re.MULTILINE)
