@@ -169,8 +169,9 @@ class _Worker:
 
     def run(self, work: Callable[[], T]) -> T:
         """Returns or raises what `work` does. Raises: KeyboardInterrupt."""
-        threading.Thread(target=self._work, args=(work,), name="batchfile-run", daemon=True).start()
+        worker = threading.Thread(target=self._work, args=(work,), name="batchfile-run", daemon=True)
         try:
+            worker.start()  # it may work, and be interrupted, before this returns
             return cast(T, self._wait())
         except KeyboardInterrupt:
             self._stop(Runner.stop, "stopping: finishing the requests in flight; interrupt again to stop now")
