@@ -30,7 +30,14 @@ KEYS = ("custom_id", "params", "metadata", "method", "url", "body")
 OPENAI_KEYS = ("custom_id", "method", "url", "body")
 NATIVE_KEYS = ("custom_id", "params", "metadata")
 ROW_PROBLEM = "row_problem"  # instead of a request: why the row of a table cannot become one
-_INSIDE = {"messages", "model", "max_tokens", "temperature", "top_p", "prompt", "system", "tools", *SAME}
+# Of params and body, in any format. Not those that are more likely the user's own, such as n or input.
+_INSIDE = frozenset(
+    {
+        *("messages", "prompt", "system", "model", "tools", "tool_choice", "output_config", "response_format"),
+        *("max_tokens", "temperature", "top_p", "top_k", "min_p", "seed"),
+        *("presence_penalty", "frequency_penalty", "repetition_penalty", *SAME),
+    }
+)
 _EXAMPLES: dict[InputFormat, str] = {
     "native": '{"custom_id": "a", "params": {...}}',
     "openai": '{"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {...}}',

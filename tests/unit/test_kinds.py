@@ -158,6 +158,9 @@ def test_the_command_unpacks_a_file_and_names_none_that_jq_cannot_read() -> None
     [
         f"{OWN}\n{PARAMS}",  # the others can run
         '{"custom_id": "a", "params": {}, "model": "m"}',  # belongs into params
+        '{"custom_id": "a", "params": {}, "seed": 1}',
+        f'{OWN}\n{{"custom_id": "a", "params": {{}}, "seed": 1}}',
+        '{"custom_id": "a", "params": {}, "seed": 1}\n{"seed": 1, "stage": "x"}',
         '{"custom_id": "a", "params": {}, "metdata": {}}',
         '{"custom_id": "a", "parms": {}, "x": 1}',
         '{"custom_id": "a", "metadata": {}, "row_problem": "no"}',
