@@ -133,6 +133,7 @@ class Progress:
     def __init__(self, look: Callable[[], Snapshot | None], *, is_json: bool) -> None:
         self._look = look
         self._is_json = is_json
+        self._last = (0, 0)
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._show_forever, name="progress", daemon=True)
 
@@ -168,18 +169,19 @@ class Progress:
 
     def _show_plain(self) -> None:
         shown_at = time.monotonic()
-        snap = None
         while not self._over.wait(LOOK_S):
             snap = self._look()  # also between the lines: the estimates need regular looks
-            if time.monotonic() - shown_at >= PLAIN_S:
+            if snap is not None and time.monotonic() - shown_at >= PLAIN_S:
                 shown_at = time.monotonic()
-                self._print(snap)
+                self.show(snap)
         snap = self._look()
         if snap is not None and not snap.is_loading:  # else the run ended before an engine was loaded
-            self._print(snap)
+            self.show(snap)
 
-    def _print(self, snap: Snapshot | None) -> None:
-        if snap is not None:
+    def show(self, snap: Snapshot) -> None:
+        """As one line. Once all requests are done, only if another file is: to write the results may take a while."""
+        if snap.done < snap.total or self._last != (snap.done, snap.num_files_done):
+            self._last = snap.done, snap.num_files_done
             text = json.dumps({"event": "progress", **_rounded(asdict(snap))}) if self._is_json else line(snap)
             print(text, file=sys.stderr, flush=True)
 

@@ -35,6 +35,18 @@ SNAP = Snapshot(
 )
 
 
+def test_a_line_without_news_is_not_repeated_while_results_are_written(capsys: pytest.CaptureFixture[str]) -> None:
+    progress, done = Progress(lambda: None, is_json=False), replace(SNAP, done=2000, num_files=2, num_files_done=1)
+    for snap in (SNAP, SNAP, done, replace(done, elapsed_s=90.0), replace(done, num_files_done=2)):
+        progress.show(snap)
+    assert [found.split(",")[0] for found in capsys.readouterr().err.splitlines()] == [
+        "1",
+        "1",
+        "2",
+        "2",
+    ], "requests that are done, in thousands"
+
+
 def test_a_run_whose_endpoint_is_down_says_that_it_waits() -> None:
     meter = Meter(10, Counts(), Usage(), 0.0)
     runner_stats = RunnerStats(succeeded=3, engine_ready_at=1.0)
