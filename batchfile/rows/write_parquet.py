@@ -1,24 +1,25 @@
 """Writes rows to Parquet, whose columns get the types of their values. Memory: one group of rows."""
 
 from base64 import b64decode
+from collections.abc import Collection
 from contextlib import suppress
 from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from batchfile.rows.write import Rows, as_text, columns_of, grouped
+from batchfile.rows.write import Rows, as_text, columns_of, grouped, in_order
 
 GROUP_ROWS = 10_000
 _DO_NOT_FIT = (pa.ArrowException, TypeError, ValueError, OverflowError)
 
 
-def write_parquet(rows: Rows, file: BinaryIO, input_types: str = "") -> None:
+def write_parquet(rows: Rows, file: BinaryIO, last: Collection[str], input_types: str = "") -> None:
     """Each column has the type that it had in the input, an Arrow schema as base64. One that the input lacks, or whose
     type cannot be made of JSON (bytes, times of day, durations), has the type of its values; JSON text if they have no
     common one.
     """
-    schema = _schema(rows, _kept(input_types))
+    schema = _schema(rows, last, _kept(input_types))
     with pq.ParquetWriter(file, schema, compression="zstd") as writer:
         for some in grouped(rows, GROUP_ROWS):
             arrays = [typed_array([row.get(field.name) for row in some], field.type) for field in schema]
@@ -33,7 +34,7 @@ def _kept(input_types: str) -> dict[str, Any]:
     return {field.name: field.type for field in schema if "binary" not in str(field.type)}
 
 
-def _schema(rows: Rows, kept: dict[str, Any]) -> Any:
+def _schema(rows: Rows, last: Collection[str], kept: dict[str, Any]) -> Any:
     types: dict[str, Any] = {}
     for some in grouped(rows, GROUP_ROWS):
         for name in columns_of(some):
@@ -41,7 +42,8 @@ def _schema(rows: Rows, kept: dict[str, Any]) -> Any:
             is_kept = name in kept and _restored(values, kept[name]) is not None
             found = kept[name] if is_kept else type_of(values)
             types[name] = found if name not in types else _common(types[name], found)
-    return pa.schema([(name, pa.string() if pa.types.is_null(kind) else kind) for name, kind in types.items()])
+    fields = [(name, types[name]) for name in in_order(types, last)]
+    return pa.schema([(name, pa.string() if pa.types.is_null(kind) else kind) for name, kind in fields])
 
 
 def type_of(values: list[Any]) -> Any:

@@ -76,6 +76,31 @@ def test_the_delimiter_is_the_one_that_gives_every_record_as_many_fields(delimit
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "column"),
+    [
+        (
+            "a.csv",
+            "sku,url,title,comment\nA-1,https://example.com/a/long/address,Box,It broke after a day\n",
+            "comment",
+        ),
+        ("a.csv", "id,customer_id,word\nxxxxxxxxxxxx,yyyyyyyyyyy,ok\n", "word"),
+        ("a.csv", "id\nx\n", "id"),
+        ("a.csv", "id,text\n", "text"),
+        ("a.jsonl", '{"id": 1, "tag": "x"}\n{"id": 2, "tag": "y", "about": "a few words"}\n', "about"),
+        ("a.json", '[{"id": 1, "text": "only keys are looked at"}]', "text"),
+    ],
+)
+def test_the_example_of_a_prompt_has_the_column_with_the_most_text(name: str, text: str, column: str) -> None:
+    assert f"'... {{{{ {column} }}}} ...'" in command_for(detect(name, text.encode()), name)
+
+
+def test_a_byte_order_mark_of_csv_is_noted() -> None:
+    assert detect("a.csv", b"\xef\xbb\xbfa,b\n1,2\n").has_bom
+    assert not detect("a.csv", b"a,b\n1,2\n").has_bom
+    assert not detect("a.jsonl", b'\xef\xbb\xbf{"a": 1}\n').has_bom
+
+
 def test_a_first_line_longer_than_what_is_looked_at_is_a_request() -> None:
     long = PARAMS.replace("Hi", "x" * KIND_BYTES)
     assert detect("a.jsonl", long.encode()[:KIND_BYTES]).content == "requests"

@@ -22,7 +22,7 @@ from batchfile.rows.answers import answered_rows
 from batchfile.rows.prompt import AnswerColumns, RowPrompt, request_lines
 from batchfile.rows.read import Row, read_rows
 from batchfile.rows.table import AnsweredTable, decode_table
-from batchfile.rows.write import format_of, write_rows
+from batchfile.rows.write import write_rows
 from batchfile.types import Choice, Completion, Failure, Outcome, Usage
 
 ROWS: list[dict[str, Any]] = [
@@ -33,7 +33,7 @@ ROWS: list[dict[str, Any]] = [
 
 def written(name: str, rows: list[dict[str, Any]], **more: Any) -> bytes:
     file = io.BytesIO()
-    write_rows(lambda: iter(rows), file, format_of(name, **({"delimiter": "", "column": "text"} | more)))
+    write_rows(lambda: iter(rows), file, name, **({"column": "text"} | more))
     return file.getvalue()
 
 
@@ -60,6 +60,15 @@ def test_columns_are_in_the_order_in_which_they_appear() -> None:
         ["1", "a\nb", '["x"]', "", ""],
         ["2", 'é, "q"', "", "0.5", "true"],
     ]
+
+
+@pytest.mark.parametrize("name", ["o.csv", "o.parquet"])
+def test_the_columns_of_answers_are_last_also_if_the_first_row_cannot_be_read(name: str) -> None:
+    data = written(name, [{"answer": None, "error": "bad"}, *ROWS], last=("answer", "error"))
+    columns = data.splitlines()[0].decode("latin-1").split(",")
+    if name == "o.parquet":
+        columns = pq.read_table(io.BytesIO(data)).column_names
+    assert columns == ["id", "text", "tags", "score", "more", "answer", "error"]
 
 
 def test_jsonl_has_the_values_themselves() -> None:
@@ -101,10 +110,8 @@ def test_columns_of_parquet_keep_the_types_that_they_had() -> None:
     pq.write_table(table, file)
     rows = [json.loads(line) for chunk in parquet_lines("a.parquet", file, as_rows=True) for line in chunk.splitlines()]
     _, types = json.loads(b"".join(parquet_columns("a.parquet", file)))
-    out = io.BytesIO()
-    form = AnsweredTable(columns=AnswerColumns(), layout="parquet", types=types).format_for("o.parquet")
-    write_rows(lambda: ({**row, "answer": "x"} for row in rows), out, form)
-    found = pq.read_table(out)
+    data = written("o.parquet", [{**row, "answer": "x"} for row in rows], types=types)
+    found = pq.read_table(io.BytesIO(data))
     assert found.select([*kept]).equals(table.select([*kept]))
     assert found.select([*as_text]).to_pylist()[0] == {"bytes": "eA==", "time": "01:00:00"}
     assert found["answer"].to_pylist() == ["x", "x"]
@@ -162,6 +169,26 @@ def test_a_json_answer_becomes_columns_or_one_value() -> None:
 def test_what_is_stored_with_a_batch_can_be_read_again() -> None:
     table = AnsweredTable(columns=AnswerColumns(into="x", fields=("a", "b")), layout="csv", delimiter=";", is_raw=True)
     assert decode_table(table.encode()) == table
-    assert table.format_for(None).delimiter == ";"
-    assert AnsweredTable(columns=AnswerColumns(), layout="text").format_for(None).layout == "text"
-    assert AnsweredTable(columns=AnswerColumns(), layout="parquet").format_for(None).layout == "jsonl"
+
+
+@pytest.mark.parametrize(
+    ("table", "output", "expected"),
+    [
+        ({"layout": "csv", "delimiter": ";"}, None, b"n;a;b;error\n1;x;2;\n"),
+        ({"layout": "csv", "delimiter": "\t"}, None, b"n\ta\tb\terror\n1\tx\t2\t\n"),
+        ({"layout": "csv", "delimiter": ",", "has_bom": True}, "o.csv", b"\xef\xbb\xbfn,a,b,error\n1,x,2,\n"),
+        ({"layout": "csv", "delimiter": ",", "has_bom": True}, "o.jsonl", b'{"n":1,"a":"x","b":2,"error":null}\n'),
+        ({"layout": "parquet"}, None, b'{"n":1,"a":"x","b":2,"error":null}\n'),
+        ({"layout": "text"}, None, b'{"a":"x","b":2}\n'),
+        ({"layout": "csv", "delimiter": ","}, "o.txt", b'{"a":"x","b":2}\n'),
+    ],
+)
+def test_stdout_has_the_layout_of_the_input_and_a_file_that_of_its_name(
+    table: dict[str, Any], output: str | None, expected: bytes
+) -> None:
+    columns = AnswerColumns(fields=("a", "b"), has_json=True)
+    lines = [*request_lines([Row(1, {"n": 1})], RowPrompt(prompt="x"))]
+    results = [encode_result("x", answer('{"a": "x", "b": 2}'), "m")]
+    file = io.BytesIO()
+    AnsweredTable(columns=columns, **table).write(lambda: lines, lambda: results, file, output)
+    assert file.getvalue() == expected
