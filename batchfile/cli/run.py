@@ -147,14 +147,17 @@ def _run(session: Session, choice: EngineChoice, signals: RunSignals, voice: Voi
         if ended is None:
             return Exit.UNEXPECTED
         batch = ended
-    if session.path is not None:
-        code = _finish(session.ledger, batch, session.path, voice)
+    path, store = session.options.output, session.options.store
+    if path is not None:
+        code = _finish(session.ledger, batch, path, voice)
         if session.is_added_to(batch.reason):
             voice.say(f"lines were added to {session.options.input} while it ran; the same command runs them")
         return code
-    how = f"`batchfile results {batch.batch_id} -o FILE --store {shlex.quote(session.store)}`"
-    nothing = "the results are lost; run it again with -o FILE, which can also resume"
-    with report_lost_output(f"the results are kept: {how} writes them" if session.is_kept else nothing):
+    told = "the results are lost; run it again with -o FILE, which can also resume"
+    if store is not None:
+        how = f"`batchfile results {batch.batch_id} -o FILE --store {shlex.quote(store)}`"
+        told = f"the results are kept: {how} writes them"
+    with report_lost_output(told):
         return _finish(session.ledger, batch, None, voice)
 
 

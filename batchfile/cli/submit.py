@@ -15,14 +15,14 @@ from batchfile.cli.help import epilog
 from batchfile.cli.numbers import Whole
 from batchfile.cli.progress import follow_one, transfer
 from batchfile.cli.remote import CREATE_EXITS, Where, check_free, exit_of_batch, save, where_options
-from batchfile.cli.run_options import TABLE_OPTIONS, run_options
+from batchfile.cli.run_options import run_options
 from batchfile.client.batch import Batch
 from batchfile.client.connection import Connection, checked_metadata
 from batchfile.client.upload import LastByte, Upload, open_upload, repeatable
 from batchfile.errors import BatchfileError
 from batchfile.lines.framing import NUL_TAIL
 from batchfile.local.display import counted
-from batchfile.local.options import RunOptions
+from batchfile.local.options import TABLE_OPTIONS, RunOptions
 
 LOOKS_MAX = 4  # lists of results in which to look for the first problem
 

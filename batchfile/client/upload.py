@@ -90,7 +90,7 @@ def open_upload(name: str, options: RunOptions | None = None) -> Upload:
         name=source.name if source.path is None else name,
         size=None if is_part else source.size or None,
         format=source.format,
-        chunks=lambda on_bytes: requests_of(source, options.limit, on_bytes),
+        chunks=lambda on_bytes: requests_of(source, on_bytes),
         is_repeatable=source.is_repeatable,
         table=source.table,
     )

@@ -44,7 +44,6 @@ _REQUESTS = re.compile(rb'"requests"\s*:\s*\[\s*')
 _HEADER = re.compile(r"[^\W\d][\w.-]*( [\w.-]+)*")  # a column's name where a file's name does not say that it is CSV
 _NAME = re.compile(r"[^\W\d]\w*")
 _members = msgspec.json.Decoder(dict[str, msgspec.Raw])
-_text = msgspec.json.Decoder(str)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,11 +89,9 @@ class Kind:
         if not self.columns:
             return "a Parquet table"
         named = {",": "CSV", "\t": "TSV"}.get(self.delimiter, f"CSV, separated by {self.delimiter!r},")
-        what = {"csv": named, "jsonl": "JSONL of rows", "parquet": "a Parquet table"}.get(
-            self.layout, "a JSON array of rows"
-        )
+        known = {"csv": named, "jsonl": "JSONL of rows", "parquet": "a Parquet table"}
         columns = "column" if len(self.columns) == 1 else "columns"
-        return f"{what or 'a JSON array of rows'} with the {columns} {_some(self.columns)}"
+        return f"{known.get(self.layout, 'a JSON array of rows')} with the {columns} {_some(self.columns)}"
 
 
 def _some(names: tuple[str, ...]) -> str:

@@ -93,9 +93,9 @@ def _run_file(options: RunOptions, say: Callable[[str], None], *, is_shown: bool
     choice = choose_engine(settings, options)
     with ExitStack() as stack:
         session = open_session(stack, settings, options, choice, say)
-        assert session.path is not None
+        assert session.options.output is not None
         batch = end_batch(session, settings, choice, say, is_shown=is_shown)
-        receipt = outputs.export(session.ledger, batch, session.path)
+        receipt = outputs.export(session.ledger, batch, session.options.output)
         for text in full_summary(receipt, outputs.failures(session.ledger, batch), outputs.error_column(batch)):
             say(text)
         if session.is_added_to(batch.reason):

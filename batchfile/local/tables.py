@@ -35,7 +35,7 @@ def prepared(source: Source, options: RunOptions) -> Source:
     """
     given = options.row_option
     kind = kind_of(source, is_table=given is not None)
-    source = replace(source, kind=kind, sample=_sample_of(source, options))
+    source = replace(source, kind=kind, limit=options.limit, sample=_sample_of(source, options))
     shown = source.name if source.remote is not None else STDIN if source.path is None else options.input
     if kind.content == "requests":
         if given is not None:

@@ -323,7 +323,9 @@ class _Planner:
                 continue
             first = first_place[custom_id]
             by = "by" if first[-1] == "]" else "on"
-            error = InvalidRequest(f"custom_id: {short(custom_id)!r} was used {by} {first}; make it unique")
+            error = InvalidRequest(
+                f"{self._policy.id_name}: {short(custom_id)!r} was used {by} {first}; make it unique"
+            )
             if self._is_to_reject(number, line.row, error):
                 twice.append(self._reject(place_in_range, line.row, custom_id, error))
                 pools[self._pool_of(envelope)] -= 1

@@ -144,6 +144,10 @@ class RowPrompt:
             rest = {ROW_PROBLEM: str(error)}
         return _encoder.encode({"custom_id": custom_id, "metadata": {ROW: row.values}, **rest})
 
+    def id_name(self, columns: Iterable[str]) -> str:
+        """The one of the columns that the ids of requests are from; custom_id if they are numbers."""
+        return self.id_column or next((name for name in _ID_COLUMNS if name in columns), _ID_COLUMNS[0])
+
     def _custom_id(self, values: dict[str, Any]) -> str | None:
         columns = () if self.is_numbered else _ID_COLUMNS
         for name in (self.id_column,) if self.id_column is not None else columns:
