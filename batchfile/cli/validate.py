@@ -16,7 +16,7 @@ from batchfile.cli.numbers import Whole
 from batchfile.cli.run_options import run_options
 from batchfile.errors import InvalidFile
 from batchfile.lines.validate import Problem, Summary
-from batchfile.local.check import Check, Rules, token_problems, valid_requests
+from batchfile.local.check import Check, Rules, token_problems, valid_lines
 from batchfile.local.display import counted
 from batchfile.local.inputs import Source, inspect, repeatable
 from batchfile.local.options import INPUT_OPTIONS, RunOptions
@@ -109,8 +109,8 @@ def _of_row(problem: Problem, id_name: str) -> Problem:
 
 def _show_first(name: str, source: Source, defaults: Defaults, *, is_json: bool) -> None:
     """What the first row that can run becomes."""
-    first = next(valid_requests(source, defaults), None)
-    turns = [] if first is None else first.messages
+    first = next(valid_lines(source, defaults), None)
+    turns = [] if first is None else first[1].messages
     if is_json:
         shown = [{"role": turn.role, "content": turn.content} for turn in turns]
         click.echo(json.dumps({"file": name, "kind": source.kind.described, "first_prompt": shown}))

@@ -31,7 +31,7 @@ SPEED = "run.speed"  # what one process of the run measured, as JSON
 _ROW_OPTIONS = ("prompt", "system", "choices", "schema", "into", "id_column", "raw")
 # The options that decide which requests an input becomes, and how their answers become rows.
 INPUT_OPTIONS = ("limit", "sample", "seed", "prompt_file", *_ROW_OPTIONS)
-TABLE_OPTIONS = tuple(name for name in INPUT_OPTIONS if name != "raw")  # of a command that writes results of several
+TABLE_OPTIONS = tuple(name for name in INPUT_OPTIONS if name != "raw")  # of a batch elsewhere
 # The options that identify a run, in addition to its input, and the names in messages of those that are not flags.
 _GUARDED = ("engine", "model", "stage", "limit", "sample", "seed", *_ROW_OPTIONS, "max_tokens", "temperature")
 _NAMES = {name: f"the {name}" for name in ("engine", "model", "stage")}
