@@ -17,8 +17,9 @@ Chunks = Callable[[], Iterable[bytes]]  # opens the same bytes with each call
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnsweredTable:
-    """What is needed to write the answers as rows; stored with a batch. `layout`, `types`, `delimiter`, `has_bom`: of the
-    input. `is_raw`: as of Table.
+    """What is needed to write the answers as rows; stored with a batch. `is_raw`: as of Table.
+
+    `layout`, `types`, `delimiter`, `has_bom`: of the input.
     """
 
     columns: AnswerColumns

@@ -37,7 +37,8 @@ def write_rows(
     """In the format that the ending of `name` says; JSONL unless it is known. Columns are in the order in which they
     appear first, and then the `last` ones. `file` stays open.
 
-    `delimiter`, `has_bom`: of CSV. `types`: of the input's columns, for Parquet. `column`: the one that text has, one value on each line; `is_raw`: as it is.
+    `delimiter`, `has_bom`: of CSV. `types`: of the input's columns, for Parquet.
+    `column`: the one that text has, one value on each line; `is_raw`: as it is.
     Raises: OSError.
     """
     ending = ending_of(name)
