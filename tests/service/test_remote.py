@@ -191,7 +191,6 @@ def test_a_file_of_which_no_line_can_run_says_so_as_it_is_submitted(shell: Shell
     [
         ("-", b"{rubbish\n{more\n", "-: is JSON lines, but none can be read as an object; write each request"),
         ("leads.csv", b"name,city\nJo,Rome\n", "leads.csv: is CSV with the columns name, city, not requests; write"),
-        ("prompts.txt", b"Say hi\n", "is plain text, which `batchfile run prompts.txt -o answers.jsonl` runs"),
         ("old.jsonl", b'{"custom_id": "a", "response": {}, "error": null}\n', "is a file of results, not of requests"),
     ],
 )
