@@ -7,8 +7,6 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +14,13 @@ from pathlib import Path
 import pytest
 
 from batchfile.store.directory import DirectoryStore
+from tests.warm import Warm
 
 NUM_REQUESTS = 400
 NUM_KILLS = 20
 SHORT_FORM = 5  # each of so many kills is one of the short form
 SECONDS_PER_TOKEN = 0.004  # an unbroken run then generates for about two seconds
+RUN = ("run", "in.jsonl", "-o", "out.jsonl", "--engine", "echo", "--quiet")
 RUN_TIMEOUT_S = 1200.0  # only against a hang: no test depends on a machine's speed
 
 
@@ -43,25 +43,13 @@ class Echo:
     def output(self) -> Path:
         return self.folder / "out.jsonl"
 
-    def start(self, executions: Path) -> subprocess.Popen[bytes]:
+    def start(self, executions: Path) -> Warm:
         echo = {
             "BATCHFILE_ECHO_SLOTS": "16",
             "BATCHFILE_ECHO_SECONDS_PER_TOKEN": str(SECONDS_PER_TOKEN),
             "BATCHFILE_ECHO_EXECUTIONS": str(executions),
         }
-        command = [
-            sys.executable,
-            "-m",
-            "batchfile",
-            "run",
-            "in.jsonl",
-            "-o",
-            "out.jsonl",
-            "--engine",
-            "echo",
-            "--quiet",
-        ]
-        return subprocess.Popen(command, cwd=self.folder, env={**os.environ, **echo}, stderr=subprocess.PIPE)
+        return Warm("batchfile", RUN, cwd=self.folder, env={**os.environ, **echo})
 
     def finish(self, executions: Path) -> None:
         process = self.start(executions)
@@ -149,11 +137,11 @@ def test_a_line_that_kills_its_process_is_found_and_errored_and_the_rest_succeed
             params = {"messages": [{"role": "user", "content": text}], "max_tokens": 5}
             file.write(json.dumps({"custom_id": f"lead_{number}", "params": params}) + "\n")
     env = {**os.environ, "BATCHFILE_ECHO_KILL": "DEADLY", "BATCHFILE_ECHO_SLOTS": "8"}
-    command = [sys.executable, "-m", "batchfile", "run", "in.jsonl", "-o", "out.jsonl", "--engine", "echo", "--quiet"]
-    codes = []
+    codes: list[int] = []
     while not codes or (codes[-1] == -signal.SIGKILL and len(codes) < restarts_max):
-        done = subprocess.run(command, cwd=tmp_path, env=env, timeout=RUN_TIMEOUT_S, check=False)
-        codes.append(done.returncode)
+        process = Warm("batchfile", RUN, cwd=tmp_path, env=env)
+        process.communicate(timeout=RUN_TIMEOUT_S)
+        codes.append(process.wait())
     assert codes[-1] == 3, codes
     rows = [json.loads(row) for row in (tmp_path / "out.jsonl").read_text().splitlines()]
     errors = {number: row["error"]["type"] for number, row in enumerate(rows) if row["error"]}

@@ -5,14 +5,14 @@ import hashlib
 import json
 import os
 import re
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import httpx
+
+from tests import warm
 
 BATCHES = "/api/batches"
 ROOT = Path(__file__).parents[2]
@@ -250,26 +250,20 @@ def test_a_repeated_retry_finds_its_batch_where_there_is_no_room(start_api: Any,
 
 
 def test_without_keys_it_stays_on_this_machine(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "api", "--host", "0.0.0.0", "--port", "0"]
-    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
-    refused = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=1200)
+    refused = warm.run("api", ["--host", "0.0.0.0", "--port", "0"], cwd=tmp_path, env=os.environ)
     assert refused.returncode == 2
     assert "batchfile keys new" in refused.stderr
     assert "BATCHFILE_ALLOW_ANONYMOUS" in refused.stderr
 
 
 def test_a_port_that_is_taken_is_said(api: Any, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "api", "--port", str(api.port)]
-    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
-    refused = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=1200)
+    refused = warm.run("api", ["--port", str(api.port)], cwd=tmp_path, env=os.environ)
     assert refused.returncode == 1
     assert f"port {api.port}" in refused.stderr
 
 
 def test_a_port_that_is_none_is_said(tmp_path: Path) -> None:
-    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "api", "--port", "65536"]
-    refused = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=1200)
+    refused = warm.run("api", ["--port", "65536"], cwd=tmp_path, env=os.environ)
     assert refused.returncode == 2
     assert "'65536' is not a port" in refused.stderr
 

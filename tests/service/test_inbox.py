@@ -12,8 +12,8 @@ WAIT_S = 600.0  # a busy machine with two cores takes minutes
 
 
 SIZES = [
-    pytest.param("s3", 1, 2_000, 10, id="s3"),
-    pytest.param("directory", 2, 20_000, 40, id="directory"),
+    pytest.param("directory", 2, 10_000, 20, id="directory"),
+    pytest.param("s3", 1, 2_000, 10, marks=pytest.mark.long, id="s3"),
     pytest.param("s3", 1, 20_000, 40, marks=pytest.mark.long, id="s3-large"),
 ]
 

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,13 +16,14 @@ import pytest
 
 from batchfile.cli.exits import Exit
 from tests import warm
+from tests.warm import Warm
 
 try:
     from compression import zstd
 except ImportError:
     from backports import zstd
 
-RUN = [sys.executable, "-m", "batchfile", "run"]
+RUN = ["run", "--engine", "echo", "in.jsonl", "-o", "out.jsonl"]
 WAIT_S = 1200.0  # only against a hang: no test depends on a machine's speed
 
 
@@ -146,8 +146,8 @@ def test_one_signal_finishes_what_is_in_flight_and_the_same_command_continues(
 ) -> None:
     log = folder / "executed"
     slow = env(BATCHFILE_ECHO_EXECUTIONS=str(log), BATCHFILE_ECHO_SLOTS="4", BATCHFILE_ECHO_LATENCY_S="0.15")
-    command = [*RUN, "--engine", "echo", "in.jsonl", "-o", "out.jsonl", "--restart"]
-    process = subprocess.Popen(command, cwd=folder, env=slow, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+    command = [*RUN, "--restart"]
+    process = Warm("batchfile", command, cwd=folder, env=slow)
     wait_for(lambda: num_executed(log) >= 8)
     process.send_signal(number)
     _, said = process.communicate(timeout=WAIT_S)
@@ -167,8 +167,7 @@ def test_one_signal_finishes_what_is_in_flight_and_the_same_command_continues(
 def test_two_signals_stop_at_once_and_the_same_command_continues(folder: Path) -> None:
     log = folder / "executed"
     slow = env(BATCHFILE_ECHO_EXECUTIONS=str(log), BATCHFILE_ECHO_SLOTS="1", BATCHFILE_ECHO_LATENCY_S="0.5")
-    command = [*RUN, "--engine", "echo", "in.jsonl", "-o", "out.jsonl"]
-    process = subprocess.Popen(command, cwd=folder, env=slow, stderr=subprocess.PIPE)
+    process = Warm("batchfile", RUN, cwd=folder, env=slow)
     wait_for(lambda: num_executed(log) >= 2)
     process.send_signal(signal.SIGINT)
     time.sleep(0.1)
@@ -215,12 +214,11 @@ def test_other_answers_asked_for_are_another_run(folder: Path, more: list[str], 
 def test_the_same_bytes_in_another_file_continue_the_run(folder: Path, move: str) -> None:
     log = folder / "executed"
     slow = env(BATCHFILE_ECHO_EXECUTIONS=str(log), BATCHFILE_ECHO_SLOTS="4", BATCHFILE_ECHO_LATENCY_S="0.15")
-    process = subprocess.Popen(
-        [*RUN, "--engine", "echo", "in.jsonl", "-o", "out.jsonl"], cwd=folder, env=slow, stderr=subprocess.DEVNULL
-    )
+    process = Warm("batchfile", RUN, cwd=folder, env=slow)
     wait_for(lambda: num_executed(log) >= 8)
     process.send_signal(signal.SIGINT)
-    assert process.wait(WAIT_S) == 130
+    process.communicate(timeout=WAIT_S)
+    assert process.returncode == 130
     name = "in.jsonl"
     if move == "touched":
         os.utime(folder / name, (1, 1))
@@ -244,8 +242,7 @@ def test_a_file_that_is_not_ours_is_not_overwritten(folder: Path) -> None:
 def test_two_processes_on_one_output_are_refused(folder: Path) -> None:
     log = folder / "executed"
     slow = env(BATCHFILE_ECHO_EXECUTIONS=str(log), BATCHFILE_ECHO_SLOTS="1", BATCHFILE_ECHO_LATENCY_S="0.3")
-    command = [*RUN, "--engine", "echo", "in.jsonl", "-o", "out.jsonl"]
-    process = subprocess.Popen(command, cwd=folder, env=slow, stderr=subprocess.DEVNULL)
+    process = Warm("batchfile", RUN, cwd=folder, env=slow)
     try:
         wait_for(lambda: num_executed(log) >= 1)
         done = run(folder, "in.jsonl", "-o", "out.jsonl")
@@ -253,7 +250,7 @@ def test_two_processes_on_one_output_are_refused(folder: Path) -> None:
         assert b"another batchfile process is writing" in done.stderr
     finally:
         process.kill()
-        process.wait()
+        process.communicate(timeout=WAIT_S)
 
 
 def test_stdin_and_stdout_need_no_file(tmp_path: Path) -> None:
@@ -346,8 +343,7 @@ def test_routing_hints_are_ignored_and_said_once(folder: Path) -> None:
 def test_a_run_that_is_canceled_ends_with_what_was_finished(folder: Path) -> None:
     log = folder / "executed"
     slow = env(BATCHFILE_ECHO_EXECUTIONS=str(log), BATCHFILE_ECHO_SLOTS="2", BATCHFILE_ECHO_LATENCY_S="0.3")
-    command = [*RUN, "--engine", "echo", "in.jsonl", "-o", "out.jsonl"]
-    process = subprocess.Popen(command, cwd=folder, env=slow, stderr=subprocess.PIPE)
+    process = Warm("batchfile", RUN, cwd=folder, env=slow)
     wait_for(lambda: num_executed(log) >= 4)
     assert batchfile(folder, "cancel", "out.jsonl").returncode == 0
     _, said = process.communicate(timeout=WAIT_S)
@@ -379,8 +375,8 @@ def test_no_lock_outlives_its_process(folder: Path) -> None:
 def test_a_run_in_another_store_does_not_overwrite_what_was_written_meanwhile(folder: Path) -> None:
     log = folder / "executed"
     slow = env(BATCHFILE_ECHO_EXECUTIONS=str(log), BATCHFILE_ECHO_SLOTS="4", BATCHFILE_ECHO_LATENCY_S="0.15")
-    command = [*RUN, "--engine", "echo", "in.jsonl", "-o", "out.jsonl", "--store", "first"]
-    process = subprocess.Popen(command, cwd=folder, env=slow, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+    command = [*RUN, "--store", "first"]
+    process = Warm("batchfile", command, cwd=folder, env=slow)
     wait_for(lambda: num_executed(log) >= 8)
     process.send_signal(signal.SIGSTOP)  # so that it does not end while the others start
     at_once = run(folder, "in.jsonl", "-o", "out.jsonl", "--store", "second")

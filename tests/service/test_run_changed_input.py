@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.service.test_run import RUN, WAIT_S, env, jsonl, num_executed, read, request, requests, run, wait_for
+from tests.service.test_run import WAIT_S, env, jsonl, num_executed, read, request, requests, run, wait_for
+from tests.warm import Warm
 
 NUM = 200
 SHARDS = ".batchfile/batches/*/shards/local/*.json"
@@ -21,13 +22,11 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def slowly(folder: Path, name: str = "in.jsonl") -> subprocess.Popen[bytes]:
+def slowly(folder: Path, name: str = "in.jsonl") -> Warm:
     """A run of some seconds, of which something is committed when this returns."""
     log = folder / "executed"
     slow = env(BATCHFILE_ECHO_EXECUTIONS=str(log), BATCHFILE_ECHO_SLOTS="8", BATCHFILE_ECHO_LATENCY_S="0.1")
-    process = subprocess.Popen(
-        [*RUN, "--engine", "echo", name, "-o", "out.jsonl"], cwd=folder, env=slow, stderr=subprocess.PIPE
-    )
+    process = Warm("batchfile", ["run", "--engine", "echo", name, "-o", "out.jsonl"], cwd=folder, env=slow)
     wait_for(lambda: any(b'"parts":[{' in path.read_bytes() for path in folder.glob(SHARDS)))
     return process
 

@@ -4,7 +4,6 @@ import gzip
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,9 @@ import pytest
 
 import batchfile
 from batchfile.errors import InvalidFile, OutputTaken, SettingsError
+from tests import warm
 
 CASES = Path(__file__).parents[1] / "cases"
-WAIT_S = 1200.0  # only against a hang
 CSV = 'id,review,stars\nr1,"good, ""really""\nyes",5\nr2,,1\nr3,bad,2\n'
 PROMPT = "Classify: {{ review }}"
 
@@ -34,8 +33,7 @@ def run(source: str, output: str, **more: Any) -> batchfile.Receipt:
 
 def command(*arguments: str, stdin: bytes = b"", **variables: str) -> subprocess.CompletedProcess[bytes]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("BATCHFILE_", "AWS_"))}
-    started = [sys.executable, "-m", "batchfile", *arguments]
-    return subprocess.run(started, input=stdin, capture_output=True, env=kept | variables, timeout=WAIT_S, check=False)
+    return warm.run("batchfile", arguments, cwd=Path.cwd(), env=kept | variables, stdin=stdin)
 
 
 def test_rows_of_csv_come_back_with_their_answers() -> None:
