@@ -38,7 +38,7 @@ def table() -> bytes:
     ("name", "data"),
     [
         ("in.jsonl", jsonl(max_tokens=8)),
-        ("in.jsonl.gz", gzip.compress(jsonl(max_tokens=8))),
+        ("in.jsonl.gz", gzip.compress(jsonl(max_tokens=8), mtime=0)),
         ("in.jsonl.zst", zstd.compress(jsonl(max_tokens=8))),
         ("in.parquet", table()),
     ],

@@ -252,20 +252,20 @@ def test_a_repeated_retry_finds_its_batch_where_there_is_no_room(start_api: Any,
 def test_without_keys_it_stays_on_this_machine(tmp_path: Path) -> None:
     refused = warm.run("api", ["--host", "0.0.0.0", "--port", "0"], cwd=tmp_path, env=os.environ)
     assert refused.returncode == 2
-    assert "batchfile keys new" in refused.stderr
-    assert "BATCHFILE_ALLOW_ANONYMOUS" in refused.stderr
+    assert b"batchfile keys new" in refused.stderr
+    assert b"BATCHFILE_ALLOW_ANONYMOUS" in refused.stderr
 
 
 def test_a_port_that_is_taken_is_said(api: Any, tmp_path: Path) -> None:
     refused = warm.run("api", ["--port", str(api.port)], cwd=tmp_path, env=os.environ)
     assert refused.returncode == 1
-    assert f"port {api.port}" in refused.stderr
+    assert f"port {api.port}" in refused.stderr.decode()
 
 
 def test_a_port_that_is_none_is_said(tmp_path: Path) -> None:
     refused = warm.run("api", ["--port", "65536"], cwd=tmp_path, env=os.environ)
     assert refused.returncode == 2
-    assert "'65536' is not a port" in refused.stderr
+    assert b"'65536' is not a port" in refused.stderr
 
 
 def test_a_store_that_is_down_is_503_and_nothing_is_half_created(
