@@ -11,7 +11,14 @@ from batchfile.lines.formats.shared import TextBlock, without_effect
 
 DOCS = Path(__file__).parents[2] / "docs" / "service.md"
 MODELS: list[type[BaseModel]] = [
-    *(native.Params, openai_chat.Body, openai_chat.Turn, openai_completions.Body, openai_embeddings.Body, TextBlock),
+    *(
+        native.Params,
+        openai_chat.Body,
+        openai_chat.ChatMessage,
+        openai_completions.Body,
+        openai_embeddings.Body,
+        TextBlock,
+    ),
     *(native.ToolDefinition, native.ToolUseBlock, native.ToolResultBlock, native.ThinkingBlock),
     *(native.RedactedThinkingBlock, openai_chat.FunctionCall),
 ]
