@@ -63,7 +63,7 @@ def test_other_formats_become_an_input_once_and_keep_their_name_in_the_outbox(wo
     ("name", "data"),
     [
         ("a.csv", b'\xef\xbb\xbfid;prompt;lead\r\nr0;text 0;Ann\r\nr1;text 1;"B\nC"\r\nr2;;\r\n'),
-        ("A.CSV.gz", gzip.compress(b"id,prompt\nr0,text 0\nr1,text 1\nr2,\n")),
+        ("A.CSV.gz", gzip.compress(b"id,prompt\nr0,text 0\nr1,text 1\nr2,\n", mtime=0)),
         ("a.tsv", b"id\tprompt\nr0\ttext 0\nr1\ttext 1\nr2\t\n"),
         ("a.ndjson", b'{"id": "r0", "prompt": "text 0"}\n{"id": "r1", "prompt": "text 1"}\n{"id": "r2"}\n'),
         ("a.json", b'[{"id": "r0", "prompt": "text 0"}, {"id": "r1", "prompt": "text 1"}, {"id": "r2"}]'),
@@ -102,7 +102,7 @@ def test_rows_with_a_column_prompt_run_and_bad_rows_fail_alone(still: World, nam
         ("a.parquet", parquet(3, n=[1, 2, 3]).replace(b"prompt", b"frompt"), "is a Parquet table with the columns"),
         ("a.jsonl", b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n1 0 obj\n", "is a PDF"),
         ("a.jsonl", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "is a PNG image"),
-        ("a.jsonl.gz", gzip.compress(gzip.compress(b"{}")), "is compressed twice"),
+        ("a.jsonl.gz", gzip.compress(gzip.compress(b"{}", mtime=0), mtime=0), "is compressed twice"),
         ("a.jsonl.gz", gzip.compress(json.dumps(native("a")).encode() * 2000, mtime=0)[:-40], "is truncated"),
         ("a.jsonl.gz", b"no gzip at all", "is named .gz but is not gzip data"),
         ("a.jsonl.zst", zstd.compress(b"x" * 1000)[:-5], "zstd data"),
