@@ -12,10 +12,10 @@ from dataclasses import dataclass, field, replace
 from typing import BinaryIO
 
 from batchfile.errors import InvalidFile, InvalidRequest
-from batchfile.lines import parse_request
 from batchfile.lines.envelope import decode_envelope
 from batchfile.lines.file_formats import CHUNK_BYTES
 from batchfile.lines.framing import NO_REQUEST, iter_lines
+from batchfile.lines.parse import parse_request
 from batchfile.lines.validate import Problem, Scan, Summary, nul_tail, repeated, validate
 from batchfile.local.inputs import Source, requests_of
 from batchfile.types import REQUESTS_MAX, Defaults, InputFormat, Request, RoutingTable

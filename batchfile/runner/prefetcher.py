@@ -24,9 +24,9 @@ from batchfile.ledger import batches, bitmaps, lease, shards
 from batchfile.ledger.inputs import repin
 from batchfile.ledger.records import BatchRecord
 from batchfile.ledger.shards import Lease
-from batchfile.lines import custom_id_of, parse_request
-from batchfile.lines.envelope import Envelope, decode_envelope
+from batchfile.lines.envelope import Envelope, custom_id_of, decode_envelope
 from batchfile.lines.framing import iter_lines
+from batchfile.lines.parse import parse_request
 from batchfile.routing import route
 from batchfile.runner.claimer import Claimer
 from batchfile.runner.output_schema import output_schema_of, own_schema

@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchfile.errors import InvalidFile, InvalidRequest
-from batchfile.lines import parse_request
 from batchfile.lines.file_formats import PlainText, detect, open_lines
 from batchfile.lines.formats import native, openai_chat
 from batchfile.lines.formats.shared import without_effect
 from batchfile.lines.parquet import COLUMNS, REQUEST_KEYS, RESULT_COLUMNS, write_results
+from batchfile.lines.parse import parse_request
 from batchfile.lines.result import encode_result
 from batchfile.local.inputs import bring_in, first_requests, inspect
 from batchfile.store.memory import MemoryStore

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from batchfile.errors import InvalidRequest
-from batchfile.lines import find_problems, parse_request
 from batchfile.lines.formats.openai_results import openai_file
+from batchfile.lines.parse import find_problems, parse_request
 from batchfile.lines.result import encode_result
 from batchfile.types import Choice, Completion, Defaults, Failure, Message, Outcome, Request, Sampling, Usage
 

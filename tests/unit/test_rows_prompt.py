@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from batchfile.errors import InvalidFile, InvalidRequest, SettingsError
-from batchfile.lines import parse_request
 from batchfile.lines.framing import iter_lines
+from batchfile.lines.parse import parse_request
 from batchfile.rows.prompt import AnswerColumns, RowPrompt, request_lines
 from batchfile.rows.read import Row
 from batchfile.types import Defaults, Request
