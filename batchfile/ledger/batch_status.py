@@ -5,7 +5,7 @@ from typing import Literal
 import msgspec
 
 from batchfile.ledger.records import EndReason
-from batchfile.types import Counts, InputFormat, Usage
+from batchfile.types import Counts, FailureGroup, InputFormat, Usage
 
 # `damaged`: its stored record is lost; `unreadable`: it cannot be read now.
 ShownState = Literal["planning", "open", "ending", "ended", "damaged", "unreadable"]
@@ -34,7 +34,8 @@ class BatchStatus(msgspec.Struct, frozen=True, kw_only=True):
     `created_at` are known.
 
     The input format is `openai` if each line has a `body` and a `url`. `inbox_path`: the key of the dropped file that
-    the batch was made of. `usage_unknown`: results whose endpoint did not report tokens; the sums leave them out.
+    the batch was made of. `errored` includes `rejected`. `failures`: the most frequent reasons why requests did not
+    succeed. `usage_unknown`: results whose endpoint did not report tokens; the sums leave them out.
 
     >>> status = client.batch(done.id).status()
     >>> status.state, status.reason, status.total, status.counts.succeeded
@@ -56,6 +57,8 @@ class BatchStatus(msgspec.Struct, frozen=True, kw_only=True):
     output_tokens: int
     cached_tokens: int
     usage_unknown: int
+    rejected: int = 0
+    failures: tuple[FailureGroup, ...] = ()
     created_at: float
     updated_at: float
     ended_at: float | None
@@ -69,7 +72,13 @@ class BatchStatus(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def counts(self) -> Counts:
         """Finished requests by outcome."""
-        return Counts(succeeded=self.succeeded, errored=self.errored, canceled=self.canceled, expired=self.expired)
+        return Counts(
+            succeeded=self.succeeded,
+            errored=self.errored,
+            canceled=self.canceled,
+            expired=self.expired,
+            rejected=self.rejected,
+        )
 
     @property
     def usage(self) -> Usage:
@@ -86,8 +95,8 @@ class BatchStatus(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def num_failed(self) -> int:
-        """Requests that ran without a valid answer: not those that were canceled or expired."""
-        return self.errored
+        """Requests that ran without a valid answer: not those that were rejected, canceled or expired."""
+        return self.errored - self.rejected
 
     @property
     def is_all_succeeded(self) -> bool:

@@ -25,7 +25,8 @@ from batchfile.ledger.batches import read_batch, read_plan
 from batchfile.ledger.cas import Stored, load
 from batchfile.ledger.damage import DAMAGED
 from batchfile.ledger.records import BatchRecord, Plan, ShardRecord
-from batchfile.types import Counts, Usage
+from batchfile.lines.failures import merged, with_advice
+from batchfile.types import Counts, FailureGroup, Usage
 
 log = structlog.get_logger()
 
@@ -105,6 +106,8 @@ class _View:
         self.batch = batch
         self.updated_at = updated_at
         self.rows: dict[str, _Row] = {}
+        self.failures: dict[str, tuple[FailureGroup, ...]] = {}  # of the records with some
+        self.merged: tuple[FailureGroup, ...] | None = ()  # of all records; None: they have changed
         self.totals: dict[str, _Sums] = {}
         self.shares: dict[str, tuple[int, int]] = {}  # pool -> its number of shards and of requests
         self.is_planned = False
@@ -128,9 +131,19 @@ class _View:
         total = self.totals.get(record.pool, _NONE)
         self.totals[record.pool] = total.replaced(_NONE if known is None else known.sums, sums)
         self.rows[key] = _Row(found.etag, record.epoch, record.seq, sums)
+        if record.failures and record.failures != self.failures.get(key):
+            self.failures[key] = record.failures
+            self.merged = None
+
+    @property
+    def size(self) -> int:
+        """What is remembered, in records."""
+        return len(self.rows) + sum(map(len, self.failures.values()))
 
     def snapshot(self) -> BatchSnapshot:
         totals = self.totals.values()
+        if self.merged is None:
+            self.merged = merged(*self.failures.values())
         pools = {pool: _progress(self.totals.get(pool, _NONE), *share) for pool, share in self.shares.items()}
         return BatchSnapshot(
             batch=self.batch,
@@ -139,6 +152,7 @@ class _View:
                 sum((total.counts for total in totals), Counts()),
                 sum((total.usage for total in totals), Usage()),
                 self.updated_at,
+                self.merged,
                 pools,
             ),
             num_records=sum(self.totals.get(pool, _NONE).num_records for pool in self.shares),
@@ -260,7 +274,7 @@ class StatusReader:
                 updated_at = max(updated_at, view.updated_at)
                 if view.rows:
                     self._views[batch.batch_id] = _View(batch, updated_at)
-        return BatchSnapshot(batch=batch, status=_status(batch, batch.counts, batch.usage, updated_at))
+        return BatchSnapshot(batch=batch, status=_status(batch, batch.counts, batch.usage, updated_at, batch.failures))
 
     def _view_of(self, batch: BatchRecord) -> _View:
         with self._lock:
@@ -319,10 +333,10 @@ class StatusReader:
 
     def _forget_some(self) -> None:
         with self._lock:
-            num_records = sum(len(view.rows) for view in self._views.values())
+            num_records = sum(view.size for view in self._views.values())
             while num_records > RECORDS_MAX and len(self._views) > 1:
                 _, oldest = self._views.popitem(last=False)
-                num_records -= len(oldest.rows)
+                num_records -= oldest.size
 
 
 def _sums(record: ShardRecord) -> _Sums:
@@ -336,7 +350,12 @@ def _sums(record: ShardRecord) -> _Sums:
 
 
 def _status(
-    batch: BatchRecord, counts: Counts, usage: Usage, updated_at: float, pools: dict[str, PoolProgress] | None = None
+    batch: BatchRecord,
+    counts: Counts,
+    usage: Usage,
+    updated_at: float,
+    failures: tuple[FailureGroup, ...] = (),
+    pools: dict[str, PoolProgress] | None = None,
 ) -> BatchStatus:
     assert batch.state != "deleted", "a deleted batch has no status"
     return BatchStatus(
@@ -350,6 +369,8 @@ def _status(
         errored=counts.errored,
         canceled=counts.canceled,
         expired=counts.expired,
+        rejected=counts.rejected,
+        failures=with_advice(failures),
         pending=batch.total - counts.finished,
         input_tokens=usage.input_tokens,
         output_tokens=usage.output_tokens,
