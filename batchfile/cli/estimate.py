@@ -143,7 +143,8 @@ def _asked(
         if stage is not None:
             check_stage(routing.stages, stage)
         sample = _sampled(upload, routing, stage, tokenizer)
-        return sample, pool_times(sample, remote.runners(), {pool: remote.pending(pool) for pool in sample.pools})
+        waiting = {pool.name: pool.pending_requests for pool in remote.pools()}
+        return sample, pool_times(sample, remote.runners(), waiting)
 
 
 def _of_this_machine(upload: Upload, settings: Settings, stage: str | None, tokenizer: str | None) -> Sample:

@@ -12,6 +12,7 @@ import click
 import msgspec
 
 from batchfile import logs
+from batchfile.cli.batch_text import failure_lines
 from batchfile.cli.exits import EXIT_HELP, Exit, exit_of, message_of, report_lost_output, say_json
 from batchfile.cli.help import epilog
 from batchfile.cli.run_options import run_options
@@ -20,7 +21,7 @@ from batchfile.inbox.documents import stored_file
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.records import BatchRecord
 from batchfile.local import display, outputs
-from batchfile.local.display import Progress, counted, duration
+from batchfile.local.display import Progress, counted, duration, outcomes
 from batchfile.local.engines import EngineChoice, choose_engine
 from batchfile.local.folder import is_several, plan_folder
 from batchfile.local.options import STDIN, STDOUT, RunOptions
@@ -32,6 +33,7 @@ from batchfile.runner.runner import Runner
 from batchfile.settings import load_settings
 from batchfile.signals import Interrupted
 
+REASONS_SHOWN = 5
 ARGUMENTS_SHOWN_MAX = 40  # of the command that resumes
 # From the best to the worst: the exit code of several inputs is the worst of them.
 _BADNESS = (Exit.OK, Exit.FAILED_REQUESTS, Exit.INVALID_INPUT, Exit.OUTPUT_TAKEN, Exit.USAGE, Exit.UNEXPECTED)
@@ -85,8 +87,8 @@ def run(inputs: tuple[str, ...], output: str, quiet: bool, is_json: bool, verbos
     line of text is a prompt. OUT then has the same rows with the columns answer and error, as CSV, TSV, JSONL, Parquet
     or text (.txt: only the answers), according to its name.
 
-    Also writes OUT.receipt.json and, if any requests failed, OUT.errors.jsonl with their input lines, ready to run
-    again.
+    Also writes OUT.receipt.json and, if any requests did not succeed, OUT.errors.jsonl with their input lines, ready to
+    run again, and OUT.reasons.jsonl with the reason of each. The most frequent reasons are printed at the end.
 
     With several INPUTs, a quoted pattern, a folder, or an OUT that ends with /, OUT is a folder: the results of each
     file have its name there, and are written as soon as it is done. One engine runs all files. A file that cannot be
@@ -179,6 +181,7 @@ def _finish_file(file: FileRun, voice: Voice) -> Exit:
         table = None if file.session is None else outputs.table_of(file.session.opened.batch)
         column = None if table is None else table.columns.error
         voice.say(f"{file.input}: {_summary(file.receipt, file.output, column)}")
+        _say_why(file.receipt, voice)
         if file.session is not None and file.session.is_added_to(file.receipt.reason):
             voice.say(f"lines were added to {file.input} while it ran; the same command runs them")
         return Exit.OK if file.receipt.is_all_succeeded else Exit.FAILED_REQUESTS
@@ -230,14 +233,18 @@ def _finish(ledger: Ledger, batch: BatchRecord, path: str | None, voice: Voice) 
             click.echo(msgspec.json.encode(receipt))
     table = outputs.table_of(batch)
     voice.say(_summary(receipt, path, None if table is None else table.columns.error))
-    if receipt.counts.succeeded == 0 and (reason := outputs.first_reason(ledger, batch)):
-        voice.say(f"the first one failed because of this: {reason}")
+    _say_why(receipt, voice)
     return Exit.OK if receipt.is_all_succeeded else Exit.FAILED_REQUESTS
+
+
+def _say_why(receipt: Receipt, voice: Voice) -> None:
+    for line in failure_lines(receipt.failures, receipt.counts, num_max=REASONS_SHOWN):
+        voice.say(f"  {line}")
 
 
 def _summary(receipt: Receipt, path: str | None, error_column: str | None = None) -> str:
     """`error_column`: of rows, in their output."""
-    num_failed = receipt.input.requests - receipt.counts.succeeded
+    num_left = receipt.input.requests - receipt.counts.succeeded
     total = counted(receipt.input.requests, "request")
     text = f"{receipt.counts.succeeded:,} of {total} succeeded in {duration(receipt.seconds)}"
     if receipt.reason == "input_changed":
@@ -246,10 +253,9 @@ def _summary(receipt: Receipt, path: str | None, error_column: str | None = None
         text += f"; the batch ended early ({receipt.reason})"
     if path is not None:
         text += f": {_from_here(path)}"
-        if num_failed:
-            verb = "failed" if receipt.reason == "completed" else "did not succeed"
-            told = f"the column {error_column} says why" if error_column else _what_to_do(receipt, num_failed)
-            text += f"; {num_failed:,} {verb}: {told}"
+        if num_left:
+            told = f"the column {error_column} says why" if error_column else _what_to_do(receipt, num_left)
+            text += f"; {', '.join(outcomes(receipt.counts))}: {told}"
     return text
 
 
@@ -258,7 +264,7 @@ def _what_became_of(path: str) -> str:
     return f"{_from_here(path)} {became}"
 
 
-def _what_to_do(receipt: Receipt, num_failed: int) -> str:
+def _what_to_do(receipt: Receipt, num_left: int) -> str:
     """Lines that were too long are missing from the errors file, and so are those that no longer exist."""
     errors = receipt.errors
     if receipt.reason == "input_changed":
@@ -266,10 +272,11 @@ def _what_to_do(receipt: Receipt, num_failed: int) -> str:
         if not os.path.exists(receipt.input.path):
             return f"{named}restore the file and run the same command again to finish the rest"
         return f"{named}run the changed file with another output, or with --restart to replace these results"
+    why = "the results say why" if receipt.reasons is None else f"{_from_here(receipt.reasons.path)} says why"
     if errors is None:
-        return "the results say why"
-    few = f" ({errors.lines:,} of them)" if errors.lines < num_failed else ""
-    return f"fix {_from_here(errors.path)} and run it{few}; the results say why"
+        return why
+    few = f" ({errors.lines:,} of them)" if errors.lines < num_left else ""
+    return f"fix {_from_here(errors.path)} and run it{few}; {why}"
 
 
 def _from_here(path: str) -> str:

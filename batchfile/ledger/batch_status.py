@@ -1,4 +1,4 @@
-"""The progress of a batch at one moment: derived by the ledger, sent by the native API, returned by the client."""
+"""A batch or a pool at one moment: derived by the ledger, sent by the native API, returned by the client."""
 
 from typing import Literal
 
@@ -9,6 +9,9 @@ from batchfile.types import Counts, FailureGroup, InputFormat, Usage
 
 # `damaged`: its stored record is lost; `unreadable`: it cannot be read now.
 ShownState = Literal["planning", "open", "ending", "ended", "damaged", "unreadable"]
+
+
+CANNOT_ANSWER: frozenset[str] = frozenset({"loading", "down"})  # states of runners
 
 
 class PoolProgress(msgspec.Struct, frozen=True, kw_only=True):
@@ -26,6 +29,32 @@ class PoolProgress(msgspec.Struct, frozen=True, kw_only=True):
         return self.num_shards - self.num_done - self.num_leased
 
 
+class Waiting(msgspec.Struct, frozen=True, kw_only=True):
+    """Why the requests of a pool do not run: `message` in words. `since`: epoch seconds, where it is known."""
+
+    pool: str
+    cause: Literal["no_runner", "endpoint_down", "loading", "set_aside"]
+    message: str
+    since: float | None = None
+
+
+class Pool(msgspec.Struct, frozen=True, kw_only=True):
+    """A pool as its readers see it. `runners` counts the live ones by state."""
+
+    name: str
+    model: str
+    engine: str
+    stages: list[str]
+    runners: dict[str, int]
+    open_batches: int
+    pending_requests: int
+
+    @property
+    def is_up(self) -> bool:
+        """Has it a runner that can answer requests: one that is neither loading nor cut off from its endpoint?"""
+        return any(num for state, num in self.runners.items() if state not in CANNOT_ANSWER)
+
+
 class BatchStatus(msgspec.Struct, frozen=True, kw_only=True):
     """A batch as the service sees it. Times are epoch seconds. `pools`: those that work on it; empty after its end.
 
@@ -35,7 +64,8 @@ class BatchStatus(msgspec.Struct, frozen=True, kw_only=True):
 
     The input format is `openai` if each line has a `body` and a `url`. `inbox_path`: the key of the dropped file that
     the batch was made of. `errored` includes `rejected`. `failures`: the most frequent reasons why requests did not
-    succeed. `usage_unknown`: results whose endpoint did not report tokens; the sums leave them out.
+    succeed. `waiting_for`: why nothing moves, in an open batch. `usage_unknown`: results whose endpoint did not report
+    tokens; the sums leave them out.
 
     >>> status = client.batch(done.id).status()
     >>> status.state, status.reason, status.total, status.counts.succeeded
@@ -59,6 +89,7 @@ class BatchStatus(msgspec.Struct, frozen=True, kw_only=True):
     usage_unknown: int
     rejected: int = 0
     failures: tuple[FailureGroup, ...] = ()
+    waiting_for: tuple[Waiting, ...] = ()
     created_at: float
     updated_at: float
     ended_at: float | None

@@ -166,6 +166,10 @@ def heartbeat_key(pool: str, runner_id: str) -> str:
     return f"{heartbeat_prefix(pool)}{runner_id}.json"
 
 
+def heartbeat_pool(key: str) -> str:
+    return key.removeprefix(RUNNERS_PREFIX).partition("/")[0]
+
+
 EXPIRING_PREFIX = "expiring/"
 
 

@@ -83,11 +83,6 @@ def is_rejected(type: str) -> bool:
     return type == REJECTED
 
 
-def printable(text: str) -> str:
-    """On one line, without control characters, which could move a terminal's cursor."""
-    return " ".join("".join(char if char.isprintable() else " " for char in text).split())
-
-
 def reason_of(type: str, message: str) -> str:
     """The message without numbers, ids, quoted values and its place in the input; at most 200 characters.
 
@@ -102,7 +97,7 @@ def _reason(type: str, message: str) -> str:
     if type in REFUSALS:  # what follows is the model's answer
         message = message.partition(":")[0]
     text = _WORD.sub(_without_value, _QUOTED.sub("…", _PLACE.sub("", message)))
-    text = printable(_SEVERAL.sub("…", text))
+    text = " ".join("".join(char if char.isprintable() else " " for char in _SEVERAL.sub("…", text)).split())
     return text if len(text) <= _REASON_CHARS_MAX else text[: _REASON_CHARS_MAX - 1] + "…"
 
 

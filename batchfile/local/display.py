@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from batchfile.local.progress import Snapshot
+from batchfile.types import Counts
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -30,9 +31,25 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
+def printable(text: str) -> str:
+    """On one line, with ? for control characters, which could move the terminal's cursor."""
+    return "".join(char if char.isprintable() else "?" for char in text)
+
+
 def counted(num: int, noun: str) -> str:
     """`1 request`, `2,000 requests`."""
     return f"{num:,} {noun}" if num == 1 else f"{num:,} {noun}s"
+
+
+def outcomes(counts: Counts) -> list[str]:
+    """Requests without an answer by how they ended: `2 rejected`, `1 failed`, ..."""
+    found = {
+        "rejected": counts.rejected,
+        "failed": counts.failed,
+        "canceled": counts.canceled,
+        "expired": counts.expired,
+    }
+    return [f"{num:,} {what}" for what, num in found.items() if num]
 
 
 def about(seconds: float) -> str:
@@ -66,9 +83,7 @@ def state(snap: Snapshot) -> str:
 def details(snap: Snapshot) -> list[str]:
     """The state of the engine. Unknown rates are left out instead of shown as 0."""
     is_done = snap.done == snap.total
-    parts = []
-    if snap.failed:
-        parts.append(f"{snap.failed:,} failed")
+    parts = outcomes(Counts(errored=snap.failed + snap.rejected, rejected=snap.rejected))
     if snap.num_running or snap.num_waiting:
         parts.append(f"{snap.num_running:,} running, {snap.num_waiting:,} waiting")
     if snap.input_tokens:
@@ -192,7 +207,7 @@ def picture(snap: Snapshot) -> "RenderableType":
     row.add_column(width=BAR_CELLS)
     row.add_column(no_wrap=True, overflow="ellipsis")
     row.add_row(bar, text)
-    style = "yellow" if snap.failed else "dim"
+    style = "yellow" if snap.failed or snap.rejected else "dim"
     return Group(row, Text(", ".join(details(snap)), style=style, no_wrap=True, overflow="ellipsis"))
 
 

@@ -35,7 +35,7 @@ class Snapshot:
 
     total: int
     done: int
-    failed: int
+    failed: int  # ran without a valid answer
     input_tokens: int
     output_tokens: int
     input_rate: float
@@ -50,6 +50,7 @@ class Snapshot:
     quiet_s: float = 0.0
     is_loading: bool = False  # the engine is not ready yet
     down_s: float = 0.0  # for how long the endpoint has taken no work
+    rejected: int = 0  # invalid requests
     usage_unknown: int = 0  # answers for which the endpoint reported no tokens
     num_files: int = 1
     num_files_done: int = 0  # their results are written
@@ -117,7 +118,8 @@ class Meter:
         return Snapshot(
             total=self._total,
             done=done,
-            failed=self._before.finished - self._before.succeeded + runner_stats.errored,
+            failed=self._before.failed + runner_stats.failed,
+            rejected=self._before.rejected + runner_stats.rejected,
             input_tokens=self._usage_before.input_tokens + last.tokens_in,
             output_tokens=self._usage_before.output_tokens + last.tokens_out,
             input_rate=(last.tokens_in - first.tokens_in) / span_s if span_s >= RATE_S_MIN else 0.0,

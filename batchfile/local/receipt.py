@@ -9,8 +9,9 @@ import msgspec
 from batchfile import __version__
 from batchfile.inbox.documents import FileFacts
 from batchfile.ledger.records import BatchRecord
+from batchfile.lines.failures import with_advice
 from batchfile.local import options
-from batchfile.types import Counts, Usage
+from batchfile.types import Counts, FailureGroup, Usage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +52,8 @@ class Receipt:
     """What a run did: its input, results and engine. Also in the file OUTPUT.receipt.json.
 
     `seconds`: from the batch's creation to its end, including pauses between runs. `errors`: the file of the input
-    lines that did not succeed; None if all did. `reused`: how many results are from an earlier run of the output, the
+    lines that did not succeed; None if all did. `reasons`: the file that says why; `failures` has the most frequent
+    reasons, with what to do. `reused`: how many results are from an earlier run of the output, the
     batch `reused_from`; `usage` and `seconds` do not include it. `speed`: None where nothing was measured.
 
     >>> receipt = batchfile.run("requests.jsonl", "results.jsonl", engine="echo", progress=False)
@@ -77,6 +79,8 @@ class Receipt:
     reused: int = 0
     reused_from: str = ""
     speed: Speed | None = None
+    reasons: FileFacts | None = None
+    failures: tuple[FailureGroup, ...] = ()
     version: int = 1
 
     @property
@@ -84,7 +88,9 @@ class Receipt:
         return self.counts.succeeded == self.input.requests
 
 
-def make_receipt(batch: BatchRecord, output: FileFacts, errors: FileFacts | None) -> Receipt:
+def make_receipt(
+    batch: BatchRecord, output: FileFacts, errors: FileFacts | None = None, reasons: FileFacts | None = None
+) -> Receipt:
     """The receipt of an ended batch."""
     meta = batch.metadata
     ended_at = batch.ended_at or batch.created_at
@@ -121,6 +127,8 @@ def make_receipt(batch: BatchRecord, output: FileFacts, errors: FileFacts | None
         reused=int(meta.get(options.REUSED, "0")),
         reused_from=meta.get(options.REUSED_FROM, ""),
         speed=speed_of(meta),
+        reasons=reasons,
+        failures=with_advice(batch.failures),
     )
 
 

@@ -38,8 +38,8 @@ class RunnerStats:
     """Requests and tokens of this process; reads from other threads may be a moment old. Each count has one writer."""
 
     succeeded: int = 0
-    failed: int = 0  # by the engine; counted by the loop
-    refused: int = 0  # before the engine; counted where requests are prepared
+    failed: int = 0  # without a valid answer; counted under the lock
+    rejected: int = 0  # invalid requests, most of which never reached the engine; counted under the lock
     input_tokens: int = 0
     output_tokens: int = 0
     cached_tokens: int = 0
@@ -58,7 +58,7 @@ class RunnerStats:
 
     @property
     def errored(self) -> int:
-        return self.failed + self.refused
+        return self.failed + self.rejected
 
 
 @dataclass(slots=True)
