@@ -18,10 +18,9 @@ from batchfile.cli.help import epilog
 from batchfile.cli.run_options import run_options
 from batchfile.cli.stopping import RunSignals, code_of
 from batchfile.inbox.documents import stored_file
-from batchfile.ledger.base import Ledger
 from batchfile.ledger.records import BatchRecord
 from batchfile.local import display, outputs
-from batchfile.local.display import Progress, counted, duration, outcomes
+from batchfile.local.display import Progress, counted, dollars, duration, outcomes
 from batchfile.local.engines import EngineChoice, choose_engine
 from batchfile.local.folder import is_several, plan_folder
 from batchfile.local.options import STDIN, STDOUT, RunOptions
@@ -148,14 +147,14 @@ def _run(session: Session, choice: EngineChoice, signals: RunSignals, voice: Voi
             return Exit.UNEXPECTED
         batch = ended
     if session.path is not None:
-        code = _finish(session.ledger, batch, session.path, voice)
+        code = _finish(session, batch, voice)
         if session.is_added_to(batch.reason):
             voice.say(f"lines were added to {session.options.input} while it ran; the same command runs them")
         return code
     how = f"`batchfile results {batch.batch_id} -o FILE --store {shlex.quote(session.store)}`"
     nothing = "the results are lost; run it again with -o FILE, which can also resume"
     with report_lost_output(f"the results are kept: {how} writes them" if session.is_kept else nothing):
-        return _finish(session.ledger, batch, None, voice)
+        return _finish(session, batch, voice)
 
 
 def _run_files(files: list[FileRun], choice: EngineChoice, signals: RunSignals, voice: Voice) -> Exit:
@@ -218,16 +217,17 @@ def _observer(signals: RunSignals, voice: Voice) -> Observer:
     return Observer(say=voice.say, on_runner=on_runner, show=show)
 
 
-def _finish(ledger: Ledger, batch: BatchRecord, path: str | None, voice: Voice) -> Exit:
+def _finish(session: Session, batch: BatchRecord, voice: Voice) -> Exit:
     """Write the files of the ended batch and print a summary."""
+    ledger, path, gpu_hour = session.ledger, session.path, session.options.gpu_hour
     if path is None:
         assert batch.results is not None
         assert batch.errors is not None
         outputs.write_results_to(ledger, batch, sys.stdout.buffer)
         sys.stdout.buffer.flush()
-        receipt = make_receipt(batch, stored_file(batch.results), None)
+        receipt = make_receipt(batch, stored_file(batch.results), gpu_hour=gpu_hour)
     else:
-        receipt = outputs.export(ledger, batch, path)
+        receipt = outputs.export(ledger, batch, path, gpu_hour=gpu_hour)
     if voice.is_json:
         with report_lost_output(f"the results are in {path}, and the receipt is in {path}.receipt.json"):
             click.echo(msgspec.json.encode(receipt))
@@ -247,6 +247,8 @@ def _summary(receipt: Receipt, path: str | None, error_column: str | None = None
     num_left = receipt.input.requests - receipt.counts.succeeded
     total = counted(receipt.input.requests, "request")
     text = f"{receipt.counts.succeeded:,} of {total} succeeded in {duration(receipt.seconds)}"
+    if receipt.cost_usd is not None:
+        text += f", for {dollars(receipt.cost_usd)}"
     if receipt.reason == "input_changed":
         text += f"; the rest did not run, because {_what_became_of(receipt.input.path)}"
     elif receipt.reason != "completed":

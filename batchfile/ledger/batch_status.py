@@ -64,7 +64,8 @@ class BatchStatus(msgspec.Struct, frozen=True, kw_only=True):
 
     The input format is `openai` if each line has a `body` and a `url`. `inbox_path`: the key of the dropped file that
     the batch was made of. `errored` includes `rejected`. `failures`: the most frequent reasons why requests did not
-    succeed. `waiting_for`: why nothing moves, in an open batch. `usage_unknown`: results whose endpoint did not report
+    succeed. `waiting_for`: why nothing moves, in an open batch. `gpu_s`: GPU seconds so far; 0 if no GPU is
+    known. `usage_unknown`: results whose endpoint did not report
     tokens; the sums leave them out.
 
     >>> status = client.batch(done.id).status()
@@ -90,6 +91,7 @@ class BatchStatus(msgspec.Struct, frozen=True, kw_only=True):
     rejected: int = 0
     failures: tuple[FailureGroup, ...] = ()
     waiting_for: tuple[Waiting, ...] = ()
+    gpu_s: float = 0.0
     created_at: float
     updated_at: float
     ended_at: float | None

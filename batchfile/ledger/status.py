@@ -73,6 +73,7 @@ class _Sums(NamedTuple):
     num_leased: int = 0
     counts: Counts = Counts()
     usage: Usage = Usage()
+    gpu_s: float = 0.0
 
     def replaced(self, old: "_Sums", new: "_Sums") -> "_Sums":
         """The sums after a record has changed from `old` to `new`."""
@@ -82,6 +83,7 @@ class _Sums(NamedTuple):
             num_leased=self.num_leased - old.num_leased + new.num_leased,
             counts=self.counts - old.counts + new.counts,
             usage=self.usage - old.usage + new.usage,
+            gpu_s=self.gpu_s - old.gpu_s + new.gpu_s,
         )
 
 
@@ -153,6 +155,7 @@ class _View:
                 sum((total.usage for total in totals), Usage()),
                 self.updated_at,
                 self.merged,
+                sum(total.gpu_s for total in totals),
                 pools,
             ),
             num_records=sum(self.totals.get(pool, _NONE).num_records for pool in self.shares),
@@ -274,7 +277,8 @@ class StatusReader:
                 updated_at = max(updated_at, view.updated_at)
                 if view.rows:
                     self._views[batch.batch_id] = _View(batch, updated_at)
-        return BatchSnapshot(batch=batch, status=_status(batch, batch.counts, batch.usage, updated_at, batch.failures))
+        status = _status(batch, batch.counts, batch.usage, updated_at, batch.failures, batch.gpu_s)
+        return BatchSnapshot(batch=batch, status=status)
 
     def _view_of(self, batch: BatchRecord) -> _View:
         with self._lock:
@@ -346,6 +350,7 @@ def _sums(record: ShardRecord) -> _Sums:
         num_leased=record.state == "leased",
         counts=record.counts,
         usage=record.usage,
+        gpu_s=record.gpu_s,
     )
 
 
@@ -355,6 +360,7 @@ def _status(
     usage: Usage,
     updated_at: float,
     failures: tuple[FailureGroup, ...] = (),
+    gpu_s: float = 0.0,
     pools: dict[str, PoolProgress] | None = None,
 ) -> BatchStatus:
     assert batch.state != "deleted", "a deleted batch has no status"
@@ -371,6 +377,7 @@ def _status(
         expired=counts.expired,
         rejected=counts.rejected,
         failures=with_advice(failures),
+        gpu_s=round(gpu_s, 3),
         pending=batch.total - counts.finished,
         input_tokens=usage.input_tokens,
         output_tokens=usage.output_tokens,

@@ -36,7 +36,8 @@ def _waiting(status: BatchStatus, name: str, pool: PoolProgress, roster: Roster,
     loading = [runner for runner in live if runner.state == "loading"]
     if loading:
         since = min(runner.started_at for runner in loading)
-        message = f"{_runners(loading)} of pool {name} loading the model {_for(roster.read_at - since)}"
+        verb = "is" if len(loading) == 1 else "are"
+        message = f"{_runners(loading)} of pool {name} {verb} loading the model {_for(roster.read_at - since)}"
         return Waiting(pool=name, cause="loading", message=message, since=since)
     seen = roster.last_seen.get(name)
     since = status.updated_at if seen is None else max(seen.at, status.created_at)

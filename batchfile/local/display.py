@@ -31,6 +31,11 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
+def dollars(usd: float) -> str:
+    """`$3.40`; below a cent `$0.0034`."""
+    return f"${usd:,.2f}" if usd >= 0.01 or not usd else f"${usd:.4f}"
+
+
 def printable(text: str) -> str:
     """On one line, with ? for control characters, which could move the terminal's cursor."""
     return "".join(char if char.isprintable() else "?" for char in text)
@@ -94,6 +99,8 @@ def details(snap: Snapshot) -> list[str]:
         parts.append(f"usage unknown for {counted(snap.usage_unknown, 'result')}")
     if snap.cache_hit_rate >= 0.005:
         parts.append(f"{100 * snap.cache_hit_rate:.0f} % cached")
+    if snap.cost_usd is not None:
+        parts.append(f"{dollars(snap.cost_usd)} so far")
     if snap.quiet_s >= QUIET_S:
         parts.append(f"in one step for {duration(snap.quiet_s)}")
     if is_done:

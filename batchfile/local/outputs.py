@@ -107,8 +107,8 @@ def is_writable(path: str) -> bool:
     return Path(path).suffix.lower() not in _NOT_TABLES
 
 
-def export(ledger: Ledger, batch: BatchRecord, output: str) -> Receipt:
-    """Write the files of an ended batch, the receipt last. Idempotent.
+def export(ledger: Ledger, batch: BatchRecord, output: str, *, gpu_hour: float | None = None) -> Receipt:
+    """Write the files of an ended batch, the receipt last. Idempotent. `gpu_hour`: the price of a GPU, for the receipt.
 
     Raises: OSError where the disk is full (each file is then complete or unchanged); OutputTaken where another run has
     written there since this one started.
@@ -131,6 +131,7 @@ def export(ledger: Ledger, batch: BatchRecord, output: str) -> Receipt:
         _facts(output, batch.total),
         _export_file(ledger, batch.errors, output + ERRORS_ENDING),
         _export_file(ledger, batch.reasons, output + REASONS_ENDING),
+        gpu_hour,
     )
     with _replaced(output + RECEIPT_ENDING) as temporary:
         Path(temporary).write_bytes(documents.encode(receipt))

@@ -52,8 +52,14 @@ class Snapshot:
     down_s: float = 0.0  # for how long the endpoint has taken no work
     rejected: int = 0  # invalid requests
     usage_unknown: int = 0  # answers for which the endpoint reported no tokens
+    cost_usd: float | None = None  # of the GPUs so far; None: not known
     num_files: int = 1
     num_files_done: int = 0  # their results are written
+
+
+def cost_usd(gpu_s: float, gpu_hour: float | None) -> float | None:
+    """None where no GPU or no price is known. `gpu_hour`: US dollars for an hour of one GPU."""
+    return None if gpu_hour is None or not gpu_s else round(gpu_s / 3600 * gpu_hour, 4)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from batchfile.inbox.documents import FileFacts
 from batchfile.ledger.records import BatchRecord
 from batchfile.lines.failures import with_advice
 from batchfile.local import options
+from batchfile.local.progress import cost_usd
 from batchfile.types import Counts, FailureGroup, Usage
 
 
@@ -53,7 +54,8 @@ class Receipt:
 
     `seconds`: from the batch's creation to its end, including pauses between runs. `errors`: the file of the input
     lines that did not succeed; None if all did. `reasons`: the file that says why; `failures` has the most frequent
-    reasons, with what to do. `reused`: how many results are from an earlier run of the output, the
+    reasons, with what to do. `gpu_seconds`: while they worked on it; `cost_usd`: of these, where `gpu_hour` was given.
+    Both are None where no GPU is known. `reused`: how many results are from an earlier run of the output, the
     batch `reused_from`; `usage` and `seconds` do not include it. `speed`: None where nothing was measured.
 
     >>> receipt = batchfile.run("requests.jsonl", "results.jsonl", engine="echo", progress=False)
@@ -79,6 +81,8 @@ class Receipt:
     reused: int = 0
     reused_from: str = ""
     speed: Speed | None = None
+    gpu_seconds: float | None = None
+    cost_usd: float | None = None
     reasons: FileFacts | None = None
     failures: tuple[FailureGroup, ...] = ()
     version: int = 1
@@ -89,9 +93,13 @@ class Receipt:
 
 
 def make_receipt(
-    batch: BatchRecord, output: FileFacts, errors: FileFacts | None = None, reasons: FileFacts | None = None
+    batch: BatchRecord,
+    output: FileFacts,
+    errors: FileFacts | None = None,
+    reasons: FileFacts | None = None,
+    gpu_hour: float | None = None,
 ) -> Receipt:
-    """The receipt of an ended batch."""
+    """The receipt of an ended batch. `gpu_hour`: the price of a GPU, if it is known."""
     meta = batch.metadata
     ended_at = batch.ended_at or batch.created_at
     return Receipt(
@@ -127,6 +135,8 @@ def make_receipt(
         reused=int(meta.get(options.REUSED, "0")),
         reused_from=meta.get(options.REUSED_FROM, ""),
         speed=speed_of(meta),
+        gpu_seconds=batch.gpu_s or None,
+        cost_usd=cost_usd(batch.gpu_s, gpu_hour),
         reasons=reasons,
         failures=with_advice(batch.failures),
     )

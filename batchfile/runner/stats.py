@@ -44,6 +44,7 @@ class RunnerStats:
     output_tokens: int = 0
     cached_tokens: int = 0
     usage_unknown: int = 0  # answers whose endpoint did not report tokens
+    gpu_s: float = 0.0  # GPU time of the engine's steps; 0 without GPUs
     busy_s: float = 0.0  # time with requests in flight, up to the last step
     num_engine_deaths: int = 0
     num_leases_lost: int = 0
@@ -76,4 +77,5 @@ class StepTimes:
     def add(self, began_at: float, ended_at: float, *, num_in_flight: int, num_gpus: int) -> None:
         self.stats.busy_s += ended_at - (began_at if self.ended_at is None else self.ended_at)
         self.ended_at = ended_at
+        self.stats.gpu_s += (ended_at - began_at) * num_gpus
         self.gpu_s_each += (ended_at - began_at) * num_gpus / num_in_flight

@@ -52,7 +52,7 @@ def test_a_pool_without_a_live_runner_is_named_with_the_time_since_one_was_seen(
 @pytest.mark.parametrize(
     ("live", "message"),
     [
-        (runner("loading"), "1 runner of pool mistral loading the model for 3 min"),
+        (runner("loading"), "1 runner of pool mistral is loading the model for 3 min"),
         (runner("down"), "The endpoint of pool mistral is unavailable to 1 runner"),
         (runner("running"), None),
         (runner("idle"), None),
