@@ -54,9 +54,9 @@ class Receipt:
 
     `seconds`: from the batch's creation to its end, including pauses between runs. `errors`: the file of the input
     lines that did not succeed; None if all did. `reasons`: the file that says why; `failures` has the most frequent
-    reasons, with what to do. `gpu_seconds`: while they worked on it; `cost_usd`: of these, where `gpu_hour` was given.
-    Both are None where no GPU is known. `reused`: how many results are from an earlier run of the output, the
-    batch `reused_from`; `usage` and `seconds` do not include it. `speed`: None where nothing was measured.
+    reasons, with what to do. `gpu_seconds`: None if no GPU is known; `cost_usd`: of these, if `gpu_hour` was given.
+    `reused`: how many results are from an earlier run of the output, the batch `reused_from`; `usage` and `seconds` do
+    not include it. `speed`: None where nothing was measured.
 
     >>> receipt = batchfile.run("requests.jsonl", "results.jsonl", engine="echo", progress=False)
     >>> receipt.input.requests, receipt.counts.succeeded, receipt.errors
