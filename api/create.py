@@ -16,6 +16,7 @@ from batchfile.errors import InvalidFile, InvalidRequest, TooLarge
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.idempotency import KeyedBatch
 from batchfile.ledger.records import BatchRecord
+from batchfile.lines.kinds import KIND_BYTES, detect, refusal
 from batchfile.lines.split_document import EXAMPLE, STAGE_EXAMPLE, iter_requests, read_document
 from batchfile.plan.options import CreateOptions
 from batchfile.plan.policy import Place, by_line, by_number
@@ -40,6 +41,7 @@ ID_LETTERS = string.digits + string.ascii_letters
 
 RETRY_COUNT = "x-stainless-retry-count"  # the official SDKs number their attempts from 0
 NUMBER = re.compile(r"[0-9]{1,9}")
+LINE_EXAMPLE = '{"custom_id": "a", "params": {...}}'
 LINE_TYPES = {"application/x-ndjson", "application/ndjson", "application/jsonl", "application/x-jsonlines"}
 
 # Which rules apply to a body: native; stage, where a batch has a stage; Anthropic's, where it has none.
@@ -109,7 +111,7 @@ def create_batch(
     Raises: InvalidFile with its subclasses RequestRefused and TooLarge; KeyReused; Refusal 415; `full`;
     StoreUnavailable (repeating the create completes it). After any error but the last, no batch exists.
     """
-    upload = _open(spooled, content_type, options.stage, settings, contract)
+    upload = _open(spooled, content_type, options, settings, contract)
     options = replace(options, stage=upload.stage)
     routing = options.route(upload.routing)
     digest = f"{spooled.sha256} {options.stage or ''}{options.digest}"
@@ -144,14 +146,14 @@ def _new_message_id() -> str:
 
 
 def _open(
-    spooled: Spooled, content_type: str | None, stage: str | None, settings: Settings, contract: Contract
+    spooled: Spooled, content_type: str | None, options: CreateOptions, settings: Settings, contract: Contract
 ) -> _Upload:
-    """`stage`: the query parameter."""
-    routing = settings.routing()
+    routing, stage = settings.routing(), options.stage
     media_type = (content_type or "application/json").partition(";")[0].strip().lower()
     if media_type in LINE_TYPES:
         if stage is not None or contract == "stage":
             stage = _known_stage(routing, stage, "add ?stage=NAME to the URL, with one of")
+        _check_kind(spooled.view(), "the body", is_lines=True)
         chunks = _slices(spooled.view(), settings.api.requests_max)
         return _Upload(stage=stage, routing=routing, chunks=chunks, place=by_line)
     if media_type != "application/json" and not media_type.endswith("+json"):
@@ -161,6 +163,8 @@ def _open(
     if not spooled.size:
         raise InvalidFile(f"the body is empty; send an object such as {example}")
     document = read_document(spooled.view(), spooled.scratch(), example=example)
+    if not options.is_strict:  # else the first request is rejected, by its place
+        _check_kind(document.requests, "requests")
     chunks = iter_requests(document.requests)
     if document.stage is None and stage is None and contract == "anthropic":
         if document.model_hint is not None:
@@ -173,6 +177,15 @@ def _open(
         # The batch's hint replaces the pool of its stage; a request's own hint still takes precedence.
         routing = replace(routing, stages={found: _pool_of(routing, document.model_hint)})
     return _Upload(stage=found, routing=routing, chunks=chunks, place=by_number)
+
+
+def _check_kind(data: memoryview, name: str, *, is_lines: bool = False) -> None:
+    """Raises: InvalidFile that says what `data` is, if none of its first items is a request, or no line should be."""
+    kind = detect("", bytes(data[:KIND_BYTES]))
+    if kind.is_ready and not (is_lines and kind.is_array):
+        return
+    what_to_send = f"; or send one request on each line, such as {LINE_EXAMPLE}" if kind.content == "rows" else ""
+    raise InvalidFile(refusal(kind, "FILE", name) + what_to_send)
 
 
 def _known_stage(routing: RoutingTable, stage: str | None, how: str) -> str:

@@ -152,6 +152,7 @@ class Defaults:
 
     `temperature` None: the default of the input format: 0.2 for `params` lines, 1.0 for OpenAI lines. If there is an
     `output_schema` (a JSON schema), every answer must match it; it also guides requests without a schema of their own.
+    `url`: of a line with only custom_id and body; None: chat completions.
     `needs_max_tokens`: reject a `params` line without max_tokens, as Anthropic's API does.
     `needs_answer`: a refusal counts as a failed request, because the format of the results cannot express it.
     """
@@ -160,6 +161,7 @@ class Defaults:
     temperature: float | None = None
     model: str | None = None
     output_schema: dict[str, Any] | None = None
+    url: str | None = None
     needs_max_tokens: bool = False
     needs_answer: bool = False
 

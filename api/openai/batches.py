@@ -107,7 +107,7 @@ def _create(service: Service, caller: Caller, data: schemas.CreateBatch, options
             requests_max=settings.api.requests_max,
             kept_s=None if data.output_expires_after is None else float(data.output_expires_after.seconds),
         )
-        draft = options.draft(keyed.batch_id, keyed.created_at, settings.routing(), Defaults())
+        draft = options.draft(keyed.batch_id, keyed.created_at, settings.routing(), Defaults(url=data.endpoint))
         return pending.create(ledger, draft, made_of)
 
     return create_once(ledger, options, digest, f"batch_{secrets.token_hex(16)}", make).batch_id

@@ -7,9 +7,9 @@ import msgspec
 
 from batchfile.client.base import BatchStatus
 from batchfile.ledger.batch_status import PoolProgress
-from batchfile.local.display import counted, duration, outcomes, printable
+from batchfile.local.display import counted, duration, failure_lines, outcomes, printable
 from batchfile.local.options import OUTPUT
-from batchfile.types import Counts, FailureGroup, Usage
+from batchfile.types import Usage
 
 STRIP_CELLS = 40
 ENDED_MAX = 5  # reasons that are shown when a batch ends
@@ -94,24 +94,6 @@ def _rate(batch: BatchStatus) -> str:
     """Requests per second since its creation, up to its end or its newest result."""
     lasted = (batch.ended_at or batch.updated_at) - batch.created_at
     return f"{batch.counts.finished / lasted:,.1f}/s" if lasted > 0 and batch.counts.finished else ""
-
-
-def failure_lines(failures: Sequence[FailureGroup], counts: Counts, *, num_max: int | None = None) -> list[str]:
-    """The reasons why requests did not succeed, each with an example, and what to do about it."""
-    lines, told, shown = list[str](), set[str](), failures[:num_max]
-    for group in shown:
-        status = "" if group.http_status is None else f" {group.http_status}"
-        where = "" if group.line is None else f"; for example line {group.line:,}"
-        if group.custom_id is not None:
-            where += f" ({printable(group.custom_id)})"
-        lines.append(f"{group.num_requests:,} {printable(group.type)}{status}: {printable(group.message)}{where}")
-        if group.advice and group.type not in told:
-            told.add(group.type)
-            lines.append(f"    {printable(group.advice)}")
-    others = counts.finished - counts.succeeded - sum(group.num_requests for group in shown)
-    if others > 0 and shown:
-        lines.append(f"{others:,} for other reasons")
-    return lines
 
 
 def end_line(batch: BatchStatus) -> str:

@@ -12,7 +12,6 @@ import click
 import msgspec
 
 from batchfile import logs
-from batchfile.cli.batch_text import failure_lines
 from batchfile.cli.exits import EXIT_HELP, Exit, exit_of, message_of, report_lost_output, say_json
 from batchfile.cli.help import epilog
 from batchfile.cli.run_options import run_options
@@ -20,7 +19,7 @@ from batchfile.cli.stopping import RunSignals, code_of
 from batchfile.inbox.documents import stored_file
 from batchfile.ledger.records import BatchRecord
 from batchfile.local import display, outputs
-from batchfile.local.display import Progress, counted, dollars, duration, outcomes
+from batchfile.local.display import Progress, counted
 from batchfile.local.engines import EngineChoice, choose_engine
 from batchfile.local.folder import is_several, plan_folder
 from batchfile.local.options import STDIN, STDOUT, RunOptions
@@ -28,11 +27,11 @@ from batchfile.local.progress import Snapshot
 from batchfile.local.receipt import Receipt, make_receipt
 from batchfile.local.session import Look, Observer, Session, grace_s_of, open_session, work_on
 from batchfile.local.several import FileRun, open_files, work_on_files
+from batchfile.local.summary import reasons, summary
 from batchfile.runner.runner import Runner
 from batchfile.settings import load_settings
 from batchfile.signals import Interrupted
 
-REASONS_SHOWN = 5
 ARGUMENTS_SHOWN_MAX = 40  # of the command that resumes
 # From the best to the worst: the exit code of several inputs is the worst of them.
 _BADNESS = (Exit.OK, Exit.FAILED_REQUESTS, Exit.INVALID_INPUT, Exit.OUTPUT_TAKEN, Exit.USAGE, Exit.UNEXPECTED)
@@ -146,14 +145,17 @@ def _run(session: Session, choice: EngineChoice, signals: RunSignals, voice: Voi
         if ended is None:
             return Exit.UNEXPECTED
         batch = ended
-    if session.path is not None:
+    path, store = session.options.output, session.options.store
+    if path is not None:
         code = _finish(session, batch, voice)
         if session.is_added_to(batch.reason):
             voice.say(f"lines were added to {session.options.input} while it ran; the same command runs them")
         return code
-    how = f"`batchfile results {batch.batch_id} -o FILE --store {shlex.quote(session.store)}`"
-    nothing = "the results are lost; run it again with -o FILE, which can also resume"
-    with report_lost_output(f"the results are kept: {how} writes them" if session.is_kept else nothing):
+    told = "the results are lost; run it again with -o FILE, which can also resume"
+    if store is not None:
+        how = f"`batchfile results {batch.batch_id} -o FILE --store {shlex.quote(store)}`"
+        told = f"the results are kept: {how} writes them"
+    with report_lost_output(told):
         return _finish(session, batch, voice)
 
 
@@ -177,9 +179,8 @@ def _finish_file(file: FileRun, voice: Voice) -> Exit:
         if voice.is_json:
             with report_lost_output(f"the receipts are next to the results in {os.path.dirname(file.output)}"):
                 click.echo(msgspec.json.encode(file.receipt))
-        table = None if file.session is None else outputs.table_of(file.session.opened.batch)
-        column = None if table is None else table.columns.error
-        voice.say(f"{file.input}: {_summary(file.receipt, file.output, column)}")
+        column = None if file.session is None else outputs.error_column(file.session.opened.batch)
+        voice.say(f"{file.input}: {summary(file.receipt, file.output, column)}")
         _say_why(file.receipt, voice)
         if file.session is not None and file.session.is_added_to(file.receipt.reason):
             voice.say(f"lines were added to {file.input} while it ran; the same command runs them")
@@ -219,7 +220,7 @@ def _observer(signals: RunSignals, voice: Voice) -> Observer:
 
 def _finish(session: Session, batch: BatchRecord, voice: Voice) -> Exit:
     """Write the files of the ended batch and print a summary."""
-    ledger, path, gpu_hour = session.ledger, session.path, session.options.gpu_hour
+    ledger, path, gpu_hour = session.ledger, session.options.output, session.options.gpu_hour
     if path is None:
         assert batch.results is not None
         assert batch.errors is not None
@@ -231,62 +232,14 @@ def _finish(session: Session, batch: BatchRecord, voice: Voice) -> Exit:
     if voice.is_json:
         with report_lost_output(f"the results are in {path}, and the receipt is in {path}.receipt.json"):
             click.echo(msgspec.json.encode(receipt))
-    table = outputs.table_of(batch)
-    voice.say(_summary(receipt, path, None if table is None else table.columns.error))
+    voice.say(summary(receipt, path, outputs.error_column(batch)))
     _say_why(receipt, voice)
     return Exit.OK if receipt.is_all_succeeded else Exit.FAILED_REQUESTS
 
 
 def _say_why(receipt: Receipt, voice: Voice) -> None:
-    for line in failure_lines(receipt.failures, receipt.counts, num_max=REASONS_SHOWN):
-        voice.say(f"  {line}")
-
-
-def _summary(receipt: Receipt, path: str | None, error_column: str | None = None) -> str:
-    """`error_column`: of rows, in their output."""
-    num_left = receipt.input.requests - receipt.counts.succeeded
-    total = counted(receipt.input.requests, "request")
-    text = f"{receipt.counts.succeeded:,} of {total} succeeded in {duration(receipt.seconds)}"
-    if receipt.cost_usd is not None:
-        text += f", for {dollars(receipt.cost_usd)}"
-    if receipt.reason == "input_changed":
-        text += f"; the rest did not run, because {_what_became_of(receipt.input.path)}"
-    elif receipt.reason != "completed":
-        text += f"; the batch ended early ({receipt.reason})"
-    if path is not None:
-        text += f": {_from_here(path)}"
-        if num_left:
-            told = f"the column {error_column} says why" if error_column else _what_to_do(receipt, num_left)
-            text += f"; {', '.join(outcomes(receipt.counts))}: {told}"
-    return text
-
-
-def _what_became_of(path: str) -> str:
-    became = "was changed, not only extended" if os.path.exists(path) else "was removed while it ran"
-    return f"{_from_here(path)} {became}"
-
-
-def _what_to_do(receipt: Receipt, num_left: int) -> str:
-    """Lines that were too long are missing from the errors file, and so are those that no longer exist."""
-    errors = receipt.errors
-    if receipt.reason == "input_changed":
-        named = "" if errors is None else f"{_from_here(errors.path)} lists them; "
-        if not os.path.exists(receipt.input.path):
-            return f"{named}restore the file and run the same command again to finish the rest"
-        return f"{named}run the changed file with another output, or with --restart to replace these results"
-    why = "the results say why" if receipt.reasons is None else f"{_from_here(receipt.reasons.path)} says why"
-    if errors is None:
-        return why
-    few = f" ({errors.lines:,} of them)" if errors.lines < num_left else ""
-    return f"fix {_from_here(errors.path)} and run it{few}; {why}"
-
-
-def _from_here(path: str) -> str:
-    """As a path relative to the current folder, where it is shorter."""
-    try:
-        return min(path, os.path.relpath(path), key=len)
-    except OSError:  # the current folder was removed
-        return path
+    for text in reasons(receipt):
+        voice.say(text)
 
 
 def _how_to_resume(options: RunOptions) -> str:

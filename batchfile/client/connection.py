@@ -117,7 +117,8 @@ class Connection:
         strict: bool = False,
         on_bytes: Callable[[int], None] | None = None,
     ) -> Batch:
-        """Create a batch from a file of requests: JSONL, also .gz or .zst, or Parquet; or from an `s3://` object.
+        """Create a batch from a file or an address: requests, rows with a column prompt or messages, or lines of
+        text, in the formats of `batchfile run`. Each row has its result under its custom_id.
 
         `stage`: of all requests; it has a pool and perhaps a schema. `pool`: for all requests, regardless of their
         lines. Without either, each line selects its pool by its model or `model_hint`. `priority`: 0 (first) to 9. A

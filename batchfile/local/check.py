@@ -106,15 +106,9 @@ def _last_byte(path: str) -> bytes:
         return file.read(1)
 
 
-def valid_requests(source: Source, defaults: Defaults) -> Iterator[Request]:
-    """The requests of the lines that can run."""
-    for _, request in _valid_lines(source, defaults):
-        yield request
-
-
 def token_problems(source: Source, defaults: Defaults, fit: Callable[[Request], None]) -> Iterator[Problem]:
     """A problem for each valid line that `fit` rejects with InvalidRequest."""
-    for row, request in _valid_lines(source, defaults):
+    for row, request in valid_lines(source, defaults):
         try:
             fit(request)
         except InvalidRequest as error:
@@ -128,7 +122,8 @@ def token_problems(source: Source, defaults: Defaults, fit: Callable[[Request], 
             )
 
 
-def _valid_lines(source: Source, defaults: Defaults) -> Iterator[tuple[int, Request]]:
+def valid_lines(source: Source, defaults: Defaults) -> Iterator[tuple[int, Request]]:
+    """The numbers of the lines that can run, and their requests."""
     for line in iter_lines(requests_of(source)):
         with suppress(InvalidRequest):  # the check reports what is wrong with it
             yield line.row, parse_request(line.data or b"", defaults)

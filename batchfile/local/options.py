@@ -29,6 +29,9 @@ TABLE = "run.table"  # how the results of rows are written
 SPEED = "run.speed"  # what one process of the run measured, as JSON
 
 _ROW_OPTIONS = ("prompt", "system", "choices", "schema", "into", "id_column", "raw")
+# The options that decide which requests an input becomes, and how their answers become rows.
+INPUT_OPTIONS = ("limit", "sample", "seed", "prompt_file", *_ROW_OPTIONS)
+TABLE_OPTIONS = tuple(name for name in INPUT_OPTIONS if name != "raw")  # of a batch elsewhere
 # The options that identify a run, in addition to its input, and the names in messages of those that are not flags.
 _GUARDED = ("engine", "model", "stage", "limit", "sample", "seed", *_ROW_OPTIONS, "max_tokens", "temperature")
 _NAMES = {name: f"the {name}" for name in ("engine", "model", "stage")}
@@ -105,8 +108,8 @@ class RunOptions:
         default=False,
     )
     stage: str | None = _option("The stage of the requests; stored with the batch.")
-    limit: int | None = _option("Run only the first N requests of each INPUT.", least=1, metavar="N")
-    sample: int | None = _option("Run only N requests, chosen at random by --seed.", least=1, metavar="N")
+    limit: int | None = _option("Use only the first N requests of each input.", least=1, metavar="N")
+    sample: int | None = _option("Use only N requests, chosen at random by --seed.", least=1, metavar="N")
     seed: int | None = _option("With --sample: another number chooses others.  [default: 0]", least=0, metavar="N")
     prompt: str | None = _option(
         "For rows and text: the prompt of a row, a Jinja2 template over its columns.  [default: the column prompt or "

@@ -198,6 +198,12 @@ def table_of(batch: BatchRecord) -> AnsweredTable | None:
     return None if text is None else decode_table(text)
 
 
+def error_column(batch: BatchRecord) -> str | None:
+    """The column with the reasons of failed rows; None if its input had requests."""
+    table = table_of(batch)
+    return None if table is None else table.columns.error
+
+
 def _read_receipt(output: str) -> Receipt | None:
     try:
         return documents.read(Path(output + RECEIPT_ENDING).read_bytes(), Receipt)

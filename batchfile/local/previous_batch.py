@@ -22,7 +22,7 @@ DETAIL = "lines were added to its input; another batch has taken over its result
 _TRIES = 90  # to end a batch that another process may hold: one a second, for longer than a lease
 
 
-def is_reusable(source: Source, batch: BatchRecord, wanted: Mapping[str, str], limit: int | None) -> bool:
+def is_reusable(source: Source, batch: BatchRecord, wanted: Mapping[str, str]) -> bool:
     """Does the run have the same options, and does its input extend that of the batch?
 
     Also true for the same input, if a change of it had ended the batch.
@@ -34,7 +34,7 @@ def is_reusable(source: Source, batch: BatchRecord, wanted: Mapping[str, str], l
         return False
     if batch.state == "ended" and batch.results is None:
         return False
-    return begins_with(source, batch.input.size, batch.input.sha256, limit=limit)
+    return begins_with(source, batch.input.size, batch.input.sha256)
 
 
 def end(ledger: Ledger, batch: BatchRecord) -> BatchRecord:

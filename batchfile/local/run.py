@@ -6,7 +6,6 @@ The same command resumes the batch of its output. Knows no terminal and no outpu
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from hashlib import sha256
 from pathlib import Path
 
 import structlog
@@ -50,8 +49,6 @@ from batchfile.types import Defaults, RoutingTable
 FIRST_BYTES = 256 * 1024  # enough for a line or two
 
 log = structlog.get_logger()
-
-_SPOOLED_AGAIN = "again"  # stdin of an existing run: written here for comparison, then removed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,7 +158,7 @@ def work(
         return engine
 
     def measured(batch_id: str) -> BatchRecord | None:
-        if runner.info is None:
+        if runner.info is None or found[0].metadata.get("run.engine") == "echo":  # says nothing about other engines
             return None
         return remember_speed(ledger, batch_id, startup_s, runner.info, runner.runner_stats)
 
@@ -203,9 +200,9 @@ def _continue(
     elif source.path is not None:
         digest = inputs.digest_of(source)
     else:
-        digest = _spool_again(ledger, source, batch.batch_id, options.limit)
+        digest = inputs.digest_of_requests(source)
     wanted = options.identity(digest)
-    if previous_batch.is_reusable(source, batch, wanted, options.limit):
+    if previous_batch.is_reusable(source, batch, wanted):
         outputs.check_not_taken(ledger, batch, options.output)
         before_plan()
         if batch.state != "ended":
@@ -236,19 +233,6 @@ def _repin(ledger: Ledger, source: Source, batch: BatchRecord, *, is_same: bool)
 
     found = update_batch(ledger, keys.batch_key(batch.batch_id), decide)
     return batch if found is None else found.record
-
-
-def _spool_again(ledger: Ledger, source: Source, batch_id: str, limit: int | None) -> str:
-    """The digest of the content of stdin."""
-    key = keys.input_key(batch_id, f"{_SPOOLED_AGAIN}-{ledger.new_id()[:12]}")
-    try:
-        inputs.bring_in(ledger.store, source, key, limit=limit)
-        digest = sha256()
-        for chunk in ledger.store.stream(key):
-            digest.update(chunk)
-        return digest.hexdigest()
-    finally:
-        ledger.store.delete(key)
 
 
 def _create(
@@ -292,21 +276,25 @@ def _plan_and_commit(
     notes: list[str] = []
 
     def plan(beat: Callable[[], None]) -> Planned:
-        is_linked = inputs.bring_in(ledger.store, source, key, limit=options.limit)
+        is_linked = inputs.bring_in(ledger.store, source, key)
         planned = plan_input(
             ledger,
             batch_id,
             key,
             routing=draft.routing,
             stage=draft.stage,
-            policy=CHECK if options.strict else REJECT,
+            policy=replace(CHECK if options.strict else REJECT, id_name=source.id_name),
             beat=beat,
             name=f"{source.name}:",
             keeps_ids=is_linked,
             reuse=reuse,
         )
         inputs.check_untouched(source)
-        notes.extend(_notes(planned, _first_model(ledger, planned), options.model or ""))
+        notes.extend(
+            _notes(
+                planned, _first_model(ledger, planned), options.model or "", "line" if source.table is None else "row"
+            )
+        )
         notes.extend(_tail_note(ledger, planned))
         is_own_bytes = is_linked or source.path is None
         digest = planned.input.sha256 if is_own_bytes else inputs.digest_of(source)
@@ -339,7 +327,7 @@ def _metadata(source: Source, options: RunOptions, digest: str) -> dict[str, str
     return metadata
 
 
-def _notes(planned: Planned, named: str | None, model: str) -> Iterator[str]:
+def _notes(planned: Planned, named: str | None, model: str, noun: str) -> Iterator[str]:
     if planned.num_reused:
         yield f"{planned.num_reused:,} of {planned.total:,} requests have already finished and do not run again"
     if planned.num_hints:
@@ -348,8 +336,8 @@ def _notes(planned: Planned, named: str | None, model: str) -> Iterator[str]:
         yield f"the first request has the model {named!r}; a local run ignores it and uses its one engine"
     if planned.num_rejected:
         first = planned.first_problem
-        many = f"{planned.num_rejected:,} lines are rejected and get failed results; the first"
-        yield f"{'1 line is rejected and gets a failed result' if planned.num_rejected == 1 else many}: {first}"
+        many = f"{planned.num_rejected:,} {noun}s are rejected and get failed results; the first"
+        yield f"{f'1 {noun} is rejected and gets a failed result' if planned.num_rejected == 1 else many}: {first}"
 
 
 def _tail_note(ledger: Ledger, planned: Planned) -> Iterator[str]:

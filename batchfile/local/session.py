@@ -15,7 +15,8 @@ from batchfile.ledger.status import StatusReader
 from batchfile.local import outputs
 from batchfile.local.display import counted
 from batchfile.local.engines import EngineChoice
-from batchfile.local.inputs import Source, inspect, is_added_to
+from batchfile.local.inputs import Source, is_added_to
+from batchfile.local.inputs import opened as opened_input
 from batchfile.local.options import RunOptions
 from batchfile.local.progress import Meter, Snapshot, cost_usd
 from batchfile.local.run import Opened, open_batch, work
@@ -44,22 +45,22 @@ class Observer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Session:
-    """An existing batch and its store. `path` None: results go to stdout. `is_kept`: its store outlives the session.
-
-    `options`: completed from the settings.
+    """An existing batch. `options`: completed from the settings. Their output is an absolute path, and their store is
+    None if it does not outlive the session.
     """
 
     options: RunOptions
     ledger: Ledger
     source: Source
     opened: Opened
-    path: str | None
-    store: str
-    is_kept: bool
+
+    @property
+    def noun(self) -> str:
+        return "request" if self.source.table is None else "row"
 
     def is_added_to(self, reason: str | None) -> bool:
         """Were lines added to the input since it was read? `reason`: why its batch ended."""
-        return reason == "completed" and self.options.limit is None and is_added_to(self.source)
+        return reason == "completed" and self.source.limit is None and is_added_to(self.source)
 
 
 def open_session(
@@ -77,24 +78,31 @@ def open_session(
     """
     options = completed(options, settings, choice)
     if source is None:
-        source = prepared(inspect(options.input), options)
+        source = prepared(stack.enter_context(opened_input(options.input)), options)
     if source.table is not None and source.table.prompt.is_constant:
         say("the prompt uses no column, so every row gets the same one; insert a column as {{ NAME }}")
     path = None if options.output is None else outputs.check_output(options.output, source.path, source.table)
-    url = options.store or settings.store
-    is_kept = url is not None
+    url, is_temporary = options.store or settings.store, False
     if url is None and path is not None:
         url = str(Path(path).parent / STORE_FOLDER)
     elif url is None:
-        url = stack.enter_context(tempfile.TemporaryDirectory(prefix="batchfile-"))
-        say(f"results are written to stdout at the end; until then they are in {url}. This run cannot be resumed")
+        url, is_temporary = stack.enter_context(tempfile.TemporaryDirectory(prefix="batchfile-")), True
     stack.enter_context(outputs.lock_output(path))
-    ledger = open_ledger(url, settings)
-    options = replace(options, output=path)
-    opened = open_batch(ledger, source, options, before_plan=partial(choice.check, say))
+    options = replace(options, output=path, store=None if is_temporary else url)
+    session = begin(open_ledger(url, settings), source, options, partial(choice.check, say), say)
+    if is_temporary and session.opened.batch.total > 1:
+        say(f"results are written to stdout at the end; until then they are in {url}. This run cannot be resumed")
+    return session
+
+
+def begin(
+    ledger: Ledger, source: Source, options: RunOptions, check: Callable[[], None], say: Callable[[str], None]
+) -> Session:
+    """Find or create the batch of the output, which is locked. `check`, `Raises`: as `before_plan` of `open_batch`."""
+    opened = open_batch(ledger, source, options, before_plan=check)
     for note in opened.notes:
         say(note)
-    return Session(options=options, ledger=ledger, source=source, opened=opened, path=path, store=url, is_kept=is_kept)
+    return Session(options=options, ledger=ledger, source=source, opened=opened)
 
 
 def completed(options: RunOptions, settings: Settings, choice: EngineChoice) -> RunOptions:
@@ -116,7 +124,7 @@ def work_on(session: Session, choice: EngineChoice, observer: Observer, *, grace
     ended: list[BatchRecord] = []
     if not session.opened.is_new:
         batch, counts = session.opened.batch, _progress_of(session).counts
-        observer.say(f"resuming {batch.batch_id}: {counts.finished:,} of {batch.total:,} requests are done")
+        observer.say(f"resuming {batch.batch_id}: {counts.finished:,} of {batch.total:,} {session.noun}s are done")
     work_on_all([session], choice, observer, ended.append, grace_s=grace_s)
     return ended[0] if ended else None
 
@@ -145,7 +153,7 @@ def work_on_all(
         observer.on_runner(runner)
         runners.append(runner)
         files = f" in {counted(len(batches), 'file')}" if len(batches) > 1 else ""
-        observer.say(f"{counted(total, 'request')}{files}; loading {choice.label}")
+        observer.say(f"{counted(total, sessions[0].noun)}{files}; loading {choice.label}")
 
     def end(batch: BatchRecord) -> None:
         on_ended(batch)

@@ -20,7 +20,6 @@ from batchfile.lines.diagnostics import short
 from batchfile.lines.envelope import Envelope, custom_id_of, decode_envelope
 from batchfile.lines.failures import merged, tally_of
 from batchfile.lines.framing import NO_REQUEST, Line, iter_lines
-from batchfile.lines.kinds import KIND_BYTES, detect, is_request, refusal
 from batchfile.lines.result import FinishedLine, encode_result
 from batchfile.lines.validate import DuplicateFinder
 from batchfile.plan.policy import PROBLEMS_MAX, REFUSE, REJECT, LinesRefused, Policy, by_line, line_error, located
@@ -33,7 +32,6 @@ RANGES_WANTED = 1000
 RANGE_LINES_MIN = 32
 RANGE_LINES_MAX = 4096
 RANGE_BYTES_MAX = 4 * 1024 * 1024
-_UNNAMED = ("the file", "the input")  # whose user knows another name than we do
 SAMPLE_BYTES = 1024 * 1024  # the first lines of a file show how long its lines are
 
 
@@ -66,7 +64,6 @@ def plan_input(
         cuts = planner.read(ledger.store.stream(input_key, match=entry.etag), entry.size)
         if not planner.total:
             raise InvalidFile(f"{name} {NO_REQUEST}")
-        planner.check_kind(name.removesuffix(":"))
         return planner.finish(cuts, input_key, entry.etag, reuse)
 
 
@@ -97,7 +94,6 @@ def plan_upload(
             raise InvalidFile(
                 f"the input {NO_REQUEST}" if is_lines else "requests: is empty; send at least one request"
             )
-        planner.check_kind("the input")
         etag = writer.commit()
     try:
         return planner.finish(cuts, key, etag)
@@ -155,8 +151,6 @@ class _Planner:
         self._beat = beat
         self._lines_per_range = lines_per_range
         self._ids = ids
-        self._head = b""
-        self._has_request = False  # a line with the outline of one
         self._size = 0
         self._digest = hashlib.sha256()
         self._first: InputFormat | None = None
@@ -192,22 +186,6 @@ class _Planner:
             cuts.append(self._cut(span, line.end))
         return cuts
 
-    def check_kind(self, name: str) -> None:
-        """Raises: InvalidFile that says what the input is, if no line is a request, or all have own fields.
-
-        Lines of unreadable JSON are reported one by one where the policy rejects lines.
-        """
-        if self._has_request and self._num_rejected + self._num_problems < self.total:
-            return
-        kind = detect(name, self._head)
-        is_damaged = (kind.layout, kind.content) == ("jsonl", "unknown") and self._policy.endpoint is None
-        if is_damaged or (self._has_request and not kind.own_fields):
-            return
-        told = refusal(kind, "FILE" if name in _UNNAMED else name, name)
-        if self._policy.endpoint is not None:
-            raise LinesRefused((LineError(code="invalid_file", message=told),))
-        raise InvalidFile(told)
-
     def finish(self, cuts: list[Cut], key: str, etag: str, reuse: BatchRecord | None = None) -> Planned:
         """Store the plan of an input that was read. `key`, `etag`: of the object with its bytes.
 
@@ -234,8 +212,6 @@ class _Planner:
     def _taken(self, chunks: Iterable[bytes], writer: Writer | None) -> Iterator[bytes]:
         for chunk in self._beating(chunks):
             self._digest.update(chunk)
-            if len(self._head) < KIND_BYTES:
-                self._head += chunk[: KIND_BYTES - len(self._head)]
             if writer is not None:
                 writer.write(chunk)
             self._size += len(chunk)
@@ -250,7 +226,6 @@ class _Planner:
                 custom_id = custom_id_of(line.head)
                 raise InvalidRequest(f"the line is longer than {LINE_BYTES_MAX // 2**20} MiB; shorten the request")
             envelope = decode_envelope(line.data, self._policy.expected_format)
-            self._has_request = True
             custom_id, hint = envelope.custom_id, envelope.hint
             self._first = self._first or envelope.format
             self._policy.check(envelope, self._first)
@@ -263,7 +238,6 @@ class _Planner:
         except InvalidRequest as error:
             if custom_id is None:
                 custom_id = getattr(error, "custom_id", None)
-            self._has_request = self._has_request or is_request(line.data or line.head)
             if self._is_to_reject(self.total, line.row, error, is_inside=is_inside):
                 span.rejected.append(self._reject(span.num_lines, line.row, custom_id, error))
         if self._ids is not None:
@@ -351,7 +325,9 @@ class _Planner:
                 continue
             first = first_place[custom_id]
             by = "by" if first[-1] == "]" else "on"
-            error = InvalidRequest(f"custom_id: {short(custom_id)!r} was used {by} {first}; make it unique")
+            error = InvalidRequest(
+                f"{self._policy.id_name}: {short(custom_id)!r} was used {by} {first}; make it unique"
+            )
             if self._is_to_reject(number, line.row, error):
                 twice.append(self._reject(place_in_range, line.row, custom_id, error))
                 pools[self._pool_of(envelope)] -= 1

@@ -73,6 +73,8 @@ class RowPrompt:
     is_command: bool = True
 
     def __post_init__(self) -> None:
+        if self.prompt is not None and not self.prompt.strip():
+            raise SettingsError(f"{self._flag('prompt')}: is empty; write a prompt over the columns of a row")
         choices = self._flag("choices")
         if self.choices and self.schema is not None:
             raise SettingsError(f"{choices} and {self._flag('schema')} cannot be combined; put an enum into the schema")
@@ -141,6 +143,10 @@ class RowPrompt:
         except InvalidRequest as error:
             rest = {ROW_PROBLEM: str(error)}
         return _encoder.encode({"custom_id": custom_id, "metadata": {ROW: row.values}, **rest})
+
+    def id_name(self, columns: Iterable[str]) -> str:
+        """The one of the columns that the ids of requests are from; custom_id if they are numbers."""
+        return self.id_column or next((name for name in _ID_COLUMNS if name in columns), _ID_COLUMNS[0])
 
     def _custom_id(self, values: dict[str, Any]) -> str | None:
         columns = () if self.is_numbered else _ID_COLUMNS

@@ -55,17 +55,18 @@ def _json_rows(chunks: Iterable[bytes]) -> Iterator[Row]:
             continue
         try:
             values = decode(line.data)
-        except UNREADABLE:
-            yield Row(line.row, {}, _json_problem(line.data))
+        except UNREADABLE as error:
+            yield Row(line.row, {}, _json_problem(line.data, error))
             continue
         yield Row(line.row, values, "has a column twice; keep one of them" if has_repeats(line.data) else None)
 
 
-def _json_problem(line: bytes) -> str:
+def _json_problem(line: bytes, error: Exception) -> str:
     try:
         return f"must be an object with the columns of the row, got {shown(msgspec.json.decode(line))}"
     except UNREADABLE:
-        return str(diagnostics_of(line, "native")[0])
+        faults = [found for found in diagnostics_of(line, "native") if not found.path]
+        return str(faults[0]) if faults else f"cannot be read: {error}"  # such as a number that is too large
 
 
 def _text_rows(chunks: Iterable[bytes], name: str) -> Iterator[Row]:

@@ -32,5 +32,5 @@ def test_dropped_files_become_a_batch_each_and_rubbish_runs_once_it_is_mended(
         row = play(place, tmp_path, lines=lines, files=files, apis=apis, wait_s=WAIT_S)
     assert row.problems == []
     bad = lines // 100
-    assert (row.succeeded, row.errored, row.mended, row.batches) == (lines - bad, bad, bad, files + 2)
+    assert (row.succeeded, row.errored, row.fixed, row.batches) == (lines - bad, bad, bad, files + 2)
     assert set(row.peak_mib) == {"api", "runner", "supervisor"}

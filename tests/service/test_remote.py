@@ -130,6 +130,32 @@ def test_waiting_for_a_batch_writes_its_results_and_exits_as_it_went(shell: Shel
 
 
 @over("service", "directory")
+@pytest.mark.parametrize("source", ["reviews.csv", "-"])
+def test_rows_are_submitted_with_a_prompt_and_come_back_with_their_answers(shell: Shell, source: str) -> None:
+    table = b"id,review\n1,good\n2,bad\n3,\n"
+    (shell.folder / "reviews.csv").write_bytes(table)
+    shell.run("submit", "reviews.csv", "--stage", "email", code=4)
+    prompt = ("--prompt", "{{ review }}", "--limit", "3", "--stage", "email")
+    waiting = shell.begin("submit", source, *prompt, "-o", "answers.csv")
+    assert waiting.stdin is not None
+    assert waiting.stdout is not None
+    if source == "-":
+        waiting.stdin.write(table)
+    waiting.stdin.close()
+    waiting.stdin = None
+    batch_id = waiting.stdout.readline().decode().strip()
+    (shell.folder / "reviews.csv").unlink()  # what was submitted comes back, whatever becomes of the file
+    shell.work(batch_id)
+    shell.end(waiting, code=3)
+    assert (shell.folder / "answers.csv").read_text() == (
+        "id,review,answer,error\n1,good,good,\n2,bad,bad,\n3,,,line 4: the prompt is empty\n"
+    )
+    assert sorted(path.name for path in shell.folder.glob("*answers*")) == ["answers.csv", "answers.csv.errors.jsonl"]
+    ids = [row["custom_id"] for row in rows(shell.run("results", batch_id, code=3).stdout)]
+    assert ids == ["1", "2", "3"]
+
+
+@over("service", "directory")
 def test_a_dropped_file_is_listed_by_its_path_and_can_be_retried(shell: Shell) -> None:
     dropped = Path(shell.store, "inbox/mistral/leads/a.jsonl")
     dropped.parent.mkdir(parents=True)
@@ -177,7 +203,6 @@ def test_a_file_of_which_no_line_can_run_says_so_as_it_is_submitted(shell: Shell
     [
         ("-", b"{rubbish\n{more\n", "-: is JSON lines, but none can be read as an object; write each request"),
         ("leads.csv", b"name,city\nJo,Rome\n", "leads.csv: is CSV with the columns name, city, not requests; write"),
-        ("prompts.txt", b"Say hi\n", "is plain text, which `batchfile run prompts.txt -o answers.jsonl` runs"),
         ("old.jsonl", b'{"custom_id": "a", "response": {}, "error": null}\n', "is a file of results, not of requests"),
     ],
 )

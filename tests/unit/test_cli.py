@@ -141,9 +141,10 @@ def test_a_command_that_makes_a_batch_each_time_does_not_advise_to_call_it_again
 
 @pytest.mark.parametrize("name", ["submit", "rerun"])
 def test_a_command_without_force_does_not_advise_it(tmp_path: Path, name: str) -> None:
-    (tmp_path / "out.jsonl").write_text("{}")
+    (tmp_path / "out.jsonl").write_text('{"prompt": "x"}')
+    out = str(tmp_path / "out.jsonl")
     with pytest.raises(OutputTaken) as refused:
-        CliRunner().invoke(root, [name, "x", "-o", str(tmp_path / "out.jsonl")], catch_exceptions=False)
+        CliRunner().invoke(root, [name, out, "-o", out], catch_exceptions=False)
     assert str(refused.value).endswith("out.jsonl exists; choose another output")
     with pytest.raises(OutputTaken, match="add --force"):
         CliRunner().invoke(root, ["results", "x", "-o", str(tmp_path / "out.jsonl")], catch_exceptions=False)

@@ -130,7 +130,8 @@ def test_no_column_is_taken_for_another_that_means_something_else() -> None:
 
 
 def test_a_key_that_belongs_inside_is_told_so() -> None:
-    for carrier, where in (("params", "params"), ("body", "body")):
-        line = {"custom_id": "a", carrier: {}, "max_tokens": 1}
-        said = {found.where: found.message for found in find_problems(json.dumps(line).encode())}
-        assert said["max_tokens"] == f"belongs inside {where}"
+    for carrier in ("params", "body"):
+        for key in {*COLUMNS, "tools", "response_format", "max_completion_tokens"} - {"custom_id"}:
+            line = {"custom_id": "a", carrier: {}, key: 1}
+            said = {found.where: found.message for found in find_problems(json.dumps(line).encode())}
+            assert said[key] == f"belongs inside {carrier}"

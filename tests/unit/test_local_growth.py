@@ -57,7 +57,7 @@ class World:
 
     def open(self, ledger: Ledger | None = None, **options: object) -> Opened:
         chosen = replace(self.options, **options)  # type: ignore[arg-type]
-        return open_batch(ledger or self.ledger, inspect(str(self.input)), chosen)
+        return open_batch(ledger or self.ledger, replace(inspect(str(self.input)), limit=chosen.limit), chosen)
 
     def finish_some(self, batch: BatchRecord, num: int, custom_id: str = "r%d") -> None:
         plan = batches.read_plan(self.ledger, batch)
@@ -256,7 +256,7 @@ def test_a_file_that_is_changed_while_it_is_planned_takes_over_nothing(
     data = world.input.read_bytes()
     world.append(gzip.compress(lines(40)))
     with monkeypatch.context() as patched:
-        patched.setattr(inputs, "requests_of", lambda source, limit: iter([lines(*range(99, 40, -1))]))
+        patched.setattr(inputs, "requests_of", lambda source: iter([lines(*range(99, 40, -1))]))
         patched.setattr("batchfile.local.previous_batch.begins_with", lambda *_, **__: True)
         with pytest.raises(InvalidFile, match="no longer begins like that of batch_"):
             world.open()

@@ -93,14 +93,15 @@ def test_a_cell_that_does_not_end_is_rejected_before_it_fills_the_memory(start: 
 
 
 def test_rows_of_json_are_read_as_they_are_and_bad_ones_fail_alone() -> None:
-    lines = ['{"a": 1.0, "b": [1, {"c": null}]}', "17", '{"a": }', '{"a": 1, "a": 2}', '{"a": "é"}']
+    lines = ['{"a": 1.0, "b": [1, {"c": null}]}', "17", '{"a": }', '{"a": 1, "a": 2}', '{"a": "é"}', '{"a": 1e400}']
     found = rows("\n\n".join(lines).encode(), JSONL)
-    assert [row.line for row in found] == [1, 3, 5, 7, 9]
+    assert [row.line for row in found] == [1, 3, 5, 7, 9, 11]
     assert found[0].values == json.loads(lines[0])
     assert "must be an object with the columns of the row, got 17" in (found[1].problem or "")
     assert "is not valid JSON" in (found[2].problem or "")
     assert "twice" in (found[3].problem or "")
     assert found[4] == Row(9, {"a": "é"})
+    assert found[5].problem == "cannot be read: Number out of range - at `$[...]`"
 
 
 def test_each_line_of_text_is_a_prompt_or_all_of_it_is_one() -> None:

@@ -88,7 +88,7 @@ PLACES = {
     # testing.crash_points: where a variable names one
     "batchfile/open_ledger.py": "errors store ledger.base settings testing.crash_points",
     "batchfile/files/": "errors ledger",
-    "batchfile/plan/": "errors types routing store.base lines ledger",
+    "batchfile/plan/": "errors types routing store.base lines rows ledger",
     "batchfile/inbox/": "batchfile errors types store.base lines ledger plan",
     "batchfile/long_work.py": "errors ledger plan.pending inbox",
     "batchfile/janitor.py": "errors ledger plan.pending inbox",
@@ -97,8 +97,8 @@ PLACES = {
     "batchfile/signals.py": "runner.runner",
     "batchfile/local/": "batchfile errors types logs routing settings open_ledger store lines rows engine.base "
     "engine.open engine.http.engine engine.vllm.preflight ledger plan inbox.documents runner.runner runner.stats",
-    "batchfile/client/": "errors types logs routing settings open_ledger store lines ledger plan.options plan.submit "
-    "inbox.records local.inputs local.options local.outputs local.receipt local.tables",
+    "batchfile/client/": "errors types logs routing settings open_ledger store lines rows ledger plan.options "
+    "plan.submit inbox.records local.inputs local.options local.outputs local.receipt local.tables",
     "batchfile/testing/": "errors types clock store engine.base engine.echo ledger.records runner",
     "batchfile/cli/": "batchfile errors types logs routing settings settings_tables signals open_ledger store lines "
     "engine.fit engine.vllm.cpu engine.vllm.preflight ledger inbox.documents runner.runner local client",
@@ -108,7 +108,7 @@ PLACES = {
     # the service
     "api/http/": "batchfile errors types settings settings_tables lines ledger",
     "api/service.py": "errors settings files ledger api.http",
-    "api/create.py": "errors types routing settings lines.split_document ledger plan api.http api.service",
+    "api/create.py": "errors types routing settings lines.kinds lines.split_document ledger plan api.http api.service",
     "api/ops/": "batchfile errors settings settings_tables open_ledger store lines.formats.stage ledger plan.pending "
     "inbox api.http",
     "api/native/": "errors types lines.formats.stage ledger plan.submit inbox.records api.http api.service api.create "
