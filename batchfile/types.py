@@ -239,11 +239,8 @@ Outcome = Completion | Failure
 class FailureGroup(Struct, frozen=True, kw_only=True):
     """Requests that did not succeed for one reason. `message`: … stands for what differs between them.
 
-    `line` (of the requests as JSONL, from 1) and `custom_id` are those of one of them. `advice`: what to do.
-
-    >>> bad = batchfile.run("mixed.jsonl", "mixed-out.jsonl", engine="echo", progress=False)
-    >>> [(group.num_requests, group.type, group.line) for group in bad.failures]
-    [(1, 'invalid_request_error', 2)]
+    `line` (of the input, from 1; while the batch runs, without the blank lines of its range) and `custom_id` are those
+    of one of them. `advice`: what to do.
     """
 
     type: str

@@ -10,6 +10,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import reduce
 from itertools import islice
 from typing import NamedTuple
 
@@ -143,21 +144,13 @@ class _View:
         return len(self.rows) + sum(map(len, self.failures.values()))
 
     def snapshot(self) -> BatchSnapshot:
-        totals = self.totals.values()
+        total = reduce(lambda sums, more: sums.replaced(_NONE, more), self.totals.values(), _NONE)
         if self.merged is None:
             self.merged = merged(*self.failures.values())
         pools = {pool: _progress(self.totals.get(pool, _NONE), *share) for pool, share in self.shares.items()}
         return BatchSnapshot(
             batch=self.batch,
-            status=_status(
-                self.batch,
-                sum((total.counts for total in totals), Counts()),
-                sum((total.usage for total in totals), Usage()),
-                self.updated_at,
-                self.merged,
-                sum(total.gpu_s for total in totals),
-                pools,
-            ),
+            status=_status(self.batch, total, self.updated_at, self.merged, pools),
             num_records=sum(self.totals.get(pool, _NONE).num_records for pool in self.shares),
             problem=self.problem,
         )
@@ -229,7 +222,7 @@ class StatusReader:
     def _ill(self, placeholder: BatchRecord, error: BatchfileError) -> BatchSnapshot:
         self._tell(placeholder.batch_id, error)
         status = msgspec.structs.replace(
-            _status(placeholder, Counts(), Usage(), placeholder.created_at),
+            _status(placeholder, _NONE, placeholder.created_at),
             state="damaged" if placeholder.state == "ended" else "unreadable",
             reason=None,
             ended_at=None,
@@ -277,7 +270,8 @@ class StatusReader:
                 updated_at = max(updated_at, view.updated_at)
                 if view.rows:
                     self._views[batch.batch_id] = _View(batch, updated_at)
-        status = _status(batch, batch.counts, batch.usage, updated_at, batch.failures, batch.gpu_s)
+        total = _Sums(counts=batch.counts, usage=batch.usage, gpu_s=batch.gpu_s)
+        status = _status(batch, total, updated_at, batch.failures)
         return BatchSnapshot(batch=batch, status=status)
 
     def _view_of(self, batch: BatchRecord) -> _View:
@@ -356,14 +350,13 @@ def _sums(record: ShardRecord) -> _Sums:
 
 def _status(
     batch: BatchRecord,
-    counts: Counts,
-    usage: Usage,
+    total: _Sums,
     updated_at: float,
     failures: tuple[FailureGroup, ...] = (),
-    gpu_s: float = 0.0,
     pools: dict[str, PoolProgress] | None = None,
 ) -> BatchStatus:
     assert batch.state != "deleted", "a deleted batch has no status"
+    counts, usage = total.counts, total.usage
     return BatchStatus(
         batch_id=batch.batch_id,
         state=batch.state,
@@ -377,7 +370,7 @@ def _status(
         expired=counts.expired,
         rejected=counts.rejected,
         failures=with_advice(failures),
-        gpu_s=round(gpu_s, 3),
+        gpu_s=round(total.gpu_s, 3),
         pending=batch.total - counts.finished,
         input_tokens=usage.input_tokens,
         output_tokens=usage.output_tokens,
