@@ -30,7 +30,7 @@ POOLS = ("POOL", "STATE", "RUNNERS", "WAITING", "OPEN BATCHES", "ENGINE", "MODEL
 def runners(pool: str | None, is_json: bool, where: Where) -> None:
     """List the live runners of a service or a store, by pool.
 
-    Rates are of the last minute with work. RUNNER is followed by the reason if it set batches aside.
+    Rates are of the last minute with work. Below, for a store: the batches that a runner has set aside, and why.
     """
     with where.opened() as remote:
         found = [runner for runner in remote.runners() if pool in {None, runner.pool}]
