@@ -141,9 +141,8 @@ def _looked_at(
                 if stage is not None:
                     check_stage(routing.stages, stage)
                 sample = _sampled(source, routing, stage, tokenizer)
-                return sample, pool_times(
-                    sample, remote.runners(), {pool: remote.pending(pool) for pool in sample.pools}
-                )
+                waiting = {pool.name: pool.pending_requests for pool in remote.pools()}
+                return sample, pool_times(sample, remote.runners(), waiting)
     if stage is not None:
         check_stage(settings.stages, stage)
     return _sampled(source, None, None, tokenizer), None

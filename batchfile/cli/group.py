@@ -35,6 +35,8 @@ COMMANDS = {
     "results": Lazy("batches", "Write the results of an ended batch."),
     "ls": Lazy("batches", "List batches, newest first."),
     "status": Lazy("batches", "Show the progress of a batch."),
+    "runners": Lazy("pools", "List the live runners."),
+    "pools": Lazy("pools", "List the pools, their runners and what waits for them."),
     "cancel": Lazy("batches", "End a batch early; finished results are kept."),
     "delete": Lazy("batches", "Delete an ended batch and its results."),
     "estimate": Lazy("estimate", "Estimate the tokens, time and cost of a file."),

@@ -6,7 +6,6 @@ import shlex
 import sys
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import click
@@ -18,7 +17,6 @@ from batchfile.cli.help import epilog
 from batchfile.cli.run_options import run_options
 from batchfile.cli.stopping import RunSignals, code_of
 from batchfile.inbox.documents import stored_file
-from batchfile.ledger.base import Ledger
 from batchfile.ledger.records import BatchRecord
 from batchfile.local import display, outputs
 from batchfile.local.display import Progress, counted
@@ -26,10 +24,10 @@ from batchfile.local.engines import EngineChoice, choose_engine
 from batchfile.local.folder import is_several, plan_folder
 from batchfile.local.options import STDIN, STDOUT, RunOptions
 from batchfile.local.progress import Snapshot
-from batchfile.local.receipt import make_receipt
+from batchfile.local.receipt import Receipt, make_receipt
 from batchfile.local.session import Look, Observer, Session, grace_s_of, open_session, work_on
 from batchfile.local.several import FileRun, open_files, work_on_files
-from batchfile.local.summary import summary
+from batchfile.local.summary import reasons, summary
 from batchfile.runner.runner import Runner
 from batchfile.settings import load_settings
 from batchfile.signals import Interrupted
@@ -87,8 +85,8 @@ def run(inputs: tuple[str, ...], output: str, quiet: bool, is_json: bool, verbos
     line of text is a prompt. OUT then has the same rows with the columns answer and error, as CSV, TSV, JSONL, Parquet
     or text (.txt: only the answers), according to its name.
 
-    Also writes OUT.receipt.json and, if any requests failed, OUT.errors.jsonl with their input lines, ready to run
-    again.
+    Also writes OUT.receipt.json and, if any requests did not succeed, OUT.errors.jsonl with their input lines, ready to
+    run again, and OUT.reasons.jsonl with the reason of each. The most frequent reasons are printed at the end.
 
     With several INPUTs, a quoted pattern, a folder, or an OUT that ends with /, OUT is a folder: the results of each
     file have its name there, and are written as soon as it is done. One engine runs all files. A file that cannot be
@@ -149,7 +147,7 @@ def _run(session: Session, choice: EngineChoice, signals: RunSignals, voice: Voi
         batch = ended
     path, store = session.options.output, session.options.store
     if path is not None:
-        code = _finish(session.ledger, batch, path, voice)
+        code = _finish(session, batch, voice)
         if session.is_added_to(batch.reason):
             voice.say(f"lines were added to {session.options.input} while it ran; the same command runs them")
         return code
@@ -158,7 +156,7 @@ def _run(session: Session, choice: EngineChoice, signals: RunSignals, voice: Voi
         how = f"`batchfile results {batch.batch_id} -o FILE --store {shlex.quote(store)}`"
         told = f"the results are kept: {how} writes them"
     with report_lost_output(told):
-        return _finish(session.ledger, batch, None, voice)
+        return _finish(session, batch, voice)
 
 
 def _run_files(files: list[FileRun], choice: EngineChoice, signals: RunSignals, voice: Voice) -> Exit:
@@ -183,6 +181,7 @@ def _finish_file(file: FileRun, voice: Voice) -> Exit:
                 click.echo(msgspec.json.encode(file.receipt))
         column = None if file.session is None else outputs.error_column(file.session.opened.batch)
         voice.say(f"{file.input}: {summary(file.receipt, file.output, column)}")
+        _say_why(file.receipt, voice)
         if file.session is not None and file.session.is_added_to(file.receipt.reason):
             voice.say(f"lines were added to {file.input} while it ran; the same command runs them")
         return Exit.OK if file.receipt.is_all_succeeded else Exit.FAILED_REQUESTS
@@ -219,24 +218,28 @@ def _observer(signals: RunSignals, voice: Voice) -> Observer:
     return Observer(say=voice.say, on_runner=on_runner, show=show)
 
 
-def _finish(ledger: Ledger, batch: BatchRecord, path: str | None, voice: Voice) -> Exit:
+def _finish(session: Session, batch: BatchRecord, voice: Voice) -> Exit:
     """Write the files of the ended batch and print a summary."""
+    ledger, path, gpu_hour = session.ledger, session.options.output, session.options.gpu_hour
     if path is None:
         assert batch.results is not None
         assert batch.errors is not None
         outputs.write_results_to(ledger, batch, sys.stdout.buffer)
         sys.stdout.buffer.flush()
-        receipt = make_receipt(batch, stored_file(batch.results), None)
+        receipt = make_receipt(batch, stored_file(batch.results), gpu_hour=gpu_hour)
     else:
-        receipt = outputs.export(ledger, batch, path)
+        receipt = outputs.export(ledger, batch, path, gpu_hour=gpu_hour)
     if voice.is_json:
         with report_lost_output(f"the results are in {path}, and the receipt is in {path}.receipt.json"):
             click.echo(msgspec.json.encode(receipt))
     voice.say(summary(receipt, path, outputs.error_column(batch)))
-    if receipt.counts.succeeded == 0:
-        for _, reason in islice(outputs.failures(ledger, batch), 1):
-            voice.say(f"the first one failed because of this: {reason}")
+    _say_why(receipt, voice)
     return Exit.OK if receipt.is_all_succeeded else Exit.FAILED_REQUESTS
+
+
+def _say_why(receipt: Receipt, voice: Voice) -> None:
+    for text in reasons(receipt):
+        voice.say(text)
 
 
 def _how_to_resume(options: RunOptions) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from batchfile.cli.batch_text import end_line
+from batchfile.cli.batch_text import end_lines
 from batchfile.cli.exits import Exit, report_lost_output
 from batchfile.cli.help import epilog
 from batchfile.cli.numbers import Whole
@@ -131,7 +131,7 @@ def _finish(batch: Batch, path: str | None, upload: Upload | None = None) -> Exi
     """Wait for the batch's end, and write its results where a path is given."""
     batch_id = batch.id
     try:
-        ended = follow_one(batch, lambda one: click.echo(end_line(one), err=True))
+        ended = follow_one(batch, lambda one: click.echo("\n".join(end_lines(one)), err=True))
     except (KeyboardInterrupt, BatchfileError):
         click.echo(f"{batch_id} keeps running: `batchfile watch {batch_id}` follows it", err=True)
         raise

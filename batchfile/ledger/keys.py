@@ -1,6 +1,6 @@
 """Builds the keys of the protocol; it knows no store. `inbox/keys.py` and `files/keys.py` build those of their parts.
 
-batches/{batch_id}/    batch.json, the input, the plan, shard records, parts, results, errors
+batches/{batch_id}/    batch.json, the input, the plan, shard records, parts, results, errors, reasons
 queue/{pool}/          an entry for each batch with open shards: a hint that can be rebuilt
 index/{tenant}/        an entry for each batch, newest first
 notifications/{pool}   changes when something happened: a hint
@@ -91,6 +91,10 @@ def errors_key(batch_id: str, nonce: str) -> str:
     return f"{batch_prefix(batch_id)}errors-{nonce}.jsonl"
 
 
+def reasons_key(batch_id: str, nonce: str) -> str:
+    return f"{batch_prefix(batch_id)}reasons-{nonce}.jsonl"
+
+
 QUEUE_PREFIX = "queue/"
 
 
@@ -160,6 +164,10 @@ def heartbeat_prefix(pool: str | None = None) -> str:
 
 def heartbeat_key(pool: str, runner_id: str) -> str:
     return f"{heartbeat_prefix(pool)}{runner_id}.json"
+
+
+def heartbeat_pool(key: str) -> str:
+    return key.removeprefix(RUNNERS_PREFIX).partition("/")[0]
 
 
 EXPIRING_PREFIX = "expiring/"

@@ -15,7 +15,7 @@ import msgspec
 from msgspec import inspect
 
 from batchfile.errors import UNREADABLE, BatchDamaged, RecordNewer
-from batchfile.types import REQUESTS_MAX, TENANT, Counts, Defaults, InputFormat, RoutingTable, Usage
+from batchfile.types import REQUESTS_MAX, TENANT, Counts, Defaults, FailureGroup, InputFormat, RoutingTable, Usage
 
 VERSION = 1
 
@@ -98,7 +98,8 @@ class BatchRecord:
 
     While `state` is planning, `plan_key` is empty and `total` 0; they stay so if the batch ends before it has a plan.
     `problems`: why it failed before it ran. `kept_s`: how long its results are kept after its end (None: the retention
-    time). `gpu_s`: GPU seconds that its committed results took; 0 if no GPU is known.
+    time). `gpu_s`: GPU seconds that its committed results took; 0 if no GPU is known. Once it has ended, `reasons` is
+    the file with the reason of each request that did not succeed (None: all did), and `failures` has the most frequent.
     """
 
     batch_id: str
@@ -126,8 +127,10 @@ class BatchRecord:
     deleted_at: float | None = None
     results: FileRef | None = None
     errors: FileRef | None = None
+    reasons: FileRef | None = None
     counts: Counts = field(default_factory=Counts)
     usage: Usage = field(default_factory=Usage)
+    failures: tuple[FailureGroup, ...] = ()
     gpu_s: float = 0.0
     seq: int = 0
     write_id: str = ""
@@ -177,8 +180,9 @@ class ShardRecord:
     """The holder of a shard, what is done, and where the results are. One owner: `lease`; `epoch` counts the owners.
 
     `done` is a bitmap over the lines of the range. `num_lines`: this pool's lines in it. `gpu_s`: GPU seconds so far, 0
-    if no GPU is known. `has_dispatched`, `crash_count`, `bisect_set`, `crashes_alone` and `is_doubted` find a line that
-    kills its runner (see `ledger/lease.py`).
+    if no GPU is known. `failures`: the most frequent reasons why lines did not succeed. `has_dispatched`,
+    `crash_count`, `bisect_set`, `crashes_alone` and `is_doubted` find a line that kills its runner (see
+    `ledger/lease.py`).
     """
 
     pool: str
@@ -193,6 +197,7 @@ class ShardRecord:
     parts: tuple[PartRef, ...] = ()
     counts: Counts = field(default_factory=Counts)
     usage: Usage = field(default_factory=Usage)
+    failures: tuple[FailureGroup, ...] = ()
     gpu_s: float = 0.0
     reason: EndReason | None = None
     has_dispatched: bool = False

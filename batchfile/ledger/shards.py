@@ -24,8 +24,9 @@ from batchfile.ledger import bitmaps, keys, lease
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import ATTEMPTS_MAX, Lost, Stored, load, swap
 from batchfile.ledger.records import BatchRecord, EndReason, PartRef, Plan, Range, ShardRecord, ShardState
+from batchfile.lines.failures import tally_of
 from batchfile.lines.result import FinishedLine, encode_part
-from batchfile.types import Counts, Usage
+from batchfile.types import Counts, FailureGroup, Usage
 
 log = structlog.get_logger()
 
@@ -173,6 +174,7 @@ def checkpoint(
     if held.record.state == "done":
         return
     part, counts, usage = None, Counts(), Usage()
+    tally = tally_of(finished, held.range.first_row)
     if finished:
         part = _write_part(ledger, held, finished)
         counts, usage = _totals(finished)
@@ -182,12 +184,13 @@ def checkpoint(
         seq=held.seq,
         part=part,
         done=bitmaps.of(item.line for item in finished),
-        counts=counts,
+        counts=replace(counts, rejected=tally.num_rejected),
         usage=usage,
         has_dispatched=has_dispatched or (held.record.has_dispatched and bisect_set is None),
         bisect_set=bisect_set,
         accused=accused,
         gpu_s=sum(item.gpu_s for item in finished),
+        failures=tally.top(),
     )
     _rewrite(ledger, held, wanted, part)
 
@@ -305,9 +308,18 @@ def _load_or_damage(ledger: Ledger, key: str) -> Stored[ShardRecord] | RecordDam
 
 
 def put_done(
-    ledger: Ledger, batch_id: str, pool: str, n: int, parts: Sequence[PartRef], lines: Sequence[FinishedLine]
+    ledger: Ledger,
+    batch_id: str,
+    pool: str,
+    n: int,
+    parts: Sequence[PartRef],
+    lines: Sequence[FinishedLine],
+    failures: tuple[FailureGroup, ...] = (),
 ) -> None:
-    """A record that is born done, for lines that the planner rejected. Written before the batch is committed."""
+    """A record that is born done, for lines that the planner rejected or reused. Written before the batch is committed.
+
+    `lines` may be without their results.
+    """
     counts, usage = _totals(lines)
     record = ShardRecord(
         pool=pool,
@@ -318,8 +330,9 @@ def put_done(
         runner="",
         done=bitmaps.render(bitmaps.of(item.line for item in lines)),
         parts=tuple(parts),
-        counts=counts,
+        counts=replace(counts, rejected=counts.errored),
         usage=usage,
+        failures=failures,
     )
     swap(ledger, keys.shard_key(batch_id, pool, n), record, None)
 

@@ -8,13 +8,14 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from batchfile.local.progress import Snapshot
+from batchfile.types import Counts, FailureGroup
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -34,9 +35,48 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
+def dollars(usd: float) -> str:
+    """`$3.40`; below a cent `$0.0034`."""
+    return f"${usd:,.2f}" if usd >= 0.01 or not usd else f"${usd:.4f}"
+
+
+def printable(text: str) -> str:
+    """On one line, with ? for control characters, which could move the terminal's cursor."""
+    return "".join(char if char.isprintable() else "?" for char in text)
+
+
 def counted(num: int, noun: str) -> str:
     """`1 request`, `2,000 requests`."""
     return f"{num:,} {noun}" if num == 1 else f"{num:,} {noun}s"
+
+
+def outcomes(counts: Counts) -> list[str]:
+    """Requests without an answer by how they ended: `2 rejected`, `1 failed`, ..."""
+    found = {
+        "rejected": counts.rejected,
+        "failed": counts.failed,
+        "canceled": counts.canceled,
+        "expired": counts.expired,
+    }
+    return [f"{num:,} {what}" for what, num in found.items() if num]
+
+
+def failure_lines(failures: Sequence[FailureGroup], counts: Counts, *, num_max: int | None = None) -> list[str]:
+    """The reasons why requests did not succeed, each with an example, and what to do about it."""
+    lines, told, shown = list[str](), set[str](), failures[:num_max]
+    for group in shown:
+        status = "" if group.http_status is None else f" {group.http_status}"
+        where = "" if group.line is None else f"; for example line {group.line:,}"
+        if group.custom_id is not None:
+            where += f" ({printable(group.custom_id)})"
+        lines.append(f"{group.num_requests:,} {printable(group.type)}{status}: {printable(group.message)}{where}")
+        if group.advice and group.type not in told:
+            told.add(group.type)
+            lines.append(f"    {printable(group.advice)}")
+    others = counts.finished - counts.succeeded - sum(group.num_requests for group in shown)
+    if others > 0 and shown:
+        lines.append(f"{others:,} for other reasons")
+    return lines
 
 
 def about(seconds: float) -> str:
@@ -70,9 +110,7 @@ def state(snap: Snapshot) -> str:
 def details(snap: Snapshot) -> list[str]:
     """The state of the engine. Unknown rates are left out instead of shown as 0."""
     is_done = snap.done == snap.total
-    parts = []
-    if snap.failed:
-        parts.append(f"{snap.failed:,} failed")
+    parts = outcomes(Counts(errored=snap.failed + snap.rejected, rejected=snap.rejected))
     if snap.num_running or snap.num_waiting:
         parts.append(f"{snap.num_running:,} running, {snap.num_waiting:,} waiting")
     if snap.input_tokens:
@@ -83,6 +121,8 @@ def details(snap: Snapshot) -> list[str]:
         parts.append(f"usage unknown for {counted(snap.usage_unknown, 'result')}")
     if snap.cache_hit_rate >= 0.005:
         parts.append(f"{100 * snap.cache_hit_rate:.0f} % cached")
+    if snap.cost_usd is not None:
+        parts.append(f"{dollars(snap.cost_usd)} so far")
     if snap.quiet_s >= QUIET_S:
         parts.append(f"in one step for {duration(snap.quiet_s)}")
     if is_done and snap.num_files_done < snap.num_files:
@@ -230,7 +270,7 @@ def picture(snap: Snapshot) -> "RenderableType":
     row.add_column(width=BAR_CELLS)
     row.add_column(no_wrap=True, overflow="ellipsis")
     row.add_row(bar, _headline(snap))
-    style = "yellow" if snap.failed else "dim"
+    style = "yellow" if snap.failed or snap.rejected else "dim"
     return Group(row, Text(", ".join(details(snap)), style=style, no_wrap=True, overflow="ellipsis"))
 
 

@@ -146,15 +146,15 @@ def _kind_of(path: str) -> Kind | None:
 
 
 def _is_of_run(path: str) -> bool:
-    stem = path.removesuffix(outputs.RECEIPT_ENDING).removesuffix(outputs.ERRORS_ENDING)
-    return os.path.exists(stem + outputs.RECEIPT_ENDING)
+    stems = (path.removesuffix(ending) for ending in outputs.ENDINGS)
+    return any(os.path.exists(stem + outputs.RECEIPT_ENDING) for stem in stems)
 
 
 def _files_of(targets: Sequence[Target]) -> dict[str, str]:
     """Every file that the results may consist of, and its input. Raises: SettingsError where two have one name."""
     found: dict[str, str] = {}
     for target in targets:
-        for ending in ("", outputs.ERRORS_ENDING, outputs.RECEIPT_ENDING):
+        for ending in outputs.ENDINGS:
             other = found.setdefault(target.output + ending, target.input)
             if other != target.input:
                 raise SettingsError(

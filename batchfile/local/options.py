@@ -51,6 +51,7 @@ class EngineArguments(TypedDict, total=False):
     wait_for_endpoint: bool
     max_tokens: int | None
     temperature: float | None
+    gpu_hour: float | None
     max_model_len: int | None
     max_num_seqs: int | None
     dtype: Dtype | None
@@ -131,6 +132,9 @@ class RunOptions:
     strict: bool = _option("Reject the file if any line cannot run, before the engine loads.", default=False)
     restart: bool = _option("Discard the previous run of this output, and start over.", default=False)
     max_tokens: int | None = _option("The default for requests without it.  [default: 2048]", least=1)
+    gpu_hour: float | None = _option(
+        "The price of a GPU per hour, to show what the run has cost so far.", least=0, metavar="USD"
+    )
     temperature: float | None = _option("The default for requests without it.", least=0, most=2)
     max_model_len: int | None = _option("The context length: tokens of prompt and answer together.", least=16)
     max_num_seqs: int | None = _option("How many requests run at the same time.", least=1)

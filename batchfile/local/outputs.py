@@ -1,4 +1,4 @@
-"""Writes the files of a run: the results, the input lines that failed, and the receipt. Each is replaced atomically.
+"""Writes the files of a run: the results, the lines that failed, why they did, and the receipt, each atomically.
 
 Only one process writes an output at a time, even with different stores. Knows no engine and no terminal.
 """
@@ -18,11 +18,11 @@ from batchfile.errors import OutputTaken, SettingsError, check_installed
 from batchfile.inbox import documents
 from batchfile.inbox.documents import FileFacts
 from batchfile.ledger.base import Ledger
-from batchfile.ledger.records import BatchRecord
+from batchfile.ledger.records import BatchRecord, FileRef
 from batchfile.lines.formats.openai_results import openai_file
 from batchfile.lines.framing import iter_lines
 from batchfile.lines.kinds import ending_of
-from batchfile.lines.result import RESULT_BYTES_MAX, decode_result
+from batchfile.lines.result import RESULT_BYTES_MAX
 from batchfile.local import past_runs
 from batchfile.local.inputs import file_digest
 from batchfile.local.options import REPLACES, TABLE
@@ -31,7 +31,9 @@ from batchfile.rows.table import AnsweredTable, Table, decode_table
 from batchfile.store.locks import close_in_children, is_locked, unlock
 
 ERRORS_ENDING = ".errors.jsonl"
+REASONS_ENDING = ".reasons.jsonl"
 RECEIPT_ENDING = ".receipt.json"
+ENDINGS = ("", ERRORS_ENDING, REASONS_ENDING, RECEIPT_ENDING)  # of the files of a run
 PARQUET_ENDING = ".parquet"
 # Endings of other formats than the ones that are written.
 _OTHER_FORMATS = frozenset({".csv", ".tsv", ".xls", ".xlsx", ".arrow", ".feather", ".gz", ".zst", ".zip"})
@@ -81,7 +83,7 @@ def check_place(output: str, input_path: str | None) -> str:
         )
     if os.path.exists(path) and not os.path.isfile(path):
         raise SettingsError(f"{output}: is not a regular file; use `-o -` to write the results to stdout")
-    for ending in ("", ERRORS_ENDING, RECEIPT_ENDING):
+    for ending in ENDINGS:
         if os.path.exists(path + ending) and not os.path.isfile(path + ending):
             raise SettingsError(
                 f"{output}{ending}: is not a regular file, so it cannot be written; choose another output"
@@ -105,8 +107,8 @@ def is_writable(path: str) -> bool:
     return Path(path).suffix.lower() not in _NOT_TABLES
 
 
-def export(ledger: Ledger, batch: BatchRecord, output: str) -> Receipt:
-    """Write the files of an ended batch, the receipt last. Idempotent.
+def export(ledger: Ledger, batch: BatchRecord, output: str, *, gpu_hour: float | None = None) -> Receipt:
+    """Write the files of an ended batch, the receipt last. Idempotent. `gpu_hour`: the price of a GPU, for the receipt.
 
     Raises: OSError where the disk is full (each file is then complete or unchanged); OutputTaken where another run has
     written there since this one started.
@@ -124,23 +126,29 @@ def export(ledger: Ledger, batch: BatchRecord, output: str) -> Receipt:
     else:
         with _replaced(output) as temporary, open(temporary, "wb") as file:
             write_results_to(ledger, batch, file, output)
-    errors = output + ERRORS_ENDING
-    if batch.errors.num_lines:
-        with _replaced(errors) as temporary, open(temporary, "wb") as file:
-            for chunk in ledger.store.stream(batch.errors.key):
-                file.write(chunk)
-    else:
-        with suppress(FileNotFoundError):
-            os.unlink(errors)
     receipt = make_receipt(
         batch,
         _facts(output, batch.total),
-        _facts(errors, batch.errors.num_lines) if batch.errors.num_lines else None,
+        _export_file(ledger, batch.errors, output + ERRORS_ENDING),
+        _export_file(ledger, batch.reasons, output + REASONS_ENDING),
+        gpu_hour,
     )
     with _replaced(output + RECEIPT_ENDING) as temporary:
         Path(temporary).write_bytes(documents.encode(receipt))
     past_runs.keep(receipt)
     return receipt
+
+
+def _export_file(ledger: Ledger, stored: FileRef | None, path: str) -> FileFacts | None:
+    """Write a file of a batch, or remove that of an earlier run where it has no lines."""
+    if stored is None or not stored.num_lines:
+        with suppress(FileNotFoundError):
+            os.unlink(path)
+        return None
+    with _replaced(path) as temporary, open(temporary, "wb") as file:
+        for chunk in ledger.store.stream(stored.key):
+            file.write(chunk)
+    return _facts(path, stored.num_lines)
 
 
 def check_not_taken(ledger: Ledger, batch: BatchRecord, output: str) -> Receipt | None:
@@ -184,14 +192,6 @@ def result_lines(ledger: Ledger, batch: BatchRecord) -> Iterator[bytes]:
         yield line.data or b""
 
 
-def failures(ledger: Ledger, batch: BatchRecord) -> Iterator[tuple[int, str]]:
-    """The requests of an ended batch that failed: their number, from 1, and why."""
-    for number, line in enumerate(result_lines(ledger, batch), 1):
-        error = decode_result(line).error
-        if error is not None:
-            yield number, error.message
-
-
 def table_of(batch: BatchRecord) -> AnsweredTable | None:
     """How the results of a batch are written as rows; None if its input had requests."""
     text = batch.metadata.get(TABLE)
@@ -213,7 +213,7 @@ def _read_receipt(output: str) -> Receipt | None:
 
 def _is_there(receipt: Receipt) -> bool:
     """Do the files of a receipt still exist, unchanged?"""
-    for facts in (receipt.output, receipt.errors):
+    for facts in (receipt.output, receipt.errors, receipt.reasons):
         if facts is not None:
             try:
                 if os.path.getsize(facts.path) != facts.bytes or file_digest(facts.path) != facts.sha256:

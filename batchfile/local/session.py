@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from batchfile.ledger.base import LOCAL, Ledger
+from batchfile.ledger.batch_status import BatchStatus
 from batchfile.ledger.records import BatchRecord
 from batchfile.ledger.status import StatusReader
 from batchfile.local import outputs
@@ -17,7 +18,7 @@ from batchfile.local.engines import EngineChoice
 from batchfile.local.inputs import Source, is_added_to
 from batchfile.local.inputs import opened as opened_input
 from batchfile.local.options import RunOptions
-from batchfile.local.progress import Meter, Snapshot
+from batchfile.local.progress import Meter, Snapshot, cost_usd
 from batchfile.local.run import Opened, open_batch, work
 from batchfile.local.tables import prepared, with_contents
 from batchfile.open_ledger import STORE_FOLDER, open_ledger
@@ -114,6 +115,7 @@ def completed(options: RunOptions, settings: Settings, choice: EngineChoice) -> 
         model=choice.model,
         max_tokens=options.max_tokens or settings.run.max_tokens,
         temperature=settings.run.temperature if options.temperature is None else options.temperature,
+        gpu_hour=settings.run.gpu_hour if options.gpu_hour is None else options.gpu_hour,
     )
 
 
@@ -121,7 +123,7 @@ def work_on(session: Session, choice: EngineChoice, observer: Observer, *, grace
     """Run the rest; returns the ended batch, or None where it was stopped before. Raises: as `work`."""
     ended: list[BatchRecord] = []
     if not session.opened.is_new:
-        batch, counts = session.opened.batch, _progress_of(session)[0]
+        batch, counts = session.opened.batch, _progress_of(session).counts
         observer.say(f"resuming {batch.batch_id}: {counts.finished:,} of {batch.total:,} {session.noun}s are done")
     work_on_all([session], choice, observer, ended.append, grace_s=grace_s)
     return ended[0] if ended else None
@@ -140,8 +142,10 @@ def work_on_all(
     batches = [session.opened.batch for session in sessions]
     left = [batch for batch in batches if batch.state != "ended"]
     total = sum(batch.total for batch in batches)
-    counts, usage = zip(*map(_progress_of, sessions), strict=True)
-    meter = Meter(total, sum(counts, Counts()), sum(usage, Usage()), time.monotonic())
+    before = [_progress_of(session) for session in sessions]
+    counts = sum((status.counts for status in before), Counts())
+    meter = Meter(total, counts, sum((status.usage for status in before), Usage()), time.monotonic())
+    gpu_s = sum(status.gpu_s for status in before)
     runners: list[Runner] = []
     ended = {batch.batch_id for batch in batches if batch.state == "ended"}
 
@@ -156,18 +160,21 @@ def work_on_all(
         ended.add(batch.batch_id)
 
     def look() -> Snapshot | None:
-        seen = _look(meter, runners[0]) if runners else None
-        return seen and replace(seen, num_files=len(batches), num_files_done=len(ended))
+        if not runners:
+            return None
+        seen = _look(meter, runners[0])
+        cost = cost_usd(gpu_s + runners[0].runner_stats.gpu_s, sessions[0].options.gpu_hour)
+        return replace(seen, cost_usd=cost, num_files=len(batches), num_files_done=len(ended))
 
     with observer.show(look):
         runner_id = f"local-{ledger.new_id()[:12]}"
         work(ledger, left, choice.noted(observer.say), runner_id, on_runner, end, grace_s=grace_s)
 
 
-def _progress_of(session: Session) -> tuple[Counts, Usage]:
+def _progress_of(session: Session) -> BatchStatus:
     found = StatusReader(session.ledger).read(session.opened.batch.batch_id)
     assert found is not None
-    return found.status.counts, found.status.usage
+    return found.status
 
 
 def _look(meter: Meter, runner: Runner) -> Snapshot:

@@ -40,7 +40,9 @@ class FileRun:
         """Write the results of the ended batch, or note why that fails."""
         assert self.session is not None
         try:
-            self.receipt = outputs.export(self.session.ledger, batch, self.output)
+            self.receipt = outputs.export(
+                self.session.ledger, batch, self.output, gpu_hour=self.session.options.gpu_hour
+            )
         except (BatchfileError, OSError) as error:
             self.error = error
 

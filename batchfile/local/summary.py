@@ -1,31 +1,32 @@
 """Says how a run ended: for each file, or for the rows of a table. Knows no terminal."""
 
 import os
-from collections.abc import Iterable, Iterator
-from itertools import islice
+from collections.abc import Iterator
 
-from batchfile.local.display import counted, duration
+from batchfile.local.display import counted, dollars, duration, failure_lines, outcomes
 from batchfile.local.receipt import Receipt
 from batchfile.types import Usage
 
-REASONS_MAX = 3
+REASONS_MAX = 5
+ROWS_MAX = 3  # whose reasons are shown
 
 
 def summary(receipt: Receipt, path: str | None, error_column: str | None = None) -> str:
     """`error_column`: of rows, in their output."""
-    num_failed = receipt.input.requests - receipt.counts.succeeded
+    num_left = receipt.input.requests - receipt.counts.succeeded
     total = counted(receipt.input.requests, "request")
     text = f"{receipt.counts.succeeded:,} of {total} succeeded in {duration(receipt.seconds)}"
+    if receipt.cost_usd is not None:
+        text += f", for {dollars(receipt.cost_usd)}"
     if receipt.reason == "input_changed":
         text += f"; the rest did not run, because {_what_became_of(receipt.input.path)}"
     elif receipt.reason != "completed":
         text += f"; the batch ended early ({receipt.reason})"
     if path is not None:
         text += f": {_from_here(path)}"
-        if num_failed:
-            verb = "failed" if receipt.reason == "completed" else "did not succeed"
-            told = f"the column {error_column} says why" if error_column else _what_to_do(receipt, num_failed)
-            text += f"; {num_failed:,} {verb}: {told}"
+        if num_left:
+            told = f"the column {error_column} says why" if error_column else _what_to_do(receipt, num_left)
+            text += f"; {', '.join(outcomes(receipt.counts))}: {told}"
     return text
 
 
@@ -34,7 +35,7 @@ def _what_became_of(path: str) -> str:
     return f"{_from_here(path)} {became}"
 
 
-def _what_to_do(receipt: Receipt, num_failed: int) -> str:
+def _what_to_do(receipt: Receipt, num_left: int) -> str:
     """Lines that were too long are missing from the errors file, and so are those that no longer exist."""
     errors = receipt.errors
     if receipt.reason == "input_changed":
@@ -42,10 +43,11 @@ def _what_to_do(receipt: Receipt, num_failed: int) -> str:
         if not os.path.exists(receipt.input.path):
             return f"{named}restore the file and run the same command again to finish the rest"
         return f"{named}run the changed file with another output, or with --restart to replace these results"
+    why = "the results say why" if receipt.reasons is None else f"{_from_here(receipt.reasons.path)} says why"
     if errors is None:
-        return "the results say why"
-    few = f" ({errors.lines:,} of them)" if errors.lines < num_failed else ""
-    return f"fix {_from_here(errors.path)} and run it{few}; the results say why"
+        return why
+    few = f" ({errors.lines:,} of them)" if errors.lines < num_left else ""
+    return f"fix {_from_here(errors.path)} and run it{few}; {why}"
 
 
 def _from_here(path: str) -> str:
@@ -56,13 +58,18 @@ def _from_here(path: str) -> str:
         return path
 
 
-def full_summary(receipt: Receipt, failed: Iterable[tuple[int, str]], error_column: str | None) -> Iterator[str]:
-    """For one file, with its tokens and the first reasons. `failed`: the numbers of requests, from 1, and why."""
+def reasons(receipt: Receipt) -> Iterator[str]:
+    """The most frequent reasons why requests did not succeed, and what to do."""
+    for line in failure_lines(receipt.failures, receipt.counts, num_max=REASONS_MAX):
+        yield f"  {line}"
+
+
+def full_summary(receipt: Receipt, error_column: str | None) -> Iterator[str]:
+    """For one file, with its tokens and the reasons."""
     yield summary(receipt, receipt.output.path, error_column)
     reused = f", {counted(receipt.reused, 'result')} reused" if receipt.reused else ""
     yield f"{_tokens(receipt.usage)}{reused}"
-    if not receipt.is_all_succeeded:
-        yield from _reasons("request", failed)
+    yield from reasons(receipt)
 
 
 def rows_summary(errors: list[str | None], usage: Usage, seconds: float | None, column: str) -> Iterator[str]:
@@ -76,13 +83,8 @@ def rows_summary(errors: list[str | None], usage: Usage, seconds: float | None, 
     how = "kept from an earlier call" if seconds is None else duration(seconds)
     told = f"; the column {column} says why" if failed else ""
     yield f"{counted(len(errors), 'row')}: {', '.join(parts)}; {_tokens(usage)}; {how}{told}"
-    yield from _reasons("row", failed)
-
-
-def _reasons(noun: str, failed: Iterable[tuple[int, str]]) -> Iterator[str]:
-    """The first of them. `noun`: what the numbers count."""
-    for number, reason in islice(failed, REASONS_MAX):
-        yield f"{noun} {number:,} failed: {reason}"
+    for number, reason in failed[:ROWS_MAX]:
+        yield f"row {number:,} failed: {reason}"
 
 
 def _tokens(usage: Usage) -> str:

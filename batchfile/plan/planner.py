@@ -18,6 +18,7 @@ from batchfile.ledger.parallel import in_order
 from batchfile.ledger.records import BatchRecord, InputRef, LineError, PartRef, Plan, Range, encode
 from batchfile.lines.diagnostics import short
 from batchfile.lines.envelope import Envelope, custom_id_of, decode_envelope
+from batchfile.lines.failures import merged, tally_of
 from batchfile.lines.framing import NO_REQUEST, Line, iter_lines
 from batchfile.lines.result import FinishedLine, encode_result
 from batchfile.lines.validate import DuplicateFinder
@@ -292,7 +293,8 @@ class _Planner:
             num_lines=span.num_lines,
             rejected=bitmaps.render(bitmaps.of(item.line for item in span.rejected)),
         )
-        return Cut(made, span.pools, *self._store(span.first, span.rejected))
+        failures = tally_of(span.rejected, span.first_row).top()
+        return Cut(made, span.pools, *self._store(span.first, span.rejected), failures)
 
     def _store(self, first: int, rejected: list[FinishedLine]) -> tuple[list[PartRef], list[FinishedLine]]:
         """Store these lines as parts; returns what stays in memory to count them."""
@@ -333,7 +335,9 @@ class _Planner:
             return cut
         rejected = bitmaps.render(known | bitmaps.of(item.line for item in twice))
         parts, stripped = self._store(cut.range.first, twice)
-        return Cut(replace(cut.range, rejected=rejected), pools, [*cut.parts, *parts], [*cut.rejected, *stripped])
+        failures = merged(cut.failures, tally_of(twice, cut.range.first_row).top())
+        span = replace(cut.range, rejected=rejected)
+        return Cut(span, pools, [*cut.parts, *parts], [*cut.rejected, *stripped], failures)
 
     def _publish(self, cuts: list[Cut], pinned: InputRef) -> Planned:
         """Store the plan, the ids if they are kept, and the records of the rejected lines."""
@@ -346,7 +350,8 @@ class _Planner:
                 pools.setdefault(keys.REJECTED_POOL, {})[n] = len(cut.rejected)
 
         def put_done(n: int) -> None:
-            shards.put_done(self._ledger, self._batch_id, keys.REJECTED_POOL, n, cuts[n].parts, cuts[n].rejected)
+            cut = cuts[n]
+            shards.put_done(self._ledger, self._batch_id, keys.REJECTED_POOL, n, cut.parts, cut.rejected, cut.failures)
 
         for _ in in_order(self._ledger, put_done, pools.get(keys.REJECTED_POOL, {})):
             self._beat()

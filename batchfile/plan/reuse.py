@@ -18,6 +18,7 @@ from batchfile.ledger.records import BatchRecord, FileRef, InputRef, PartRef, Ra
 from batchfile.lines.envelope import Envelope, decode_envelope
 from batchfile.lines.framing import Line, iter_lines
 from batchfile.lines.result import RESULT_BYTES_MAX, FinishedLine, decode_result
+from batchfile.types import FailureGroup
 
 PART_BYTES = 8 * 1024 * 1024  # a part ends with the line that exceeds this
 AHEAD_BYTES = 32 * 1024 * 1024
@@ -29,13 +30,14 @@ PoolOf = Callable[[Envelope], str]
 class Cut(NamedTuple):
     """A finished range: its requests per pool, the parts of its rejected lines, and these lines without their results.
 
-    their results. Steps after the pass over the input may reject more lines, or reuse some.
+    Steps after the pass over the input may reject more lines, or reuse some.
     """
 
     range: Range
     pools: dict[str, int]
     parts: list[PartRef]
     rejected: list[FinishedLine]
+    failures: tuple[FailureGroup, ...] = ()
 
 
 class _Taken(NamedTuple):

@@ -136,7 +136,8 @@ def test_the_outbox_has_the_same_bytes_when_it_is_written_twice(world: World) ->
     world.store.delete(outbox_task_key(ended.batch_id))
     assert outbox.publish(world.ledger, ended, runner="again")
     assert {name: world.out(name) for name in world.outbox()} == first
-    assert len(first) == 4
+    assert len(first) == 5
+    assert json.loads(world.out("mistral/a.jsonl.reasons.jsonl"))["line"] == 2
 
 
 def test_progress_is_told_at_most_every_fifteen_seconds_and_never_goes_back(still: World) -> None:

@@ -54,7 +54,13 @@ def known() -> set[str]:
     typed = dict(re.findall(r"^# TYPE (\S+) (\w+)$", page, re.M))
     histograms = {name + ending for name, kind in typed.items() if kind == "histogram" for ending in OF_HISTOGRAMS}
     runner = Runner(ledger, engine_factory("echo", model="m"), RunnerOptions(runner_id="m", pool="mistral"))
-    return typed.keys() | histograms | sample_names(list(RunnerCollector(runner, store, "mistral", "m").collect()))
+    process = {"process_start_time_seconds"}  # of the client library, on a runner's page
+    return (
+        process
+        | typed.keys()
+        | histograms
+        | sample_names(list(RunnerCollector(runner, store, "mistral", "m").collect()))
+    )
 
 
 def test_every_metric_that_the_page_names_exists(known: set[str]) -> None:

@@ -104,6 +104,23 @@ def test_the_requests_without_an_answer_come_back_ready_to_run_again(api: Any, m
     api.work(batch_id)
     lines = api.http.get(f"{BATCHES}/{batch_id}/errors").text.splitlines()
     assert [json.loads(line) for line in lines] == [bad]
+    (why,) = map(json.loads, api.http.get(f"{BATCHES}/{batch_id}/reasons").text.splitlines())
+    assert (why["line"], why["custom_id"], why["status"]) == (2, "bad", "errored")
+    status = api.http.get(f"{BATCHES}/{batch_id}").json()
+    assert (status["errored"], status["rejected"]) == (1, 1)
+    (group,) = status["failures"]
+    assert group == {
+        "type": "invalid_request_error",
+        "message": why["message"],
+        "requests": 1,
+        "line": 2,
+        "custom_id": "bad",
+        "http_status": None,
+        "advice": "Fix the request as the message says, and run it again.",
+    }
+    good = api.submit("email", [make_request("good")])
+    api.work(good)
+    assert api.http.get(f"{BATCHES}/{good}/reasons").status_code == 404
 
 
 def test_results_can_be_followed_as_they_land(api: Any, make_request: Any) -> None:
@@ -123,7 +140,11 @@ def test_results_can_be_followed_as_they_land(api: Any, make_request: Any) -> No
 
 def test_pools_say_what_is_pending_and_who_is_there(start_api: Any, make_request: Any) -> None:
     api = start_api()
-    api.submit("email", [make_request(str(number)) for number in range(70)])
+    waits = api.submit("email", [make_request(str(number)) for number in range(70)])
+    for found in (api.http.get(f"{BATCHES}/{waits}").json(), api.http.get(BATCHES).json()["data"][0]):
+        (waiting,) = found["waiting_for"]
+        assert (waiting["pool"], waiting["cause"]) == ("mistral", "no_runner")
+        assert waiting["message"].startswith("No live runner for pool mistral for ")
     api.submit("polish", [make_request("a", metadata={"model_hint": "mistral"}), make_request("b")])
     scale = api.http.get("/api/pools/mistral/scale").json()
     assert scale == {

@@ -66,23 +66,35 @@ def test_a_file_is_submitted_watched_tailed_fetched_and_retried(shell: Shell) ->
     shell.work(batch_id)
     tailed = shell.end(tail, code=3)
     watched = shell.end(watch, code=3)
-    assert watched.stdout.decode().startswith(f"{batch_id}: 200 of 201 requests succeeded in ")
+    said = watched.stdout.decode().splitlines()
+    assert said[0].startswith(f"{batch_id}: 200 of 201 requests succeeded in ")
+    assert said[0].endswith("; 1 rejected")
+    assert said[1].startswith("  1 invalid_request_error: ")
+    assert said[1].endswith("; for example line 201 (bad)")
+    assert said[2] == "      Fix the request as the message says, and run it again."
 
     shell.run("results", batch_id, "-o", "out.jsonl", code=3)
     results = (shell.folder / "out.jsonl").read_bytes()
     assert [row["custom_id"] for row in rows(results)] == [f"r{number}" for number in range(200)] + ["bad"]
     assert sorted(tailed.stdout.splitlines()) == sorted(results.splitlines())
     assert rows((shell.folder / "out.jsonl.errors.jsonl").read_bytes()) == [BAD]
+    (why,) = rows((shell.folder / "out.jsonl.reasons.jsonl").read_bytes())
+    assert (why["line"], why["custom_id"], why["type"]) == (201, "bad", "invalid_request_error")
     assert b"exists" in shell.run("results", batch_id, "-o", "out.jsonl", code=7).stderr
 
     repeated = shell.run("retry", batch_id)  # its old name
     assert f"it reruns 1 request of {batch_id}" in repeated.stderr.decode()
     again = repeated.stdout.decode().strip()
     listed = shell.run("ls", "-n", "2").stdout.decode().splitlines()
-    assert [row.split()[5:7] for row in listed] == [["0", "failed"], ["1", "failed"]]
+    assert [again in listed[1], batch_id in listed[2]] == [True, True]
+    assert ["rejected" in row for row in listed] == [False, False, True]
+    filters = ("--state", "open", "--stage", "email", "--pool", "mistral", "--since", "1h")
+    assert [batch["batch_id"] for batch in shell.json("ls", *filters)] == [again]
+    assert b"that match the filters" in shell.run("ls", "--state", "expired").stderr
+    assert b"No live runner for pool mistral" in shell.run("status", again).stdout
     retried, first = shell.json("ls")[:2]
     assert (retried["batch_id"], first["batch_id"]) == (again, batch_id)
-    assert (first["state"], first["succeeded"], first["errored"]) == ("ended", 200, 1)
+    assert (first["state"], first["succeeded"], first["errored"], first["rejected"]) == ("ended", 200, 1, 1)
     assert (first["stage"], first["metadata"]) == ("email", {"team": "blue"})
     assert (retried["total"], retried["state"], retried["stage"]) == (1, "open", "email")
     assert retried["metadata"] == {"team": "blue", "retry_of": batch_id}

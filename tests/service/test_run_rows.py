@@ -261,7 +261,8 @@ def test_a_prompt_without_columns_and_a_run_without_an_answer_are_noted() -> Non
     assert b"the prompt uses no column, so every row gets the same one; insert a column as {{ NAME }}\n" in done.stderr
     done = command("run", "reviews.csv", "-o", "b.csv", "--engine", "echo", "--prompt", PROMPT, "--choices", "yes,no")
     assert done.returncode == 3
-    assert done.stderr.splitlines()[-1].startswith(b"the first one failed because of this: Output validation failed: ")
+    assert b"\n  3 model_error: Output validation failed: " in done.stderr
+    assert b"; for example line 2 (r1)" in done.stderr
 
 
 def test_a_pipe_of_csv_gives_csv() -> None:

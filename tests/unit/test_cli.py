@@ -216,9 +216,9 @@ def test_a_signal_while_the_files_are_written_interrupts_and_the_same_command_co
     command = ["run", "--engine", "echo", "in.jsonl", "-o", "out.jsonl"]
     export = outputs.export
 
-    def interrupted(*given: Any) -> Any:
+    def interrupted(*given: Any, **more: Any) -> Any:
         signal.raise_signal(signal.SIGINT)
-        return export(*given)
+        return export(*given, **more)
 
     with monkeypatch.context() as patch:
         patch.setattr(outputs, "export", interrupted)

@@ -68,6 +68,12 @@ def test_of_several_files_it_says_how_many_are_done() -> None:
     assert line(snap).startswith("1,000/2,000 requests (50 %), 2/5 files, 3 failed, ")
 
 
+def test_rejected_requests_and_a_known_cost_are_told_apart_from_the_rest() -> None:
+    assert ", 2 rejected, 3 failed, 61 running" in line(replace(SNAP, rejected=2))
+    assert "61 % cached, $1.23 so far, in one step" in line(replace(SNAP, cost_usd=1.2345))
+    assert "61 % cached, $0.0034 so far, in one step" in line(replace(SNAP, cost_usd=0.0034))
+
+
 def test_answers_without_usage_are_told_next_to_the_tokens() -> None:
     runner_stats = RunnerStats(engine_ready_at=0.0, succeeded=2, input_tokens=80, output_tokens=30, usage_unknown=1)
     snap = Meter(2, Counts(), Usage(), 0.0).look(runner_stats, 5.0)

@@ -82,7 +82,7 @@ PLACES = {
     "testing.faulty_echo",
     "batchfile/engine/http/": "errors types engine.base engine.fit engine.prompts engine.tool_wire",
     "batchfile/engine/vllm/": "errors types child_env schemas engine.base engine.fit engine.prompts engine.tool_wire",
-    "batchfile/ledger/": "errors types clock store.base lines.envelope lines.framing lines.result",
+    "batchfile/ledger/": "errors types clock store.base lines.envelope lines.failures lines.framing lines.result",
     "batchfile/settings_tables.py": "types ledger.keys",
     "batchfile/settings.py": "errors types env_aliases schemas.rules ledger.base ledger.keys settings_tables",
     # testing.crash_points: where a variable names one
