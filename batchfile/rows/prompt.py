@@ -22,6 +22,7 @@ from batchfile.lines.key_advice import typo_of
 from batchfile.lines.kinds import MESSAGES, PROMPT
 from batchfile.lines.parquet import COLUMNS, check_request_columns, params_of
 from batchfile.rows.read import Row
+from batchfile.schemas.rules import schema_problem
 
 ANSWER, ERROR = "answer", "error"
 ROW = "row"  # in templates, the row itself: for columns whose names are not identifiers. In metadata, its values
@@ -80,6 +81,9 @@ class RowPrompt:
             raise SettingsError(f"{choices} and {self._flag('schema')} cannot be combined; put an enum into the schema")
         if len(set(self.choices)) != len(self.choices) or "" in self.choices:
             raise SettingsError(f"{choices}: each must be different and not empty, got {', '.join(self.choices)!r}")
+        problem = None if self.schema is None else schema_problem(self.schema)
+        if problem is not None:
+            raise SettingsError(f"{self._flag('schema')}: is not a valid JSON schema: {problem}")
         _ = self._templates  # so that an error shows at once
 
     def columns(self, name: str, columns: Iterable[str]) -> AnswerColumns:

@@ -138,6 +138,10 @@ def test_choices_and_schemas_guide_the_answer() -> None:
     assert request(RowPrompt(prompt="x", schema=SCHEMA), {}).sampling.json_schema == SCHEMA
     with pytest.raises(SettingsError, match="cannot be combined"):
         RowPrompt(choices=("a",), schema=SCHEMA)
+    with pytest.raises(SettingsError, match=r'^--schema: is not a valid JSON schema: properties/a/type: "nope" is not'):
+        RowPrompt(schema={"properties": {"a": {"type": "nope"}}})
+    with pytest.raises(SettingsError, match=r'^schema: is not a valid JSON schema: pattern: "\(" is not a "regex"$'):
+        RowPrompt(schema={"pattern": "("}, is_command=False)
     with pytest.raises(SettingsError, match=r"different and not empty, got '[^']+'"):
         RowPrompt(choices=("a", ""))
 

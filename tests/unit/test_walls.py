@@ -75,7 +75,7 @@ PLACES = {
     "batchfile/store/": "errors clock child_env",
     "batchfile/lines/": "errors types child_env routing lines.formats",
     "batchfile/lines/formats/": "errors types lines.diagnostics lines.framing lines.result",
-    "batchfile/rows/": "errors types lines",
+    "batchfile/rows/": "errors types lines schemas.rules",
     "batchfile/schemas/": "child_env",
     # testing.faulty_echo: where a variable asks for faults
     "batchfile/engine/": "errors types clock engine.http.engine engine.vllm.engine engine.vllm.tasks "
