@@ -114,7 +114,7 @@ def estimate(
         given = {"model": model, **inputs} | dict.fromkeys(("limit", "sample", "seed"))  # it has a limit of its own
         named = [word for name, value in given.items() if value for word in (flag_of(name), value) if word is not True]
         time_lines = _local_lines(local, run, shlex.join(["batchfile", "run", file, *named]), sample.num_requests)
-    click.echo("\n".join([file if source.path else source.name, *_lines(made, stage, time_lines)]))
+    click.echo("\n".join([source.shown, *_lines(made, stage, time_lines)]))
 
 
 def _model_of_runs(settings: Settings) -> str | None:
@@ -158,7 +158,7 @@ def _sampled(source: Source, routing: RoutingTable | None, stage: str | None, to
         def count(request: Request) -> int:
             return sum(counts(request))
 
-    with transfer(source.name, source.size or None) as on_bytes:
+    with transfer(source.shown, source.size or None) as on_bytes:
         return read_sample(requests_of(source, on_bytes), routing=routing, stage=stage, count=count)
 
 

@@ -87,7 +87,7 @@ def open_upload(name: str, options: RunOptions | None = None) -> Upload:
     source = prepared(inspect(name), options)
     is_part = options.limit is not None or options.sample is not None
     return Upload(
-        name=source.name if source.path is None else name,
+        name=source.shown,
         size=None if is_part else source.size or None,
         format=source.format,
         chunks=lambda on_bytes: requests_of(source, on_bytes),

@@ -90,9 +90,9 @@ class Check:
             self.summary.num_problems += 1
             yield nul_tail()
         if self.summary.num_requests == 0:
-            raise InvalidFile(f"{path}: {NO_REQUEST}")
+            raise InvalidFile(f"{self._source.shown}: {NO_REQUEST}")
         if self.summary.num_requests > REQUESTS_MAX:
-            raise InvalidFile(f"{path}: contains more than {REQUESTS_MAX:,} requests; split it")
+            raise InvalidFile(f"{self._source.shown}: contains more than {REQUESTS_MAX:,} requests; split it")
         suspects = total.duplicates.suspects()
         if suspects:
             for problem in repeated(requests_of(self._source), suspects):

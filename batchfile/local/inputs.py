@@ -40,8 +40,8 @@ OnBytes = Callable[[int], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """An inspected input. `name`: for messages; of a file, its absolute path. `path` None: it is at an address
-    (`remote`), or stdin.
+    """An inspected input. `name`: of a file, its absolute path; `shown`: for messages, its path as given. `path` None:
+    it is at an address (`remote`), or stdin.
 
     `stamp`: stays equal while the file is not modified (inode, size, mtime, ctime; or of a server); may be empty.
     `size` in bytes; 0: unknown. `copy`: the path of a copy on disk. `table`: how its rows become requests; None if it
@@ -49,6 +49,7 @@ class Source:
     """
 
     name: str
+    given: str = ""
     path: str | None
     format: FileFormat
     kind: Kind
@@ -60,6 +61,10 @@ class Source:
     sample: tuple[int, int] | None = None
     remote: RemoteFile | None = None
     copy: str | None = None
+
+    @property
+    def shown(self) -> str:
+        return self.given or self.name
 
     @property
     def is_plain(self) -> bool:
@@ -98,7 +103,9 @@ def inspect(path: str) -> Source:
     except OSError as error:
         raise InvalidFile(f"{path}: cannot be read: {error.strerror}") from None
     if stat.S_ISDIR(status.st_mode):
-        raise InvalidFile(f"{path}: is a directory; use a file of requests, or a folder as the output: -o results/")
+        raise InvalidFile(
+            f"{path}: is a directory; use a file in it, or for `batchfile run` a folder as output: -o out/"
+        )
     if not stat.S_ISREG(status.st_mode):
         raise InvalidFile(f"{path}: is not a regular file; pipe it to stdin and use - as the input")
     if status.st_size == 0:
@@ -108,7 +115,7 @@ def inspect(path: str) -> Source:
             head = file.read(KIND_BYTES)
     except OSError as error:
         raise InvalidFile(f"{path}: cannot be read: {error.strerror}; check its permissions") from None
-    return _detected(path, head, name=absolute, path=absolute, stamp=stamp_of(status), size=status.st_size)
+    return _detected(path, head, name=absolute, given=path, path=absolute, stamp=stamp_of(status), size=status.st_size)
 
 
 @contextmanager
@@ -161,7 +168,7 @@ def file_digest(path: str) -> str:
 def check_untouched(source: Source) -> None:
     """Raises: InvalidFile where the file is no longer the one that was inspected."""
     if source.path is not None and stamp_of(os.stat(source.path)) != source.stamp:
-        raise changed(source.path)
+        raise changed(source.shown)
 
 
 def is_added_to(source: Source) -> bool:
@@ -213,7 +220,7 @@ def requests_of(source: Source, on_bytes: OnBytes = lambda num_bytes: None) -> I
         return records.picked(records.pieces(requests_of(whole)), records.drawn(total, num, seed), instead=b"\n")
     lines = lines_of(source, on_bytes)
     if source.table is not None:
-        lines = source.table.requests(lines, source.name)
+        lines = source.table.requests(lines, source.shown)
     return lines if source.limit is None else first_requests(lines, source.limit)
 
 
@@ -224,17 +231,17 @@ def lines_of(source: Source, on_bytes: OnBytes = lambda num_bytes: None) -> Iter
     changed since it was inspected.
     """
     chunks = _unpacked(source, on_bytes)
-    yield from elements(chunks, source.name) if source.kind.is_array else chunks
+    yield from elements(chunks, source.shown) if source.kind.is_array else chunks
     check_untouched(source)
 
 
 def _unpacked(source: Source, on_bytes: OnBytes) -> Iterator[bytes]:
     if source.format != "parquet":
         with _stream_of(source, on_bytes) as stream:
-            yield from open_lines(source.name, source.format, stream)
+            yield from open_lines(source.shown, source.format, stream)
         return
     with on_disk(source) as path, open(path, "rb") as file:
-        yield from open_lines(source.name, source.format, file, as_rows=source.kind.content == "rows")
+        yield from open_lines(source.shown, source.format, file, as_rows=source.kind.content == "rows")
     on_bytes(source.size)
 
 

@@ -285,7 +285,7 @@ def _plan_and_commit(
             stage=draft.stage,
             policy=replace(CHECK if options.strict else REJECT, id_name=source.id_name),
             beat=beat,
-            name=f"{source.name}:",
+            name=f"{source.shown}:",
             keeps_ids=is_linked,
             reuse=reuse,
         )
@@ -310,7 +310,7 @@ def _plan_and_commit(
     except LinesRefused as error:
         first, more = error.errors[0], f" ({error.num:,} such lines)" if error.num > 1 else ""
         raise InvalidFile(
-            f"{source.name}: line {first.line}: {first.message}{more}; nothing ran (--strict). "
+            f"{source.shown}: line {first.line}: {first.message}{more}; nothing ran (--strict). "
             "`batchfile validate` lists all problems"
         ) from None
     return Opened(batch=batch, is_new=True, notes=tuple(notes))

@@ -36,7 +36,7 @@ def prepared(source: Source, options: RunOptions) -> Source:
     given = options.row_option
     kind = kind_of(source, is_table=given is not None)
     source = replace(source, kind=kind, limit=options.limit, sample=_sample_of(source, options))
-    shown = source.name if source.remote is not None else STDIN if source.path is None else options.input
+    shown = source.shown if source.is_repeatable else STDIN
     if kind.content == "requests":
         if given is not None:
             raise SettingsError(f"{flag_of(given)} is for rows and text; {shown} is {kind.described}")

@@ -97,7 +97,7 @@ def test_rows_with_a_column_prompt_run_and_bad_rows_fail_alone(still: World, nam
         ("a.csv", b"prompt,messages\na,b\n", "has both columns prompt and messages"),
         ("a.csv", b"prompt\ncaf\xe9\n", "line 2: byte 0xe9 is not UTF-8; save the file as UTF-8"),
         ("a.csv", b'prompt\n"never closed\n', "a quote in the record that begins on line 2 is never closed"),
-        ("a.csv", b"prompt\n", "contains no requests"),
+        ("a.csv", b"prompt\n", "has a header and no rows"),
         ("a.json", b'{"requests": [{"review": "ok"}]}', "is a JSON array of rows with the column review, not requests"),
         ("a.parquet", parquet(3, n=[1, 2, 3]).replace(b"prompt", b"frompt"), "is a Parquet table with the columns"),
         ("a.jsonl", b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n1 0 obj\n", "is a PDF"),

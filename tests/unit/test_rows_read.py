@@ -27,7 +27,7 @@ CELL = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=1
 
 
 @given(
-    st.lists(st.lists(CELL, min_size=2, max_size=2), max_size=6),
+    st.lists(st.lists(CELL, min_size=2, max_size=2), min_size=1, max_size=6),
     st.sampled_from(",;\t|"),
     st.sampled_from(["\n", "\r\n"]),
 )
@@ -67,6 +67,7 @@ def test_a_bad_last_row_without_a_newline_fails_alone(size: int) -> None:
         (b'a,b\n1,2\n3,"x\n4,5\n', "line 3 is never closed"),
         (b'a,b\n1,2\n3,"x', "line 3 is never closed"),
         (b"a,b,a\n1,2,3\n", "2 columns named 'a'"),
+        (b"a,b\n\n", "^a.csv: has a header and no rows$"),
         ("a,b\n1,2\nü,4\n".encode("cp1252"), "line 3: byte 0xfc is not UTF-8"),
         (b"a,b\n1,\xc3", "line 2: byte 0xc3"),
         (b'"a"x,b\n1,2\n', "its header is not valid CSV"),
