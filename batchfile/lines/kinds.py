@@ -17,7 +17,7 @@ from typing import Literal
 import msgspec
 
 from batchfile.errors import UNREADABLE
-from batchfile.lines.envelope import ROW_PROBLEM, own_fields
+from batchfile.lines.envelope import KEYS, ROW_PROBLEM, own_fields
 from batchfile.lines.framing import BOM
 from batchfile.lines.json_scan import keys_of
 from batchfile.lines.key_advice import typo_of
@@ -268,6 +268,8 @@ def _is_request(outline: dict[str, bytes]) -> bool:
         return True  # of a row that cannot become a request
     if has_id and not outline.keys().isdisjoint({"method", "url"}) and len(outline) > 2:
         return True
+    if outline.get("metadata") == b"" and outline.keys() <= {*KEYS}:
+        return True  # cut within its metadata, which is long
     for name in ("params", "body"):
         value = outline.get(name)
         if value is not None and (has_id or value[:1] in {b"{", b""}):

@@ -105,6 +105,9 @@ def test_a_first_line_longer_than_what_is_looked_at_is_a_request() -> None:
     long = PARAMS.replace("Hi", "x" * KIND_BYTES)
     assert detect("a.jsonl", long.encode()[:KIND_BYTES]).content == "requests"
     assert detect("a.json", f"[{long}]".encode()[:KIND_BYTES]).content == "requests"
+    metadata = '{"metadata": {"a": "%s"}, "custom_id": "a", "params": {}}' % ("x" * KIND_BYTES)
+    assert detect("a.jsonl", metadata.encode()[:KIND_BYTES]).content == "requests"
+    assert detect("a.jsonl", b'{"metadata": {"a": 1}, "custom_id": "a"}').content == "rows"
 
 
 def test_columns_are_those_of_the_first_rows() -> None:
