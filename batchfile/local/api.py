@@ -16,7 +16,7 @@ from batchfile.local.display import Progress
 from batchfile.local.display import say as say_on_stderr
 from batchfile.local.engines import EngineChoice, choose_engine
 from batchfile.local.folder import plan_folder
-from batchfile.local.options import STDOUT, RunArguments, RunOptions
+from batchfile.local.options import STDOUT, RunArguments, RunOptions, check_arguments
 from batchfile.local.receipt import Receipt
 from batchfile.local.session import Look, Observer, Session, grace_s_of, open_session, work_on
 from batchfile.local.several import FileRun, open_files, work_on_files
@@ -78,6 +78,7 @@ def run(
     >>> receipt.counts.succeeded, receipt.is_all_succeeded
     (2, True)
     """
+    check_arguments("run", RunArguments, options)
     given = RunOptions(output=os.fspath(output), store=None if store is None else os.fspath(store), **options)
     if given.output == STDOUT:
         raise SettingsError("output: must be a path; only the command can write to stdout")

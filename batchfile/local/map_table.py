@@ -15,7 +15,7 @@ from batchfile import logs
 from batchfile.errors import InvalidFile, OutputTaken, SettingsError
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.records import BatchRecord
-from batchfile.lines.diagnostics import shown
+from batchfile.lines.diagnostics import short, shown
 from batchfile.lines.kinds import Kind, refusal
 from batchfile.lines.result import decode_result
 from batchfile.local import outputs
@@ -24,7 +24,7 @@ from batchfile.local.display import say as say_on_stderr
 from batchfile.local.engines import EngineChoice, choose_engine
 from batchfile.local.inputs import Source, digest_of, inspect, stamp_of
 from batchfile.local.map_state import ANSWERS, MapState, open_state
-from batchfile.local.options import EngineArguments, RunOptions
+from batchfile.local.options import EngineArguments, RunOptions, check_arguments
 from batchfile.local.session import completed, open_session
 from batchfile.local.summary import rows_summary
 from batchfile.local.tables import kind_of
@@ -112,6 +112,7 @@ def map(
     >>> rows[1]
     {'review': 'It broke.', 'answer': 'Good or bad? It broke.', 'error': None}
     """
+    check_arguments("map", EngineArguments, options)
     row_prompt = RowPrompt(
         prompt=prompt,
         system=system,
@@ -182,7 +183,7 @@ class _Job:
             raise InvalidFile(f"{path}: is {kind.described}, not of rows; run it with batchfile.run")
         if kind.content != "rows":
             raise InvalidFile(refusal(kind, path))
-        table = self._table(source.name, kind)
+        table = self._table(source.shown, kind)
 
         def answers(ledger: Ledger, batch: BatchRecord) -> Rows:
             requests = ledger.store.stream(batch.input.key, match=batch.input.etag)
@@ -257,7 +258,7 @@ def _choices(choices: Sequence[str] | None) -> tuple[str, ...]:
     if choices is None:
         return ()
     if not isinstance(choices, list | tuple) or not choices or not all(isinstance(one, str) for one in choices):
-        raise SettingsError(f"choices: {shown(repr(choices))} is not a list of texts, such as ['good', 'bad']")
+        raise SettingsError(f"choices: {short(repr(choices))} is not a list of texts, such as ['good', 'bad']")
     return tuple(choices)
 
 
@@ -269,4 +270,4 @@ def _json_schema(schema: object) -> dict[str, Any] | None:
         return schema.model_json_schema()
     if isinstance(schema, Mapping):
         return dict(schema)
-    raise SettingsError(f"schema: {shown(repr(schema))} is not a Pydantic model or a JSON schema as a dict")
+    raise SettingsError(f"schema: {short(repr(schema))} is not a Pydantic model or a JSON schema as a dict")

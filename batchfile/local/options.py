@@ -4,7 +4,7 @@ A batch is found by the path of its output. Its metadata keeps the digest of the
 other options that change the answers; a repeated command must match them. Pure.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cache
 from hashlib import sha256
@@ -29,9 +29,6 @@ TABLE = "run.table"  # how the results of rows are written
 SPEED = "run.speed"  # what one process of the run measured, as JSON
 
 _ROW_OPTIONS = ("prompt", "system", "choices", "schema", "into", "id_column", "raw")
-# The options that decide which requests an input becomes, and how their answers become rows.
-INPUT_OPTIONS = ("limit", "sample", "seed", "prompt_file", *_ROW_OPTIONS)
-TABLE_OPTIONS = tuple(name for name in INPUT_OPTIONS if name != "raw")  # of a batch elsewhere
 # The options that identify a run, in addition to its input, and the names in messages of those that are not flags.
 _GUARDED = ("engine", "model", "stage", "limit", "sample", "seed", *_ROW_OPTIONS, "max_tokens", "temperature")
 _NAMES = {name: f"the {name}" for name in ("engine", "model", "stage")}
@@ -60,10 +57,9 @@ class EngineArguments(TypedDict, total=False):
     restart: bool
 
 
-class RunArguments(EngineArguments, total=False):
-    """The options of `batchfile.run`: fields of RunOptions."""
+class TableArguments(TypedDict, total=False):
+    """The options of a batch that runs elsewhere which decide what its input becomes."""
 
-    stage: str | None
     limit: int | None
     sample: int | None
     seed: int | None
@@ -74,6 +70,16 @@ class RunArguments(EngineArguments, total=False):
     schema: str | None
     into: str | None
     id_column: str | None
+
+
+TABLE_OPTIONS = tuple(TableArguments.__annotations__)
+INPUT_OPTIONS = (*TABLE_OPTIONS, "raw")  # they decide which requests an input becomes, and how answers become rows
+
+
+class RunArguments(EngineArguments, TableArguments, total=False):
+    """The options of `batchfile.run`: fields of RunOptions."""
+
+    stage: str | None
     raw: bool
     strict: bool
     task: Task
@@ -178,6 +184,13 @@ class RunOptions:
 def _kept(value: object) -> str:
     text = "" if value is None or value is False else str(value)
     return text if len(text) <= _KEPT_MAX else f"{text[:_SHOWN_MAX]}... (sha256 {sha256(text.encode()).hexdigest()})"
+
+
+def check_arguments(function: str, arguments: type, given: Iterable[str]) -> None:
+    """Raises: TypeError where a keyword is not in the TypedDict `arguments`, as Python for a function without it."""
+    for name in given:
+        if name not in arguments.__annotations__:
+            raise TypeError(f"{function}() got an unexpected keyword argument {name!r}")
 
 
 @cache  # reading the annotations takes a millisecond
