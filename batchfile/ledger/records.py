@@ -63,11 +63,14 @@ class PlanRules:
     """What the planner requires of the input of a batch that exists before its plan.
 
     `endpoint`: one line that is not a request to it fails the batch. None: such lines are rejected one by one, and the
-    batch fails if none is left. More than `requests_max` requests fail it as well.
+    batch fails if none is left. More than `requests_max` requests fail it as well. `reuse_from`: the batches whose
+    results it takes over, in order of preference; sampled ones too if `is_sampled_reused`.
     """
 
     endpoint: str | None = None
     requests_max: int = REQUESTS_MAX
+    reuse_from: tuple[str, ...] = ()
+    is_sampled_reused: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +101,8 @@ class BatchRecord:
 
     While `state` is planning, `plan_key` is empty and `total` 0; they stay so if the batch ends before it has a plan.
     `problems`: why it failed before it ran. `kept_s`: how long its results are kept after its end (None: the retention
-    time). `gpu_s`: GPU seconds that its committed results took; 0 if no GPU is known.
+    time). `gpu_s`: GPU seconds that its committed results took; 0 if no GPU is known. `reused`: how many of its results
+    are from other batches, by their id; `reuse_note`: why one of these was not used.
     """
 
     batch_id: str
@@ -129,6 +133,8 @@ class BatchRecord:
     counts: Counts = field(default_factory=Counts)
     usage: Usage = field(default_factory=Usage)
     gpu_s: float = 0.0
+    reused: dict[str, int] = field(default_factory=dict)
+    reuse_note: str | None = None
     seq: int = 0
     write_id: str = ""
     version: int = VERSION
@@ -154,12 +160,14 @@ class Range:
 class Plan:
     """`plan-{nonce}.json`. `pools`: pool -> {range number: how many of its lines are this pool's}.
 
-    `ids`: the custom_ids of the requests, kept if the input is not an object that the store wrote.
+    `ids`: the custom_ids of the requests, kept if the input is not an object that the store wrote. `hashes`: of its
+    requests, for batches that are to reuse its results.
     """
 
     ranges: tuple[Range, ...]
     pools: dict[str, dict[int, int]]
     ids: FileRef | None = None
+    hashes: FileRef | None = None
     version: int = VERSION
 
 

@@ -125,6 +125,27 @@ def decode_result(line: bytes) -> NativeResult:
     return _decoder.decode(line)
 
 
+class _Id(Struct, gc=False):
+    custom_id: str | None
+
+
+_id_decoder = msgspec.json.Decoder(_Id)
+_ID_KEY = b'{"custom_id":'
+
+
+def readdressed(result: bytes, custom_id: str) -> bytes | None:
+    """A line from `encode_result` as the result of a request with this custom_id; None if it is not such a line.
+
+    Nothing else in it depends on the line of the request: the ids of tool calls only have to differ within one answer.
+    """
+    before = _ID_KEY + _id_text(_id_decoder.decode(result).custom_id)
+    return _ID_KEY + _id_text(custom_id) + result[len(before) :] if result.startswith(before + b",") else None
+
+
+def _id_text(custom_id: str | None) -> bytes:
+    return escape_separators(_encoder.encode(custom_id))
+
+
 def _error(failure: Failure) -> dict[str, object]:
     error: dict[str, object] = {"type": failure.type, "message": failure.message}
     if failure.http_status is not None:

@@ -44,6 +44,7 @@ from batchfile.plan import submit
 from batchfile.plan.options import CreateOptions
 from batchfile.plan.planner import plan_input
 from batchfile.plan.policy import CHECK, REJECT, LinesRefused
+from batchfile.plan.reuse import Reuse
 from batchfile.runner.runner import Runner, RunnerOptions
 from batchfile.types import Defaults, RoutingTable
 
@@ -303,7 +304,8 @@ def _plan_and_commit(
             beat=beat,
             name=f"{source.name}:",
             keeps_ids=is_linked,
-            reuse=reuse,
+            defaults=defaults,
+            reuse=None if reuse is None else Reuse(sources=(reuse,), is_sampled_too=True),
         )
         inputs.check_untouched(source)
         notes.extend(_notes(planned, _first_model(ledger, planned), options.model or ""))
@@ -340,6 +342,8 @@ def _metadata(source: Source, options: RunOptions, digest: str) -> dict[str, str
 
 
 def _notes(planned: Planned, named: str | None, model: str) -> Iterator[str]:
+    if planned.reuse_note:
+        yield planned.reuse_note
     if planned.num_reused:
         yield f"{planned.num_reused:,} of {planned.total:,} requests have already finished and do not run again"
     if planned.num_hints:

@@ -1,130 +1,307 @@
-"""Takes over the results of an ended batch into a new one whose input begins with the same bytes.
+"""Takes over results of ended batches for equal requests of a new one, whatever their ids and their order.
 
-They are copied as parts of the pseudo-pool `_reused`, whose shard records are born done, so the old batch can be
-deleted afterwards. Only successful results with the same custom_id are taken. The digests of the old input and results
-are checked before any of it counts.
+Two sorted files of hashes are compared in one pass: the k-th of several equal requests gets the result of the k-th one
+in the old batch, if that succeeded. The results are copied as parts of the pseudo-pool `_reused`, whose shard records
+are born done, so the old batch may be deleted afterwards. A source counts as a whole, once the digests of its hashes
+and results are proven, or not at all. Memory: 5 bytes a line, and some results.
 """
 
-import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from array import array
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
 from typing import NamedTuple
 
-from batchfile.errors import BatchDamaged, InvalidFile
-from batchfile.ledger import bitmaps, keys, shards
+import msgspec
+import structlog
+
+from batchfile.errors import UNREADABLE, BatchDamaged, ObjectChanged, ObjectMissing
+from batchfile.ledger import batches, bitmaps, keys, retention, shards
 from batchfile.ledger.base import Ledger
+from batchfile.ledger.cas import load
 from batchfile.ledger.parallel import in_order
-from batchfile.ledger.records import BatchRecord, FileRef, InputRef, PartRef, Range
+from batchfile.ledger.records import BatchRecord, FileRef, InputRef, PartRef, ShardRecord
 from batchfile.lines.envelope import Envelope, decode_envelope
-from batchfile.lines.framing import Line, iter_lines
-from batchfile.lines.result import RESULT_BYTES_MAX, FinishedLine, decode_result
+from batchfile.lines.framing import iter_lines
+from batchfile.lines.result import RESULT_BYTES_MAX, FinishedLine, readdressed
+from batchfile.plan.hash_file import read_hashes
+from batchfile.plan.range_buckets import RangeBuckets
+from batchfile.plan.ranges import Cut
+
+log = structlog.get_logger()
 
 PART_BYTES = 8 * 1024 * 1024  # a part ends with the line that exceeds this
 AHEAD_BYTES = 32 * 1024 * 1024
-
+_NO_LINE = 2**32 - 1
 
 PoolOf = Callable[[Envelope], str]
 
 
-class Cut(NamedTuple):
-    """A finished range: its requests per pool, the parts of its rejected lines, and these lines without their results.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reuse:
+    """Which results may be taken over: of `sources`, earlier ones first. They must be of the same user, and made by the
+    same model in the same way; the caller makes sure of both.
 
-    their results. Steps after the pass over the input may reject more lines, or reuse some.
+    `is_sampled_too`: also for requests whose answer differs each time (a temperature above 0, and no seed).
     """
 
-    range: Range
-    pools: dict[str, int]
-    parts: list[PartRef]
-    rejected: list[FinishedLine]
+    sources: tuple[BatchRecord, ...]
+    is_sampled_too: bool = False
 
 
-class _Taken(NamedTuple):
-    """The lines that are taken over in range `n`, and its cut without them."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewBatch:
+    """The batch that is being planned. `hashes`: of its requests. `is_excluded`: a byte for each line, not 0 for those
+    that must not take a result. `beat` is called for each range with results.
+    """
+
+    ledger: Ledger
+    batch_id: str
+    pool_of: PoolOf
+    cuts: Sequence[Cut]
+    input: InputRef
+    hashes: FileRef
+    is_excluded: bytearray
+    beat: Callable[[], None]
+
+
+@dataclass(slots=True)
+class Taken:
+    """What was taken over. `cuts`: without these lines. `hashes`: of the new batch. `num_from`: how many, by source.
+    `notes`: why one was not used, as sentences.
+    """
+
+    cuts: list[Cut]
+    hashes: FileRef | None = None
+    num_from: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def note(self) -> str | None:
+        return "; ".join(self.notes) or None
+
+
+def source_of(ledger: Ledger, batch_id: str) -> BatchRecord:
+    """The batch as a source. One that is gone or damaged is given too, without results: the note of the plan names it.
+
+    Raises: StoreUnavailable.
+    """
+    with suppress(BatchDamaged):
+        found = batches.read_batch(ledger, batch_id)
+        if found is not None:
+            return found
+    return retention.stand_in(batch_id, 0.0)
+
+
+class _Unusable(Exception):
+    """Why nothing can be taken over from a source."""
+
+
+class _Stored(NamedTuple):
+    """Results for range `n` that are stored: a bitmap of the lines, how many of each pool, and their parts."""
 
     n: int
-    cut: Cut
-    lines: list[FinishedLine]
+    lines: int
+    pools: Counter[str]
+    parts: tuple[PartRef, ...]
+
+    def __add__(self, other: "_Stored") -> "_Stored":  # type: ignore[override]
+        return _Stored(self.n, self.lines | other.lines, self.pools + other.pools, self.parts + other.parts)
 
 
-def reuse_results(
-    ledger: Ledger,
-    batch_id: str,
-    pool_of: PoolOf,
-    cuts: Sequence[Cut],
-    pinned: InputRef,
-    old: BatchRecord,
-    beat: Callable[[], None],
-) -> list[Cut]:
-    """The cuts of `pinned` without the lines that have results in `old`. `beat` is called for each range with some.
-
-    Raises: InvalidFile if the old input is not the beginning of this one; BatchDamaged if the old results have changed
-    since they were written; ObjectChanged, ObjectMissing.
-    """
-    assert old.results is not None
-    lease = ledger.new_id()
-
-    def store(taken: _Taken) -> _Taken:
-        parts: list[PartRef] = []
-        for lines in _portions(taken.lines):
-            key = keys.part_key(batch_id, keys.REUSED_POOL, taken.n, lease, len(parts) + 1)
-            parts.append(shards.write_part(ledger, key, lines))
-        shards.put_done(ledger, batch_id, keys.REUSED_POOL, taken.n, parts, taken.lines)
-        return taken
-
-    def size(taken: _Taken) -> int:
-        return sum(len(line.result) for line in taken.lines)
-
-    left = list(cuts)
-    found = _taken(ledger, pool_of, cuts, pinned, old, old.results)
-    for taken in in_order(ledger, store, found, size_of=size, size_max=AHEAD_BYTES):
-        beat()
-        left[taken.n] = taken.cut
-    return left
-
-
-def _taken(
-    ledger: Ledger, pool_of: PoolOf, cuts: Sequence[Cut], pinned: InputRef, old: BatchRecord, stored: FileRef
-) -> Iterator[_Taken]:
-    was, kept = hashlib.sha256(), hashlib.sha256()
-    num_same = old.total - _is_last_line_longer(ledger, pinned, old.input.size)
-    begin = ledger.store.stream(pinned.key, 0, min(old.input.size, pinned.size), match=pinned.etag)
-    lines = iter_lines(_hashed(begin, was))
-    results = iter_lines(_hashed(ledger.store.stream(stored.key), kept), line_bytes_max=RESULT_BYTES_MAX)
-    for n, cut in enumerate(cuts):
-        places = range(min(cut.range.num_lines, num_same - cut.range.first))
-        if not places:
-            break
-        taken = _of_range(pool_of, n, cut, zip(places, lines, results, strict=False))
-        if taken.lines:
-            yield taken
-    for rest in (lines, results):
-        for _ in rest:
-            pass
-    if was.hexdigest() != old.input.sha256:
-        raise InvalidFile(f"the input no longer begins like that of {old.batch_id}, so none of its results can be kept")
-    if kept.hexdigest() != stored.sha256:
-        raise BatchDamaged(f"{stored.key}: the results of {old.batch_id} are damaged; add --restart to run them again")
-
-
-def _of_range(pool_of: PoolOf, n: int, cut: Cut, found: Iterable[tuple[int, Line, Line]]) -> _Taken:
-    rejected, pools = bitmaps.parse(cut.range.rejected), dict(cut.pools)
-    lines: list[FinishedLine] = []
-    for place, line, result in found:
-        if rejected >> place & 1 or line.data is None or result.data is None:
+def reuse_results(batch: NewBatch, reuse: Reuse) -> Taken:
+    """Raises: ObjectChanged, ObjectMissing for the input of the new batch; StoreUnavailable."""
+    taken = Taken(list(batch.cuts), batch.hashes)
+    for cut in batch.cuts:
+        for place in bitmaps.lines(bitmaps.parse(cut.range.rejected)):
+            batch.is_excluded[cut.range.first + place] = 1
+    earlier = _of_an_earlier_attempt(batch)
+    found = dict(earlier)
+    for source in reuse.sources:
+        try:
+            from_source = _take_all(batch, source)
+        except _Unusable as error:
+            taken.notes.append(f"no result of {source.batch_id} was reused: {error}")
+            log.warning("reuse.skipped", batch_id=batch.batch_id, source=source.batch_id, error=str(error))
             continue
-        known, envelope = decode_result(result.data), decode_envelope(line.data)
-        if known.status == "succeeded" and known.custom_id == envelope.custom_id:
-            lines.append(FinishedLine(place, "succeeded", result.data))  # without usage: it cost this batch nothing
-            pools[pool_of(envelope)] -= 1
-    pools[keys.REUSED_POOL] = len(lines)
-    span = replace(cut.range, rejected=bitmaps.render(rejected | bitmaps.of(line.line for line in lines)))
-    return _Taken(n, cut._replace(range=span, pools=pools), lines)
+        taken.num_from[source.batch_id] = sum(stored.lines.bit_count() for stored in from_source)
+        for stored in from_source:
+            _exclude(batch, stored)
+            found[stored.n] = found[stored.n] + stored if stored.n in found else stored
+
+    def put_done(stored: _Stored) -> None:
+        lines = [FinishedLine(place, "succeeded", b"") for place in bitmaps.lines(stored.lines)]  # they cost no tokens
+        shards.put_done(batch.ledger, batch.batch_id, keys.REUSED_POOL, stored.n, stored.parts, lines)
+
+    for _ in in_order(batch.ledger, put_done, [one for n, one in found.items() if n not in earlier]):
+        batch.beat()
+    for stored in found.values():
+        taken.cuts[stored.n] = _without(batch.cuts[stored.n], stored)
+    return taken
 
 
-def _is_last_line_longer(ledger: Ledger, pinned: InputRef, size: int) -> bool:
-    """Did the input end without a newline at `size`, and do the bytes after it belong to the same line?"""
-    around = b"".join(ledger.store.stream(pinned.key, size - 1, min(size + 1, pinned.size), match=pinned.etag))
-    return len(around) == 2 and b"\n" not in (around[:1], around[1:])
+def _of_an_earlier_attempt(batch: NewBatch) -> dict[int, _Stored]:
+    """The records that a killed planner of this batch has left. They stand, because nothing replaces a record that is
+    done; so the sources give nothing more to these ranges.
+    """
+    found: dict[int, _Stored] = {}
+    for entry in batch.ledger.store.list(keys.shards_prefix(batch.batch_id, keys.REUSED_POOL)):
+        record = load(batch.ledger, entry.key, ShardRecord)
+        if record is None:
+            continue
+        n, done = record.record.n, bitmaps.parse(record.record.done)
+        pools = Counter(batch.pool_of(one) for place, one in _envelopes(batch, n).items() if done >> place & 1)
+        found[n] = _Stored(n, done, pools, record.record.parts)
+        span = batch.cuts[n].range
+        batch.is_excluded[span.first : span.first + span.num_lines] = b"\1" * span.num_lines
+    return found
+
+
+def _exclude(batch: NewBatch, stored: _Stored) -> None:
+    first = batch.cuts[stored.n].range.first
+    for place in bitmaps.lines(stored.lines):
+        batch.is_excluded[first + place] = 1
+
+
+def _without(cut: Cut, stored: _Stored) -> Cut:
+    pools = Counter(cut.pools)
+    pools.subtract(stored.pools)
+    pools[keys.REUSED_POOL] = stored.lines.bit_count()
+    rejected = bitmaps.render(bitmaps.parse(cut.range.rejected) | stored.lines)
+    return cut._replace(range=replace(cut.range, rejected=rejected), pools=dict(pools))
+
+
+def _take_all(batch: NewBatch, source: BatchRecord) -> list[_Stored]:
+    """Copies all that `source` can give. Its parts count for nothing until the caller names them. Raises: _Unusable."""
+    if source.state != "ended" or source.results is None:
+        raise _Unusable("it has expired or was deleted" if not source.total else "it has not ended")
+    new_of = _pairs(batch, source)
+    firsts = array("I", [cut.range.first for cut in batch.cuts])
+    num_of_range = Counter(bisect_right(firsts, new) - 1 for new in new_of if new != _NO_LINE)
+    if not num_of_range:
+        return []
+    lease = batch.ledger.new_id()
+    with RangeBuckets(num_of_range) as buckets:
+
+        def store(taken: tuple[int, list[FinishedLine]]) -> _Stored:
+            return _store(batch, lease, *taken)
+
+        found = _results(batch, source, source.results, new_of, firsts, buckets)
+        made = []
+        for stored in in_order(
+            batch.ledger,
+            store,
+            found,
+            size_of=lambda taken: sum(len(line.result) for line in taken[1]),
+            size_max=AHEAD_BYTES,
+        ):
+            batch.beat()
+            if stored.lines:
+                made.append(stored)
+        return made
+
+
+def _pairs(batch: NewBatch, source: BatchRecord) -> "array[int]":
+    """By index in `source`, the index of the new request that may take its result, or _NO_LINE. Raises: _Unusable."""
+    new_of = array("I", [_NO_LINE]) * source.total
+    try:
+        hashes = batches.read_plan(batch.ledger, source).hashes
+        if hashes is None:
+            raise _Unusable("it was planned by a version that kept no hashes of its requests")
+        old = read_hashes(batch.ledger, hashes)
+        ahead = next(old, None)
+        for digest, new in read_hashes(batch.ledger, batch.hashes):
+            while ahead is not None and ahead[0] < digest:
+                ahead = next(old, None)
+            if ahead is not None and ahead[0] == digest:
+                if not batch.is_excluded[new]:
+                    new_of[ahead[1]] = new
+                ahead = next(old, None)
+        for _ in old:
+            pass  # its digest is checked at its end
+    except (BatchDamaged, ObjectMissing, ObjectChanged, IndexError) as error:
+        raise _Unusable(f"{error or 'its hashes are damaged'}") from error
+    return new_of
+
+
+def _results(
+    batch: NewBatch,
+    source: BatchRecord,
+    stored: FileRef,
+    new_of: "array[int]",
+    firsts: "array[int]",
+    buckets: RangeBuckets,
+) -> Iterator[tuple[int, list[FinishedLine]]]:
+    """The succeeded results by range of the new batch, each range once it is complete, with the lines' new places.
+
+    Raises: _Unusable, perhaps only at the end.
+    """
+    digest = sha256()
+
+    def chunks() -> Iterator[bytes]:
+        for chunk in batch.ledger.store.stream(stored.key):
+            digest.update(chunk)
+            yield chunk
+
+    try:
+        for old, line in enumerate(iter_lines(chunks(), line_bytes_max=RESULT_BYTES_MAX)):
+            if old >= len(new_of):
+                raise _Unusable(f"{stored.key}: has more results than the batch has requests")
+            new = new_of[old]
+            if new == _NO_LINE:
+                continue
+            n = bisect_right(firsts, new) - 1
+            is_taken = line.data is not None and _status.decode(line.data).status == "succeeded"
+            made = FinishedLine(new - firsts[n], "succeeded", line.data or b"") if is_taken else None
+            if buckets.add(n, made):
+                yield n, buckets.take(n)
+    except (ObjectMissing, ObjectChanged) as error:
+        raise _Unusable(str(error)) from error
+    except UNREADABLE as error:
+        raise _Unusable(f"{stored.key}: is damaged: {error}") from error
+    except OSError as error:
+        raise _Unusable(f"there was no room for temporary files ({error}); set TMPDIR to a larger folder") from error
+    if digest.hexdigest() != stored.sha256:
+        raise _Unusable(f"{stored.key}: its results have changed since they were written")
+
+
+class _Status(msgspec.Struct, gc=False):
+    status: str
+
+
+_status = msgspec.json.Decoder(_Status)
+
+
+def _store(batch: NewBatch, lease: str, n: int, lines: list[FinishedLine]) -> _Stored:
+    """Write the results of a range as parts, with the ids of the new requests."""
+    envelopes = _envelopes(batch, n) if lines else {}
+    made, pools = [], Counter[str]()
+    for line in lines:
+        envelope = envelopes[line.line]
+        result = readdressed(line.result, envelope.custom_id)
+        if result is not None:
+            made.append(msgspec.structs.replace(line, result=result))
+            pools[batch.pool_of(envelope)] += 1
+    parts: list[PartRef] = []
+    for portion in _portions(made):
+        key = keys.part_key(batch.batch_id, keys.REUSED_POOL, n, lease, len(parts) + 1)
+        parts.append(shards.write_part(batch.ledger, key, portion))
+    return _Stored(n, bitmaps.of(line.line for line in made), pools, tuple(parts))
+
+
+def _envelopes(batch: NewBatch, n: int) -> dict[int, Envelope]:
+    """The requests of range `n` that are not rejected, by their place in it."""
+    span, pinned = batch.cuts[n].range, batch.input
+    rejected = bitmaps.parse(span.rejected)
+    lines = iter_lines(batch.ledger.store.stream(pinned.key, span.start, span.end, match=pinned.etag))
+    return {
+        place: decode_envelope(line.data)
+        for place, line in enumerate(lines)
+        if line.data is not None and not rejected >> place & 1
+    }
 
 
 def _portions(lines: list[FinishedLine]) -> Iterator[list[FinishedLine]]:
@@ -138,9 +315,3 @@ def _portions(lines: list[FinishedLine]) -> Iterator[list[FinishedLine]]:
             portion, size = [], 0
     if portion:
         yield portion
-
-
-def _hashed(chunks: Iterable[bytes], digest: "hashlib._Hash") -> Iterator[bytes]:
-    for chunk in chunks:
-        digest.update(chunk)
-        yield chunk

@@ -12,6 +12,7 @@ from batchfile.ledger.records import BatchRecord
 from batchfile.plan.options import CreateOptions
 from batchfile.plan.planner import plan_upload
 from batchfile.plan.policy import REJECT, Policy
+from batchfile.plan.reuse import Reuse
 
 KEY_CHARS_MAX = 255
 ANNOUNCED_SHARE = 0.1  # of `abandoned_s`: how often a long create is announced again
@@ -67,6 +68,7 @@ def submit(
     size: int,
     policy: Policy,
     is_shared: bool = False,
+    reuse: Reuse | None = None,
 ) -> BatchRecord:
     """Store, plan and commit JSONL of about `size` bytes, however long that takes. As `create` with `plan_upload`.
 
@@ -83,6 +85,8 @@ def submit(
             stage=draft.stage,
             policy=policy,
             beat=beat,
+            defaults=draft.defaults,
+            reuse=reuse,
         )
 
     return create(ledger, draft, plan, is_shared=is_shared)

@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 
 from batchfile.engine.echo import EchoEngine
-from batchfile.errors import BatchDamaged, InvalidFile, OutputTaken
+from batchfile.errors import OutputTaken
 from batchfile.ledger import batches, ending, keys, shards
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import load
 from batchfile.ledger.records import BatchRecord, IdempotencyRecord
 from batchfile.ledger.shards import Lease
 from batchfile.lines.result import FinishedLine, encode_result
-from batchfile.local import inputs, outputs
+from batchfile.local import outputs
 from batchfile.local import run as local_run
 from batchfile.local.inputs import inspect
 from batchfile.local.options import RunOptions
@@ -155,7 +155,7 @@ def test_rejected_and_repeated_lines_stay_so_and_a_new_repetition_is_rejected(tm
 
 @pytest.mark.parametrize(
     ("more", "is_kept"),
-    [(b"\n", True), (b"\r\n", False), (b"\n" + lines(1), True), (b" " + lines(1), False), (b"x", False)],
+    [(b"\n", True), (b"\r\n", True), (b"\n" + lines(1), True), (b" " + lines(1), False), (b"x", False)],
 )
 def test_a_last_line_without_newline_is_kept_only_where_it_has_ended(
     tmp_path: Path, more: bytes, is_kept: bool
@@ -225,15 +225,7 @@ def test_the_old_content_again_finishes_a_run_that_its_change_had_ended(tmp_path
     assert world.run(world.open().batch) == wanted(*range(NUM))
 
 
-def test_a_result_of_another_request_is_never_taken_over(tmp_path: Path) -> None:
-    world = World(tmp_path, lines(*range(50)))
-    world.ledger.store.delete(keys.shard_key(world.old.batch_id, "local", 0))
-    world.finish_some(world.old, KEPT, "other%d")
-    world.append(lines(50))
-    assert world.run(world.open().batch) == wanted(*range(51), kept=0)
-
-
-def test_damaged_results_are_not_taken_over_and_the_output_keeps_its_batch(tmp_path: Path) -> None:
+def test_damaged_results_are_not_taken_over_and_the_user_is_told(tmp_path: Path) -> None:
     world = World(tmp_path)
     batches.end(world.ledger, world.old.batch_id, "canceled")
     ended = ending.finish(world.ledger, world.old.batch_id, runner="r")
@@ -242,27 +234,9 @@ def test_damaged_results_are_not_taken_over_and_the_output_keeps_its_batch(tmp_p
     data = b"".join(world.ledger.store.stream(ended.results.key))
     world.ledger.store.put(ended.results.key, data.replace(b"kept", b"KEPT", 1))
     world.append(lines(40))
-    with pytest.raises(BatchDamaged, match="are damaged; add --restart"):
-        world.open()
-    world.ledger.store.put(ended.results.key, data)
-    assert world.run(world.open().batch) == wanted(*range(41))
-
-
-def test_a_file_that_is_changed_while_it_is_planned_takes_over_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The bytes are compared once more, in the read that the plan is made of."""
-    world = World(tmp_path, gzip.compress(lines(*range(NUM))), "in.jsonl.gz")
-    data = world.input.read_bytes()
-    world.append(gzip.compress(lines(40)))
-    with monkeypatch.context() as patched:
-        patched.setattr(inputs, "requests_of", lambda source, limit: iter([lines(*range(99, 40, -1))]))
-        patched.setattr("batchfile.local.previous_batch.begins_with", lambda *_, **__: True)
-        with pytest.raises(InvalidFile, match="no longer begins like that of batch_"):
-            world.open()
-    assert world.pointer.batch_id == world.old.batch_id
-    world.input.write_bytes(data)
-    assert world.run(world.open().batch) == wanted(*range(NUM))
+    opened = world.open()
+    assert opened.notes[0].startswith(f"no result of {world.old.batch_id} was reused: {ended.results.key}: its results")
+    assert world.run(opened.batch) == wanted(*range(41), kept=0)
 
 
 def test_an_output_that_another_run_has_written_since_is_not_taken_back(tmp_path: Path) -> None:

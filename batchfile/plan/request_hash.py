@@ -1,0 +1,85 @@
+"""Hashes what decides the answer to a request: equal hashes mean the same request to the same pool. Pure.
+
+A hash covers the raw bytes of `params` or `body` without `metadata`, the format, `method` and `url`, the pool, and what
+the batch adds: its stage and all its defaults, the stage's JSON schema among them. It does not cover `custom_id`,
+metadata and priority. Raw bytes are strict: a request with another spacing or order of its keys is another request.
+
+A line holds all that is sent to a model: content is text. Once a line can name an image by a path or a URL, its hash
+must cover the digest of those bytes, or `of` must return None.
+"""
+
+from functools import lru_cache
+from hashlib import blake2b
+
+import msgspec
+
+from batchfile.errors import UNREADABLE
+from batchfile.lines.envelope import Envelope
+from batchfile.lines.formats import native, openai_embeddings, openai_shared
+from batchfile.lines.json_scan import has_repeats
+from batchfile.types import Defaults
+
+HASH_BYTES = 16
+MEANING = 1  # raise it when the same line with the same defaults becomes another request
+_CONTEXTS_KEPT = 64  # combinations of format, method, url and pool
+_METADATA = "metadata"
+_QUOTED = b'"metadata"'
+
+_members = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+
+class _Sampling(msgspec.Struct, gc=False):
+    temperature: float | None = None
+    seed: int | None = None
+
+
+_sampling = msgspec.json.Decoder(_Sampling)
+
+
+class RequestHasher:
+    """For the requests of one batch."""
+
+    def __init__(self, defaults: Defaults, stage: str | None) -> None:
+        self._defaults = defaults
+        self._added = msgspec.json.encode((MEANING, stage, defaults))
+        self._context = lru_cache(maxsize=_CONTEXTS_KEPT)(self._context_of)
+
+    def of(self, envelope: Envelope, pool: str) -> bytes:
+        """HASH_BYTES bytes. `pool`: where the request runs."""
+        context = self._context(envelope.format, envelope.method, envelope.url, pool)
+        carried = envelope.carried
+        if _QUOTED in carried:
+            carried = _without_metadata(carried)
+        return blake2b(carried, digest_size=HASH_BYTES, key=context).digest()
+
+    def is_sampled(self, envelope: Envelope) -> bool:
+        """Does the same request give another answer each time? True also where its sampling cannot be read."""
+        if envelope.format == "openai" and (envelope.url or "").rstrip("/").endswith(openai_embeddings.URL):
+            return False
+        try:
+            given = _sampling.decode(envelope.carried)
+        except UNREADABLE:
+            return True
+        temperature = self._defaults.temperature if given.temperature is None else given.temperature
+        if temperature is None:
+            temperature = native.TEMPERATURE if envelope.format == "native" else openai_shared.TEMPERATURE
+        return temperature > 0 and given.seed is None
+
+    def _context_of(self, *where: str | None) -> bytes:
+        """A key of a fixed size, so that no bytes of the context can pass for bytes of the request."""
+        return blake2b(msgspec.json.encode((where, self._added)), digest_size=32).digest()
+
+
+def _without_metadata(carried: bytes) -> bytes:
+    """The other members in an order of their own, each with its sizes; `carried` itself if it is not valid."""
+    try:
+        members = _members.decode(carried)
+        msgspec.json.decode(members.pop(_METADATA, b"null"))
+    except UNREADABLE:
+        return carried
+    if has_repeats(carried):
+        return carried
+    parts = [b"without metadata"]  # not an object, so no other `carried` has these bytes
+    for name, value in sorted(members.items()):
+        parts.append(b"%d %d %b %b" % (len(name.encode()), len(value), name.encode(), value))
+    return b"\n".join(parts)
