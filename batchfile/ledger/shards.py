@@ -306,8 +306,11 @@ def _load_or_damage(ledger: Ledger, key: str) -> Stored[ShardRecord] | RecordDam
 
 def put_done(
     ledger: Ledger, batch_id: str, pool: str, n: int, parts: Sequence[PartRef], lines: Sequence[FinishedLine]
-) -> None:
-    """A record that is born done, for lines that the planner rejected. Written before the batch is committed."""
+) -> ShardRecord:
+    """A record that is born done, for lines that the planner rejected or reused. Written before the batch is committed.
+
+    Returns the record in force: that of an earlier attempt to plan this batch stands.
+    """
     counts, usage = _totals(lines)
     record = ShardRecord(
         pool=pool,
@@ -321,7 +324,9 @@ def put_done(
         counts=counts,
         usage=usage,
     )
-    swap(ledger, keys.shard_key(batch_id, pool, n), record, None)
+    written = swap(ledger, keys.shard_key(batch_id, pool, n), record, None)
+    found = written.found if isinstance(written, Lost) else written
+    return record if found is None else found.record
 
 
 def write_part(ledger: Ledger, key: str, lines: Sequence[FinishedLine]) -> PartRef:

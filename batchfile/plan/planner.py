@@ -60,8 +60,10 @@ def plan_input(
     entry = ledger.store.head(input_key)
     if entry is None:
         raise ObjectMissing(f"{input_key} is not in the store")
-    with CustomIdsWriter(ledger, batch_id) if keeps_ids else nullcontext() as ids:
-        hashing = None if defaults is None else Hashing(defaults, stage, reuse)
+    with (
+        CustomIdsWriter(ledger, batch_id) if keeps_ids else nullcontext() as ids,
+        Hashing(ledger, batch_id, stage, defaults, reuse) if defaults is not None else nullcontext() as hashing,
+    ):
         planner = _Planner(
             ledger, batch_id, routing, stage, policy, beat, hashing, lines_per_range=lines_per_range, ids=ids
         )
@@ -92,24 +94,24 @@ def plan_upload(
     `beat` is called with every chunk, and when the input is read again. `defaults`, `reuse`: as in `plan_input`.
     Raises: RequestRefused, which names the place of the first invalid request; InvalidFile (no request); TooLarge.
     """
-    hashing = None if defaults is None else Hashing(defaults, stage, reuse)
-    planner = _Planner(ledger, batch_id, routing, stage, policy, beat, hashing)
-    key = keys.input_key(batch_id, ledger.new_id()[:12])
-    with ledger.store.writer(key, is_new=True) as writer:
-        cuts = planner.read(chunks, size, writer)
-        if not planner.total:
-            is_lines = policy.place is by_line
-            raise InvalidFile(
-                f"the input {NO_REQUEST}" if is_lines else "requests: is empty; send at least one request"
-            )
-        planner.check_kind("the input")
-        etag = writer.commit()
-    try:
-        return planner.finish(cuts, key, etag)
-    except InvalidFile:
-        with suppress(StoreError):
-            ledger.store.delete(key)
-        raise
+    with Hashing(ledger, batch_id, stage, defaults, reuse) if defaults is not None else nullcontext() as hashing:
+        planner = _Planner(ledger, batch_id, routing, stage, policy, beat, hashing)
+        key = keys.input_key(batch_id, ledger.new_id()[:12])
+        with ledger.store.writer(key, is_new=True) as writer:
+            cuts = planner.read(chunks, size, writer)
+            if not planner.total:
+                is_lines = policy.place is by_line
+                raise InvalidFile(
+                    f"the input {NO_REQUEST}" if is_lines else "requests: is empty; send at least one request"
+                )
+            planner.check_kind("the input")
+            etag = writer.commit()
+        try:
+            return planner.finish(cuts, key, etag)
+        except InvalidFile:
+            with suppress(StoreError):
+                ledger.store.delete(key)
+            raise
 
 
 class _Planner:
@@ -141,6 +143,7 @@ class _Planner:
         self._place = policy.place if policy.on_problem == "refuse" else by_line
         self._beat = beat
         self._hashing = hashing
+        self._reuses = hashing is not None and hashing.reuse is not None
         self._lines_per_range = lines_per_range
         self._ids = ids
         self._head = b""
@@ -168,7 +171,7 @@ class _Planner:
                 span = Span(line.start, self.total, line.row)
             self._add(line, span)
             if line.end <= SAMPLE_BYTES and self._lines_per_range is None:
-                wanted = range_lines(size, self.total, line.end)
+                wanted = range_lines(size, self.total, line.end, reuses=self._reuses)
             if span.num_lines >= wanted or line.end - span.start >= RANGE_BYTES_MAX:
                 cuts.append(self._cut(span, line.end))
                 span = None
@@ -212,7 +215,7 @@ class _Planner:
         pinned = InputRef(key=key, etag=etag, size=self._size, sha256=digest, format=found)
         taken = Taken(cuts)
         if self._hashing is not None:
-            taken = self._hashing.finish(self._ledger, self._batch_id, self._pool_of, cuts, pinned, self._beat)
+            taken = self._hashing.finish(self._pool_of, cuts, pinned, self._beat)
         return self._publish(taken, pinned)
 
     def _beating(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
@@ -250,7 +253,7 @@ class _Planner:
             pool = self._pool_of(envelope)
             span.pools[pool] = span.pools.get(pool, 0) + 1
             if self._hashing is not None:
-                self._hashing.add(envelope, pool, self.total)
+                self._hashing.add(envelope, pool)
         except InvalidRequest as error:
             if custom_id is None:
                 custom_id = getattr(error, "custom_id", None)

@@ -11,6 +11,7 @@ from typing import IO, NamedTuple, Self
 from batchfile.lines.result import FinishedLine, decode_part, encode_part
 
 MEMORY_BYTES = 64 * 1024 * 1024
+_LINE_BYTES = 200  # what a line takes in memory in addition to its result
 
 
 class _Extent(NamedTuple):
@@ -38,7 +39,7 @@ class RangeBuckets:
         self._left[n] -= 1
         if line is not None:
             self._lines.setdefault(n, []).append(line)
-            self._size += len(line.result)
+            self._size += _LINE_BYTES + len(line.result)
             if self._size > self._memory_bytes and self._left[n]:
                 self._spill()
         return not self._left[n]
@@ -46,7 +47,7 @@ class RangeBuckets:
     def take(self, n: int) -> list[FinishedLine]:
         """The lines of a range by their place in it; it forgets them. Raises: OSError."""
         lines = self._lines.pop(n, [])
-        self._size -= sum(len(line.result) for line in lines)
+        self._size -= sum(_LINE_BYTES + len(line.result) for line in lines)
         for extent in self._extents.pop(n, []):
             assert self._file is not None
             self._file.seek(extent.start)

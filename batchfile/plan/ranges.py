@@ -7,15 +7,19 @@ from batchfile.ledger.records import PartRef, Range
 from batchfile.lines.result import FinishedLine
 
 RANGES_WANTED = 1000
+RANGES_WANTED_REUSING = 64  # most lines do not run, and each range costs objects even if only one of its lines does
 RANGE_LINES_MIN = 32
 RANGE_LINES_MAX = 4096
 RANGE_BYTES_MAX = 4 * 1024 * 1024
 
 
-def range_lines(total_bytes: int, sample_lines: int, sample_bytes: int) -> int:
-    """How many lines a range gets: about a thousandth of all lines, estimated from a sample of the file."""
+def range_lines(total_bytes: int, sample_lines: int, sample_bytes: int, *, reuses: bool) -> int:
+    """How many lines a range gets: a thousandth of all, or a 64th if the batch `reuses` results, estimated from a
+    sample of the file. It does not depend on how many can be reused, so each attempt to plan a batch cuts it alike.
+    """
     total = total_bytes * sample_lines // max(sample_bytes, 1)
-    return min(max(-(-total // RANGES_WANTED), RANGE_LINES_MIN), RANGE_LINES_MAX)
+    wanted = RANGES_WANTED_REUSING if reuses else RANGES_WANTED
+    return min(max(-(-total // wanted), RANGE_LINES_MIN), RANGE_LINES_MAX)
 
 
 @dataclass(slots=True)

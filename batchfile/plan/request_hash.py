@@ -9,17 +9,17 @@ must cover the digest of those bytes, or `of` must return None.
 """
 
 from functools import lru_cache
-from hashlib import blake2b
+from hashlib import sha256
 
 import msgspec
 
 from batchfile.errors import UNREADABLE
 from batchfile.lines.envelope import Envelope
-from batchfile.lines.formats import native, openai_embeddings, openai_shared
+from batchfile.lines.formats import native, openai_shared
 from batchfile.lines.json_scan import has_repeats
 from batchfile.types import Defaults
 
-HASH_BYTES = 16
+HASH_BYTES = 16  # of SHA-256
 MEANING = 1  # raise it when the same line with the same defaults becomes another request
 _CONTEXTS_KEPT = 64  # combinations of format, method, url and pool
 _METADATA = "metadata"
@@ -41,7 +41,9 @@ class RequestHasher:
 
     def __init__(self, defaults: Defaults, stage: str | None) -> None:
         self._defaults = defaults
-        self._added = msgspec.json.encode((MEANING, stage, defaults))
+        # Decoded once more: the same defaults, whether they are from a caller or from a stored record (1 becomes 1.0).
+        stored = msgspec.json.decode(msgspec.json.encode(defaults), type=Defaults)
+        self._added = msgspec.json.encode((MEANING, stage, stored))
         self._context = lru_cache(maxsize=_CONTEXTS_KEPT)(self._context_of)
 
     def of(self, envelope: Envelope, pool: str) -> bytes:
@@ -50,12 +52,12 @@ class RequestHasher:
         carried = envelope.carried
         if _QUOTED in carried:
             carried = _without_metadata(carried)
-        return blake2b(carried, digest_size=HASH_BYTES, key=context).digest()
+        return sha256(context + carried).digest()[:HASH_BYTES]
 
     def is_sampled(self, envelope: Envelope) -> bool:
         """Does the same request give another answer each time? True also where its sampling cannot be read."""
-        if envelope.format == "openai" and (envelope.url or "").rstrip("/").endswith(openai_embeddings.URL):
-            return False
+        if envelope.url is not None and envelope.url.rstrip("/").endswith("embeddings"):
+            return False  # nothing is sampled
         try:
             given = _sampling.decode(envelope.carried)
         except UNREADABLE:
@@ -66,8 +68,8 @@ class RequestHasher:
         return temperature > 0 and given.seed is None
 
     def _context_of(self, *where: str | None) -> bytes:
-        """A key of a fixed size, so that no bytes of the context can pass for bytes of the request."""
-        return blake2b(msgspec.json.encode((where, self._added)), digest_size=32).digest()
+        """Of a fixed size, so that no bytes of the context can pass for bytes of the request."""
+        return sha256(msgspec.json.encode((where, self._added))).digest()
 
 
 def _without_metadata(carried: bytes) -> bytes:

@@ -1,15 +1,16 @@
 """Takes over results of ended batches for equal requests of a new one, whatever their ids and their order.
 
-Two sorted files of hashes are compared in one pass: the k-th of several equal requests gets the result of the k-th one
+The hashes of both batches are sorted and compared: the k-th of several equal requests gets the result of the k-th one
 in the old batch, if that succeeded. The results are copied as parts of the pseudo-pool `_reused`, whose shard records
 are born done, so the old batch may be deleted afterwards. A source counts as a whole, once the digests of its hashes
-and results are proven, or not at all. Memory: 5 bytes a line, and some results.
+and results are proven, or not at all. Memory: 5 bytes a line, some hashes and some results; the rest of these is in
+temporary files.
 """
 
 from array import array
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
@@ -30,12 +31,15 @@ from batchfile.lines.result import RESULT_BYTES_MAX, FinishedLine, readdressed
 from batchfile.plan.hash_file import read_hashes
 from batchfile.plan.range_buckets import RangeBuckets
 from batchfile.plan.ranges import Cut
+from batchfile.plan.sorted_hashes import Hashed, SortedHashes
 
 log = structlog.get_logger()
 
 PART_BYTES = 8 * 1024 * 1024  # a part ends with the line that exceeds this
 AHEAD_BYTES = 32 * 1024 * 1024
 _NO_LINE = 2**32 - 1
+_GONE = "it has expired or was deleted"
+_NO_ROOM = "a temporary file could not be written; set TMPDIR to a folder with more space"
 
 PoolOf = Callable[[Envelope], str]
 
@@ -55,7 +59,7 @@ class Reuse:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewBatch:
     """The batch that is being planned. `hashes`: of its requests. `is_excluded`: a byte for each line, not 0 for those
-    that must not take a result. `beat` is called for each range with results.
+    that must not take a result. `beat` is called every MiB that is read, and for each range with results.
     """
 
     ledger: Ledger
@@ -93,7 +97,7 @@ def source_of(ledger: Ledger, batch_id: str) -> BatchRecord:
         found = batches.read_batch(ledger, batch_id)
         if found is not None:
             return found
-    return retention.stand_in(batch_id, 0.0)
+    return replace(retention.stand_in(batch_id, 0.0), state="deleted")
 
 
 class _Unusable(Exception):
@@ -118,8 +122,7 @@ def reuse_results(batch: NewBatch, reuse: Reuse) -> Taken:
     for cut in batch.cuts:
         for place in bitmaps.lines(bitmaps.parse(cut.range.rejected)):
             batch.is_excluded[cut.range.first + place] = 1
-    earlier = _of_an_earlier_attempt(batch)
-    found = dict(earlier)
+    found: dict[int, _Stored] = {}
     for source in reuse.sources:
         try:
             from_source = _take_all(batch, source)
@@ -132,32 +135,35 @@ def reuse_results(batch: NewBatch, reuse: Reuse) -> Taken:
             _exclude(batch, stored)
             found[stored.n] = found[stored.n] + stored if stored.n in found else stored
 
-    def put_done(stored: _Stored) -> None:
-        lines = [FinishedLine(place, "succeeded", b"") for place in bitmaps.lines(stored.lines)]  # they cost no tokens
-        shards.put_done(batch.ledger, batch.batch_id, keys.REUSED_POOL, stored.n, stored.parts, lines)
-
-    for _ in in_order(batch.ledger, put_done, [one for n, one in found.items() if n not in earlier]):
-        batch.beat()
-    for stored in found.values():
+    for stored in _settled(batch, found):
         taken.cuts[stored.n] = _without(batch.cuts[stored.n], stored)
     return taken
 
 
-def _of_an_earlier_attempt(batch: NewBatch) -> dict[int, _Stored]:
-    """The records that a killed planner of this batch has left. They stand, because nothing replaces a record that is
-    done; so the sources give nothing more to these ranges.
+def _settled(batch: NewBatch, found: dict[int, _Stored]) -> Iterator[_Stored]:
+    """What the records name once they are written. Those that another planner of this batch has left stand, because
+    nothing replaces a record that is done; they differ from ours only if a source has changed since.
     """
-    found: dict[int, _Stored] = {}
+
+    def put_done(stored: _Stored) -> _Stored:
+        lines = [FinishedLine(place, "succeeded", b"") for place in bitmaps.lines(stored.lines)]  # they cost no tokens
+        record = shards.put_done(batch.ledger, batch.batch_id, keys.REUSED_POOL, stored.n, stored.parts, lines)
+        return stored if bitmaps.parse(record.done) == stored.lines else _of_record(batch, record)
+
+    for stored in in_order(batch.ledger, put_done, found.values()):
+        batch.beat()
+        yield stored
+    known = {keys.shard_key(batch.batch_id, keys.REUSED_POOL, n) for n in found}
     for entry in batch.ledger.store.list(keys.shards_prefix(batch.batch_id, keys.REUSED_POOL)):
-        record = load(batch.ledger, entry.key, ShardRecord)
-        if record is None:
-            continue
-        n, done = record.record.n, bitmaps.parse(record.record.done)
-        pools = Counter(batch.pool_of(one) for place, one in _envelopes(batch, n).items() if done >> place & 1)
-        found[n] = _Stored(n, done, pools, record.record.parts)
-        span = batch.cuts[n].range
-        batch.is_excluded[span.first : span.first + span.num_lines] = b"\1" * span.num_lines
-    return found
+        left = None if entry.key in known else load(batch.ledger, entry.key, ShardRecord)
+        if left is not None:
+            yield _of_record(batch, left.record)
+
+
+def _of_record(batch: NewBatch, record: ShardRecord) -> _Stored:
+    done = bitmaps.parse(record.done)
+    pools = Counter(batch.pool_of(one) for place, one in _envelopes(batch, record.n).items() if done >> place & 1)
+    return _Stored(record.n, done, pools, record.parts)
 
 
 def _exclude(batch: NewBatch, stored: _Stored) -> None:
@@ -176,8 +182,8 @@ def _without(cut: Cut, stored: _Stored) -> Cut:
 
 def _take_all(batch: NewBatch, source: BatchRecord) -> list[_Stored]:
     """Copies all that `source` can give. Its parts count for nothing until the caller names them. Raises: _Unusable."""
-    if source.state != "ended" or source.results is None:
-        raise _Unusable("it has expired or was deleted" if not source.total else "it has not ended")
+    if source.results is None:
+        raise _Unusable(_GONE if source.state == "deleted" else "it has no results yet")
     new_of = _pairs(batch, source)
     firsts = array("I", [cut.range.first for cut in batch.cuts])
     num_of_range = Counter(bisect_right(firsts, new) - 1 for new in new_of if new != _NO_LINE)
@@ -205,26 +211,40 @@ def _take_all(batch: NewBatch, source: BatchRecord) -> list[_Stored]:
 
 
 def _pairs(batch: NewBatch, source: BatchRecord) -> "array[int]":
-    """By index in `source`, the index of the new request that may take its result, or _NO_LINE. Raises: _Unusable."""
+    """For each line of `source`, the number of the new one that may take its result, or _NO_LINE. Raises: _Unusable."""
     new_of = array("I", [_NO_LINE]) * source.total
     try:
         hashes = batches.read_plan(batch.ledger, source).hashes
         if hashes is None:
-            raise _Unusable("it was planned by a version that kept no hashes of its requests")
-        old = read_hashes(batch.ledger, hashes)
-        ahead = next(old, None)
-        for digest, new in read_hashes(batch.ledger, batch.hashes):
-            while ahead is not None and ahead[0] < digest:
-                ahead = next(old, None)
-            if ahead is not None and ahead[0] == digest:
-                if not batch.is_excluded[new]:
-                    new_of[ahead[1]] = new
-                ahead = next(old, None)
-        for _ in old:
-            pass  # its digest is checked at its end
-    except (BatchDamaged, ObjectMissing, ObjectChanged, IndexError) as error:
-        raise _Unusable(f"{error or 'its hashes are damaged'}") from error
+            raise _Unusable("an older version of batchfile planned it, without hashes of its requests")
+        with (
+            SortedHashes(read_hashes(batch.ledger, hashes, batch.beat)) as old,
+            SortedHashes(read_hashes(batch.ledger, batch.hashes, batch.beat)) as new,
+        ):
+            for number, old_number in _matches(new, old):
+                if not batch.is_excluded[number]:
+                    new_of[old_number] = number
+    except (ObjectMissing, ObjectChanged) as error:
+        raise _Unusable(_GONE) from error
+    except (BatchDamaged, IndexError) as error:
+        raise _Unusable(f"its plan or its hashes are damaged ({error})") from error
+    except OSError as error:
+        raise _Unusable(f"{_NO_ROOM} ({error})") from error
     return new_of
+
+
+def _matches(new: Iterable[Hashed], old: Iterable[Hashed]) -> Iterator[tuple[int, int]]:
+    """The numbers of equal requests in both batches: the k-th of them with the k-th. Both are sorted."""
+    olds = iter(old)
+    ahead = next(olds, None)
+    for one in new:
+        while ahead is not None and ahead.digest < one.digest:
+            ahead = next(olds, None)
+        if ahead is None:
+            return
+        if ahead.digest == one.digest:
+            yield one.number, ahead.number
+            ahead = next(olds, None)
 
 
 def _results(
@@ -243,13 +263,14 @@ def _results(
 
     def chunks() -> Iterator[bytes]:
         for chunk in batch.ledger.store.stream(stored.key):
+            batch.beat()
             digest.update(chunk)
             yield chunk
 
     try:
         for old, line in enumerate(iter_lines(chunks(), line_bytes_max=RESULT_BYTES_MAX)):
             if old >= len(new_of):
-                raise _Unusable(f"{stored.key}: has more results than the batch has requests")
+                raise _Unusable(f"its results are damaged ({stored.key}: more results than requests)")
             new = new_of[old]
             if new == _NO_LINE:
                 continue
@@ -259,13 +280,13 @@ def _results(
             if buckets.add(n, made):
                 yield n, buckets.take(n)
     except (ObjectMissing, ObjectChanged) as error:
-        raise _Unusable(str(error)) from error
+        raise _Unusable(_GONE) from error
     except UNREADABLE as error:
-        raise _Unusable(f"{stored.key}: is damaged: {error}") from error
+        raise _Unusable(f"its results are damaged ({stored.key}: {error})") from error
     except OSError as error:
-        raise _Unusable(f"there was no room for temporary files ({error}); set TMPDIR to a larger folder") from error
+        raise _Unusable(f"{_NO_ROOM} ({error})") from error
     if digest.hexdigest() != stored.sha256:
-        raise _Unusable(f"{stored.key}: its results have changed since they were written")
+        raise _Unusable(f"its results have changed since they were written ({stored.key})")
 
 
 class _Status(msgspec.Struct, gc=False):
