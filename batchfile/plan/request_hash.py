@@ -1,8 +1,8 @@
 """Hashes what decides the answer to a request: equal hashes mean the same request to the same pool. Pure.
 
-A hash covers the raw bytes of `params` or `body` without `metadata`, the format, `method` and `url`, the pool, and what
-the batch adds: its stage and all its defaults, the stage's JSON schema among them. It does not cover `custom_id`,
-metadata and priority. Raw bytes are strict: a request with another spacing or order of its keys is another request.
+A hash covers the raw bytes of `params`, or of `body` without its `metadata`, the format, `method` and `url`, the pool,
+and what the batch adds: its stage and all its defaults, with the stage's JSON schema. It does not cover `custom_id`,
+the line's metadata and priority. Raw bytes are strict: another spacing or order of keys makes another request.
 
 A line holds all that is sent to a model: content is text. Once a line can name an image by a path or a URL, its hash
 must cover the digest of those bytes, or `of` must return None.
@@ -50,7 +50,7 @@ class RequestHasher:
         """HASH_BYTES bytes. `pool`: where the request runs."""
         context = self._context(envelope.format, envelope.method, envelope.url, pool)
         carried = envelope.carried
-        if _QUOTED in carried:
+        if envelope.format == "openai" and _QUOTED in carried:
             carried = _without_metadata(carried)
         return sha256(context + carried).digest()[:HASH_BYTES]
 

@@ -10,7 +10,7 @@ temporary files.
 from array import array
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
@@ -19,13 +19,13 @@ from typing import NamedTuple
 import msgspec
 import structlog
 
-from batchfile.errors import UNREADABLE, BatchDamaged, ObjectChanged, ObjectMissing
+from batchfile.errors import UNREADABLE, BatchDamaged, ObjectMissing, StoreError, StoreUnavailable
 from batchfile.ledger import batches, bitmaps, keys, retention, shards
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import load
 from batchfile.ledger.parallel import in_order
-from batchfile.ledger.records import BatchRecord, FileRef, InputRef, PartRef, ShardRecord
-from batchfile.lines.envelope import Envelope, decode_envelope
+from batchfile.ledger.records import BatchRecord, FileRef, InputRef, PartRef, Plan, ShardRecord
+from batchfile.lines.envelope import Envelope, custom_id_of, decode_envelope
 from batchfile.lines.framing import iter_lines
 from batchfile.lines.result import RESULT_BYTES_MAX, FinishedLine, readdressed
 from batchfile.plan.hash_file import read_hashes
@@ -135,8 +135,13 @@ def reuse_results(batch: NewBatch, reuse: Reuse) -> Taken:
             _exclude(batch, stored)
             found[stored.n] = found[stored.n] + stored if stored.n in found else stored
 
+    num_left = -sum(taken.num_from.values())
     for stored in _settled(batch, found):
         taken.cuts[stored.n] = _without(batch.cuts[stored.n], stored)
+        num_left += stored.lines.bit_count()
+    if num_left > 0:  # another planner had recorded them; from which source is not known
+        first = reuse.sources[0].batch_id
+        taken.num_from[first] = taken.num_from.get(first, 0) + num_left
     return taken
 
 
@@ -162,7 +167,7 @@ def _settled(batch: NewBatch, found: dict[int, _Stored]) -> Iterator[_Stored]:
 
 def _of_record(batch: NewBatch, record: ShardRecord) -> _Stored:
     done = bitmaps.parse(record.done)
-    pools = Counter(batch.pool_of(one) for place, one in _envelopes(batch, record.n).items() if done >> place & 1)
+    pools = _pools(batch, record.n, list(bitmaps.lines(done)), dict(_requests(batch, record.n)))
     return _Stored(record.n, done, pools, record.parts)
 
 
@@ -183,7 +188,7 @@ def _without(cut: Cut, stored: _Stored) -> Cut:
 def _take_all(batch: NewBatch, source: BatchRecord) -> list[_Stored]:
     """Copies all that `source` can give. Its parts count for nothing until the caller names them. Raises: _Unusable."""
     if source.results is None:
-        raise _Unusable(_GONE if source.state == "deleted" else "it has no results yet")
+        raise _Unusable(_GONE if source.state == "deleted" else "it has no results")
     new_of = _pairs(batch, source)
     firsts = array("I", [cut.range.first for cut in batch.cuts])
     num_of_range = Counter(bisect_right(firsts, new) - 1 for new in new_of if new != _NO_LINE)
@@ -214,7 +219,10 @@ def _pairs(batch: NewBatch, source: BatchRecord) -> "array[int]":
     """For each line of `source`, the number of the new one that may take its result, or _NO_LINE. Raises: _Unusable."""
     new_of = array("I", [_NO_LINE]) * source.total
     try:
-        hashes = batches.read_plan(batch.ledger, source).hashes
+        plan = load(batch.ledger, source.plan_key, Plan)
+        if plan is None:
+            raise _Unusable(_GONE)
+        hashes = plan.record.hashes
         if hashes is None:
             raise _Unusable("an older version of batchfile planned it, without hashes of its requests")
         with (
@@ -224,13 +232,20 @@ def _pairs(batch: NewBatch, source: BatchRecord) -> "array[int]":
             for number, old_number in _matches(new, old):
                 if not batch.is_excluded[number]:
                     new_of[old_number] = number
-    except (ObjectMissing, ObjectChanged) as error:
-        raise _Unusable(_GONE) from error
+    except StoreError as error:
+        raise _unusable(error) from error
     except (BatchDamaged, IndexError) as error:
         raise _Unusable(f"its plan or its hashes are damaged ({error})") from error
     except OSError as error:
         raise _Unusable(f"{_NO_ROOM} ({error})") from error
     return new_of
+
+
+def _unusable(error: StoreError) -> _Unusable:
+    """Raises: `error` itself if the store does not answer, because that is not about the source."""
+    if isinstance(error, StoreUnavailable):
+        raise error
+    return _Unusable(_GONE if isinstance(error, ObjectMissing) else str(error))
 
 
 def _matches(new: Iterable[Hashed], old: Iterable[Hashed]) -> Iterator[tuple[int, int]]:
@@ -279,8 +294,8 @@ def _results(
             made = FinishedLine(new - firsts[n], "succeeded", line.data or b"") if is_taken else None
             if buckets.add(n, made):
                 yield n, buckets.take(n)
-    except (ObjectMissing, ObjectChanged) as error:
-        raise _Unusable(_GONE) from error
+    except StoreError as error:
+        raise _unusable(error) from error
     except UNREADABLE as error:
         raise _Unusable(f"its results are damaged ({stored.key}: {error})") from error
     except OSError as error:
@@ -298,31 +313,34 @@ _status = msgspec.json.Decoder(_Status)
 
 def _store(batch: NewBatch, lease: str, n: int, lines: list[FinishedLine]) -> _Stored:
     """Write the results of a range as parts, with the ids of the new requests."""
-    envelopes = _envelopes(batch, n) if lines else {}
-    made, pools = [], Counter[str]()
+    requests = dict(_requests(batch, n)) if lines else {}
+    made, places = [], []
     for line in lines:
-        envelope = envelopes[line.line]
-        result = readdressed(line.result, envelope.custom_id)
+        custom_id = custom_id_of(requests[line.line])
+        result = None if custom_id is None else readdressed(line.result, custom_id)
         if result is not None:
-            made.append(msgspec.structs.replace(line, result=result))
-            pools[batch.pool_of(envelope)] += 1
+            made.append(FinishedLine(line.line, "succeeded", result))  # without usage: it cost this batch nothing
+            places.append(line.line)
     parts: list[PartRef] = []
     for portion in _portions(made):
         key = keys.part_key(batch.batch_id, keys.REUSED_POOL, n, lease, len(parts) + 1)
         parts.append(shards.write_part(batch.ledger, key, portion))
-    return _Stored(n, bitmaps.of(line.line for line in made), pools, tuple(parts))
+    return _Stored(n, bitmaps.of(places), _pools(batch, n, places, requests), tuple(parts))
 
 
-def _envelopes(batch: NewBatch, n: int) -> dict[int, Envelope]:
-    """The requests of range `n` that are not rejected, by their place in it."""
+def _requests(batch: NewBatch, n: int) -> Iterator[tuple[int, bytes]]:
+    """The lines of range `n` that can be read, each with its place in it."""
     span, pinned = batch.cuts[n].range, batch.input
-    rejected = bitmaps.parse(span.rejected)
-    lines = iter_lines(batch.ledger.store.stream(pinned.key, span.start, span.end, match=pinned.etag))
-    return {
-        place: decode_envelope(line.data)
-        for place, line in enumerate(lines)
-        if line.data is not None and not rejected >> place & 1
-    }
+    chunks = batch.ledger.store.stream(pinned.key, span.start, span.end, match=pinned.etag)
+    return ((place, line.data) for place, line in enumerate(iter_lines(chunks)) if line.data is not None)
+
+
+def _pools(batch: NewBatch, n: int, places: Collection[int], requests: Mapping[int, bytes]) -> Counter[str]:
+    """How many of these lines of range `n` each pool would have run."""
+    pools = [pool for pool, num in batch.cuts[n].pools.items() if num]
+    if len(pools) == 1:
+        return Counter({pools[0]: len(places)})
+    return Counter(batch.pool_of(decode_envelope(requests[place])) for place in places)
 
 
 def _portions(lines: list[FinishedLine]) -> Iterator[list[FinishedLine]]:
