@@ -73,10 +73,12 @@ class RequestHasher:
 
 
 def _without_metadata(carried: bytes) -> bytes:
-    """The other members in an order of their own, each with its sizes; `carried` itself if it is not valid."""
+    """The other members, sorted and each with its sizes; `carried` itself if it has no metadata, or is not valid."""
     try:
         members = _members.decode(carried)
-        msgspec.json.decode(members.pop(_METADATA, b"null"))
+        if _METADATA not in members:
+            return carried
+        msgspec.json.decode(members.pop(_METADATA))
     except UNREADABLE:
         return carried
     if has_repeats(carried):
