@@ -125,25 +125,26 @@ def decode_result(line: bytes) -> NativeResult:
     return _decoder.decode(line)
 
 
-class _Id(Struct, gc=False):
-    custom_id: str | None
+_ID_START = b'{"custom_id":"'
+_STATUS_START = b'","status":"'
+_SUCCEEDED = b'","status":"succeeded",'
 
 
-_id_decoder = msgspec.json.Decoder(_Id)
-_ID_KEY = b'{"custom_id":'
+def after_id(result: bytes) -> bytes | None:
+    """All that follows the custom_id in a succeeded line from `encode_result`; None for any other line.
 
-
-def readdressed(result: bytes, custom_id: str) -> bytes | None:
-    """A line from `encode_result` as the result of a request with this custom_id; None if it is not such a line.
-
-    Nothing else in it depends on the line of the request: the ids of tool calls only have to differ within one answer.
+    Inside a JSON string no quote stands without a backslash, so the first `","status":"` ends the id, whatever it is.
     """
-    before = _ID_KEY + _id_text(_id_decoder.decode(result).custom_id)
-    return _ID_KEY + _id_text(custom_id) + result[len(before) :] if result.startswith(before + b",") else None
+    at = result.find(_STATUS_START) if result.startswith(_ID_START) else -1
+    return result[at + 1 :] if at >= 0 and result.startswith(_SUCCEEDED, at) else None
 
 
-def _id_text(custom_id: str | None) -> bytes:
-    return escape_separators(_encoder.encode(custom_id))
+def with_id(custom_id: str, rest: bytes) -> bytes:
+    """The result line of the request with this custom_id. `rest`: from `after_id`.
+
+    Nothing in it depends on the line of the request: the ids of tool calls only have to differ within one answer.
+    """
+    return _ID_START[:-1] + escape_separators(_encoder.encode(custom_id)) + rest
 
 
 def _error(failure: Failure) -> dict[str, object]:

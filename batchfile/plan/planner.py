@@ -368,7 +368,8 @@ class _Planner:
                 pools.setdefault(keys.REJECTED_POOL, {})[n] = len(cut.rejected)
 
         def put_done(n: int) -> None:
-            shards.put_done(self._ledger, self._batch_id, keys.REJECTED_POOL, n, cuts[n].parts, cuts[n].rejected)
+            done = bitmaps.of(item.line for item in cuts[n].rejected)
+            shards.put_done(self._ledger, self._batch_id, keys.REJECTED_POOL, n, cuts[n].parts, done, "errored")
 
         for _ in in_order(self._ledger, put_done, pools.get(keys.REJECTED_POOL, {})):
             self._beat()

@@ -16,10 +16,9 @@ from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import NamedTuple
 
-import msgspec
 import structlog
 
-from batchfile.errors import UNREADABLE, BatchDamaged, ObjectMissing, StoreError, StoreUnavailable
+from batchfile.errors import BatchDamaged, ObjectMissing, StoreError, StoreUnavailable
 from batchfile.ledger import batches, bitmaps, keys, retention, shards
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import load
@@ -27,11 +26,12 @@ from batchfile.ledger.parallel import in_order
 from batchfile.ledger.records import BatchRecord, FileRef, InputRef, PartRef, Plan, ShardRecord
 from batchfile.lines.envelope import Envelope, custom_id_of, decode_envelope
 from batchfile.lines.framing import iter_lines
-from batchfile.lines.result import RESULT_BYTES_MAX, FinishedLine, readdressed
+from batchfile.lines.result import RESULT_BYTES_MAX, FinishedLine, after_id, with_id
 from batchfile.plan.hash_file import read_hashes
 from batchfile.plan.range_buckets import RangeBuckets
 from batchfile.plan.ranges import Cut
-from batchfile.plan.sorted_hashes import Hashed, SortedHashes
+from batchfile.plan.request_hash import HASH_BYTES
+from batchfile.plan.sorted_hashes import SortedHashes, number_of
 
 log = structlog.get_logger()
 
@@ -132,7 +132,8 @@ def reuse_results(batch: NewBatch, reuse: Reuse) -> Taken:
             continue
         taken.num_from[source.batch_id] = sum(stored.lines.bit_count() for stored in from_source)
         for stored in from_source:
-            _exclude(batch, stored)
+            if source is not reuse.sources[-1]:
+                _exclude(batch, stored)
             found[stored.n] = found[stored.n] + stored if stored.n in found else stored
 
     num_left = -sum(taken.num_from.values())
@@ -151,8 +152,9 @@ def _settled(batch: NewBatch, found: dict[int, _Stored]) -> Iterator[_Stored]:
     """
 
     def put_done(stored: _Stored) -> _Stored:
-        lines = [FinishedLine(place, "succeeded", b"") for place in bitmaps.lines(stored.lines)]  # they cost no tokens
-        record = shards.put_done(batch.ledger, batch.batch_id, keys.REUSED_POOL, stored.n, stored.parts, lines)
+        record = shards.put_done(
+            batch.ledger, batch.batch_id, keys.REUSED_POOL, stored.n, stored.parts, stored.lines, "succeeded"
+        )
         return stored if bitmaps.parse(record.done) == stored.lines else _of_record(batch, record)
 
     for stored in in_order(batch.ledger, put_done, found.values()):
@@ -248,18 +250,19 @@ def _unusable(error: StoreError) -> _Unusable:
     return _Unusable(_GONE if isinstance(error, ObjectMissing) else str(error))
 
 
-def _matches(new: Iterable[Hashed], old: Iterable[Hashed]) -> Iterator[tuple[int, int]]:
-    """The numbers of equal requests in both batches: the k-th of them with the k-th. Both are sorted."""
+def _matches(new: Iterable[bytes], old: Iterable[bytes]) -> Iterator[tuple[int, int]]:
+    """The numbers of equal requests in both batches: the k-th of them with the k-th. Both are sorted records."""
     olds = iter(old)
-    ahead = next(olds, None)
-    for one in new:
-        while ahead is not None and ahead.digest < one.digest:
-            ahead = next(olds, None)
-        if ahead is None:
+    ahead = next(olds, b"")
+    for record in new:
+        digest = record[:HASH_BYTES]
+        while ahead and ahead[:HASH_BYTES] < digest:
+            ahead = next(olds, b"")
+        if not ahead:
             return
-        if ahead.digest == one.digest:
-            yield one.number, ahead.number
-            ahead = next(olds, None)
+        if ahead[:HASH_BYTES] == digest:
+            yield number_of(record), number_of(ahead)
+            ahead = next(olds, b"")
 
 
 def _results(
@@ -270,7 +273,8 @@ def _results(
     firsts: "array[int]",
     buckets: RangeBuckets,
 ) -> Iterator[tuple[int, list[FinishedLine]]]:
-    """The succeeded results by range of the new batch, each range once it is complete, with the lines' new places.
+    """The succeeded results by range of the new batch, each range once it is complete, with the lines' new places. Each
+    result is what follows its custom_id.
 
     Raises: _Unusable, perhaps only at the end.
     """
@@ -290,37 +294,27 @@ def _results(
             if new == _NO_LINE:
                 continue
             n = bisect_right(firsts, new) - 1
-            is_taken = line.data is not None and _status.decode(line.data).status == "succeeded"
-            made = FinishedLine(new - firsts[n], "succeeded", line.data or b"") if is_taken else None
+            rest = after_id(line.data or b"")
+            made = None if rest is None else FinishedLine(new - firsts[n], "succeeded", rest)
             if buckets.add(n, made):
                 yield n, buckets.take(n)
     except StoreError as error:
         raise _unusable(error) from error
-    except UNREADABLE as error:
-        raise _Unusable(f"its results are damaged ({stored.key}: {error})") from error
     except OSError as error:
         raise _Unusable(f"{_NO_ROOM} ({error})") from error
     if digest.hexdigest() != stored.sha256:
         raise _Unusable(f"its results have changed since they were written ({stored.key})")
 
 
-class _Status(msgspec.Struct, gc=False):
-    status: str
-
-
-_status = msgspec.json.Decoder(_Status)
-
-
 def _store(batch: NewBatch, lease: str, n: int, lines: list[FinishedLine]) -> _Stored:
     """Write the results of a range as parts, with the ids of the new requests."""
     requests = dict(_requests(batch, n)) if lines else {}
-    made, places = [], []
+    made = []
     for line in lines:
         custom_id = custom_id_of(requests[line.line])
-        result = None if custom_id is None else readdressed(line.result, custom_id)
-        if result is not None:
-            made.append(FinishedLine(line.line, "succeeded", result))  # without usage: it cost this batch nothing
-            places.append(line.line)
+        if custom_id is not None:  # without usage: it cost this batch nothing
+            made.append(FinishedLine(line.line, "succeeded", with_id(custom_id, line.result)))
+    places = [line.line for line in made]
     parts: list[PartRef] = []
     for portion in _portions(made):
         key = keys.part_key(batch.batch_id, keys.REUSED_POOL, n, lease, len(parts) + 1)

@@ -3,8 +3,9 @@
 import tempfile
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from types import TracebackType
-from typing import IO, NamedTuple, Self
+from typing import IO, Self
 
 from batchfile.plan.hash_file import NO_HASH
 from batchfile.plan.request_hash import HASH_BYTES
@@ -14,19 +15,15 @@ BLOCK_RECORDS = 4096  # of a run, in memory while runs are merged
 _RECORD_BYTES = HASH_BYTES + 4
 
 
-class Hashed(NamedTuple):
-    """A request: its hash, and which line of its batch it is, from 0."""
-
-    digest: bytes
-    number: int
-
-
 class SortedHashes:
-    """The hashes of a batch, by hash, then by number. A context manager: it removes the temporary file at its end."""
+    """The hashes of a batch, sorted. A context manager: it removes the temporary file at its end.
+
+    A record is a hash and the number of its line in the batch as 4 bytes, so that records sort as bytes.
+    """
 
     def __init__(self, hashes: Iterable[bytes]) -> None:
         """`hashes`: in order, with NO_HASH for lines without one. Raises: OSError; what `hashes` raises."""
-        self._records: list[bytes] = []  # each a hash and 4 bytes, so that bytes sort as they should
+        self._records: list[bytes] = []
         self._num_runs = 0
         self._file: IO[bytes] | None = None
         try:
@@ -40,11 +37,9 @@ class SortedHashes:
             raise
         self._records.sort()
 
-    def __iter__(self) -> Iterator[Hashed]:
-        """Once."""
-        for block in self._merged():
-            for record in block:
-                yield Hashed(record[:HASH_BYTES], int.from_bytes(record[HASH_BYTES:], "big"))
+    def __iter__(self) -> Iterator[bytes]:
+        """The records. Once."""
+        return chain.from_iterable(self._merged())
 
     def _write_run(self) -> None:
         if self._file is None:
@@ -95,3 +90,7 @@ class SortedHashes:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._close()
+
+
+def number_of(record: bytes) -> int:
+    return int.from_bytes(record[HASH_BYTES:], "big")
