@@ -222,7 +222,7 @@ def explanation(stop_reason: str) -> str:
     return f"{_WHAT[stop_reason]}."
 
 
-class FinishedLine(Struct, frozen=True):
+class FinishedLine(Struct, frozen=True, gc=False):
     """One finished request: its position in the range, its status and its native result line (no newline).
 
     `gpu_s`: its share of the GPU time in seconds; 0 without GPUs.
