@@ -25,7 +25,7 @@ from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import ATTEMPTS_MAX, Lost, Stored, load, swap
 from batchfile.ledger.records import BatchRecord, EndReason, PartRef, Plan, Range, ShardRecord, ShardState
 from batchfile.lines.result import FinishedLine, encode_part
-from batchfile.types import Counts, ResultStatus, Usage
+from batchfile.types import Counts, Usage
 
 log = structlog.get_logger()
 
@@ -302,31 +302,6 @@ def _load_or_damage(ledger: Ledger, key: str) -> Stored[ShardRecord] | RecordDam
         return load(ledger, key, ShardRecord)
     except RecordDamaged as damage:
         return damage
-
-
-def put_done(
-    ledger: Ledger, batch_id: str, pool: str, n: int, parts: Sequence[PartRef], done: int, status: ResultStatus
-) -> ShardRecord:
-    """A record that is born done, for lines that the planner rejected or reused. Written before the batch is committed.
-
-    `done`: a bitmap of the lines, all of which have this status. Returns the record in force: that of an earlier
-    attempt to plan this batch stands.
-    """
-    num = done.bit_count()
-    record = ShardRecord(
-        pool=pool,
-        n=n,
-        num_lines=num,
-        state="done",
-        lease=ledger.new_id(),
-        runner="",
-        done=bitmaps.render(done),
-        parts=tuple(parts),
-        counts=Counts(**{status: num}),
-    )
-    written = swap(ledger, keys.shard_key(batch_id, pool, n), record, None)
-    found = written.found if isinstance(written, Lost) else written
-    return record if found is None else found.record
 
 
 def write_part(ledger: Ledger, key: str, lines: Sequence[FinishedLine]) -> PartRef:

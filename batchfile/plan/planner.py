@@ -10,7 +10,7 @@ from contextlib import nullcontext, suppress
 from dataclasses import replace
 
 from batchfile.errors import InvalidFile, InvalidRequest, ObjectMissing, RequestRefused, StoreError, TooLarge
-from batchfile.ledger import bitmaps, keys, shards
+from batchfile.ledger import bitmaps, born_done, keys, shards
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.batches import Planned
 from batchfile.ledger.inputs import CustomIdsWriter
@@ -143,7 +143,7 @@ class _Planner:
         self._place = policy.place if policy.on_problem == "refuse" else by_line
         self._beat = beat
         self._hashing = hashing
-        self._reuses = hashing is not None and hashing.reuse is not None
+        self._reuses = hashing is not None and hashing.reuse is not None and bool(hashing.reuse.sources)
         self._lines_per_range = lines_per_range
         self._ids = ids
         self._head = b""
@@ -368,8 +368,9 @@ class _Planner:
                 pools.setdefault(keys.REJECTED_POOL, {})[n] = len(cut.rejected)
 
         def put_done(n: int) -> None:
-            done = bitmaps.of(item.line for item in cuts[n].rejected)
-            shards.put_done(self._ledger, self._batch_id, keys.REJECTED_POOL, n, cuts[n].parts, done, "errored")
+            cut, pool = cuts[n], keys.REJECTED_POOL
+            done = bitmaps.of(item.line for item in cut.rejected)
+            born_done.put_done(self._ledger, self._batch_id, pool, n, cut.range, cut.parts, done, "errored")
 
         for _ in in_order(self._ledger, put_done, pools.get(keys.REJECTED_POOL, {})):
             self._beat()

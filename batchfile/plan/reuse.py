@@ -19,7 +19,7 @@ from typing import NamedTuple
 import structlog
 
 from batchfile.errors import BatchDamaged, ObjectMissing, StoreError, StoreUnavailable
-from batchfile.ledger import batches, bitmaps, keys, retention, shards
+from batchfile.ledger import batches, bitmaps, born_done, keys, retention, shards
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import load
 from batchfile.ledger.parallel import in_order
@@ -117,7 +117,9 @@ class _Stored(NamedTuple):
 
 
 def reuse_results(batch: NewBatch, reuse: Reuse) -> Taken:
-    """Raises: ObjectChanged, ObjectMissing for the input of the new batch; StoreUnavailable."""
+    """Raises: ObjectChanged, ObjectMissing for the input of the new batch; BatchDamaged if another planner has cut that
+    input in another way; StoreUnavailable.
+    """
     taken = Taken(list(batch.cuts), batch.hashes)
     for cut in batch.cuts:
         for place in bitmaps.lines(bitmaps.parse(cut.range.rejected)):
@@ -140,7 +142,7 @@ def reuse_results(batch: NewBatch, reuse: Reuse) -> Taken:
     for stored in _settled(batch, found):
         taken.cuts[stored.n] = _without(batch.cuts[stored.n], stored)
         num_left += stored.lines.bit_count()
-    if num_left > 0:  # another planner had recorded them; from which source is not known
+    if num_left > 0 and reuse.sources:  # another planner had recorded them; from which source is not known
         first = reuse.sources[0].batch_id
         taken.num_from[first] = taken.num_from.get(first, 0) + num_left
     return taken
@@ -152,8 +154,9 @@ def _settled(batch: NewBatch, found: dict[int, _Stored]) -> Iterator[_Stored]:
     """
 
     def put_done(stored: _Stored) -> _Stored:
-        record = shards.put_done(
-            batch.ledger, batch.batch_id, keys.REUSED_POOL, stored.n, stored.parts, stored.lines, "succeeded"
+        n, span = stored.n, batch.cuts[stored.n].range
+        record = born_done.put_done(
+            batch.ledger, batch.batch_id, keys.REUSED_POOL, n, span, stored.parts, stored.lines, "succeeded"
         )
         return stored if bitmaps.parse(record.done) == stored.lines else _of_record(batch, record)
 
@@ -163,7 +166,8 @@ def _settled(batch: NewBatch, found: dict[int, _Stored]) -> Iterator[_Stored]:
     known = {keys.shard_key(batch.batch_id, keys.REUSED_POOL, n) for n in found}
     for entry in batch.ledger.store.list(keys.shards_prefix(batch.batch_id, keys.REUSED_POOL)):
         left = None if entry.key in known else load(batch.ledger, entry.key, ShardRecord)
-        if left is not None:
+        if left is not None and left.record.n < len(batch.cuts):
+            born_done.check_cut(batch.batch_id, left.record, batch.cuts[left.record.n].range)
             yield _of_record(batch, left.record)
 
 

@@ -5,7 +5,7 @@ from typing import TypeVar
 
 import pytest
 
-from batchfile.errors import StoreUnavailable
+from batchfile.errors import BatchDamaged, StoreUnavailable
 from batchfile.ledger import batches, ending, keys, retention, shards
 from batchfile.ledger.batches import Draft
 from batchfile.ledger.records import BatchRecord, InputRef, PlanRules, Source, origin_of
@@ -342,3 +342,12 @@ def test_a_batch_keeps_its_hashes_when_it_ends_and_loses_them_with_its_results()
     retention.delete(world.ledger, "old")
     retention.purge(world.ledger, "old")
     assert world.store.head(hashes.key) is None
+
+
+def test_records_of_an_attempt_that_cut_the_input_otherwise_are_never_mistaken_for_ours() -> None:
+    world = World()
+    old = world.finished("old", rows(*range(200)))
+    world.plan("new", [b"rubbish", *rows(*range(200))], from_(old))
+    for reuse in (from_(old), None):
+        with pytest.raises(BatchDamaged, match="submit it again as a new batch"):
+            world.plan("new", [b"rubbish", *rows(*range(200))], reuse, lines_per_range=67)
