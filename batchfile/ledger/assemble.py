@@ -6,7 +6,7 @@ native lines.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from itertools import groupby, islice
@@ -49,13 +49,14 @@ _STORAGE_ERROR = Failure(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assembled:
-    """What `batch.json` will reference. `counts` add up to the batch's total."""
+    """What `batch.json` will reference. `counts` add up to the batch's total. `fingerprints`: as in the batch."""
 
     results: FileRef
     errors: FileRef
     counts: Counts
     usage: Usage
     gpu_s: float
+    fingerprints: dict[str, tuple[str, ...]]
 
 
 def assemble(
@@ -111,7 +112,22 @@ def assemble(
         if results.num_lines != batch.total:
             raise BatchDamaged(f"{batch.batch_id}: {results.num_lines} results for {batch.total} requests")
         made = {"results": results.commit(), "errors": errors.commit()}
-        return Assembled(**made, counts=Counts(**counts), usage=usage, gpu_s=round(gpu_s, 3))
+        return Assembled(
+            **made,
+            counts=Counts(**counts),
+            usage=usage,
+            gpu_s=round(gpu_s, 3),
+            fingerprints=fingerprints_of(batch, records.values()),
+        )
+
+
+def fingerprints_of(batch: BatchRecord, records: Iterable[ShardRecord]) -> dict[str, tuple[str, ...]]:
+    """Pool -> the distinct fingerprints of the engines that made its results, reused ones included."""
+    found = {pool: set(known) for pool, known in batch.fingerprints.items()}
+    for record in records:
+        if record.parts and record.pool not in keys.PSEUDO_POOLS:
+            found.setdefault(record.pool, set()).update(record.fingerprints or ("",))
+    return {pool: tuple(sorted(known)) for pool, known in found.items()}
 
 
 def _records_of(batch: BatchRecord, plan: Plan, n: int, records: Records) -> Iterator[ShardRecord]:

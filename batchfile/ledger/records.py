@@ -101,8 +101,10 @@ class BatchRecord:
 
     While `state` is planning, `plan_key` is empty and `total` 0; they stay so if the batch ends before it has a plan.
     `problems`: why it failed before it ran. `kept_s`: how long its results are kept after its end (None: the retention
-    time). `gpu_s`: GPU seconds that its committed results took; 0 if no GPU is known. `reused`: how many of its results
-    are from other batches, by their id; `reuse_note`: why one of these was not used.
+    time). `gpu_s`: GPU seconds that its committed results took; 0 if no GPU is known. `fingerprints`: pool -> those of
+    the engines that made its results, once it has ended, and from its creation on of the results that it reuses; an
+    empty one is unknown. `reused`: how many of its results are from other batches, by their id; `reuse_note`: why one
+    of these was not used.
     """
 
     batch_id: str
@@ -133,6 +135,7 @@ class BatchRecord:
     counts: Counts = field(default_factory=Counts)
     usage: Usage = field(default_factory=Usage)
     gpu_s: float = 0.0
+    fingerprints: dict[str, tuple[str, ...]] = field(default_factory=dict)
     reused: dict[str, int] = field(default_factory=dict)
     reuse_note: str | None = None
     seq: int = 0
@@ -185,8 +188,9 @@ class ShardRecord:
     """The holder of a shard, what is done, and where the results are. One owner: `lease`; `epoch` counts the owners.
 
     `done` is a bitmap over the lines of the range. `num_lines`: this pool's lines in it. `gpu_s`: GPU seconds so far, 0
-    if no GPU is known. `has_dispatched`, `crash_count`, `bisect_set`, `crashes_alone` and `is_doubted` find a line that
-    kills its runner (see `ledger/lease.py`).
+    if no GPU is known. `fingerprints`: the distinct ones of the engines whose results are committed here; an empty one
+    is unknown. `has_dispatched`, `crash_count`, `bisect_set`, `crashes_alone` and `is_doubted` find a line that kills
+    its runner (see `ledger/lease.py`).
     """
 
     pool: str
@@ -202,6 +206,7 @@ class ShardRecord:
     counts: Counts = field(default_factory=Counts)
     usage: Usage = field(default_factory=Usage)
     gpu_s: float = 0.0
+    fingerprints: tuple[str, ...] = ()
     reason: EndReason | None = None
     has_dispatched: bool = False
     crash_count: int = 0
@@ -247,7 +252,7 @@ class HeartbeatRecord:
     requests (None: none yet), from when the engine gets the request to its answer. `draining`: it finishes what it
     holds and ends. `down`: its endpoint is unavailable. `shards`: held ones as `batch_id/n`, the first 100.
     `set_aside`: batches that it leaves alone because an object cannot be read or written, and why, the first 20.
-    `started_at`: epoch seconds.
+    `started_at`: epoch seconds. `fingerprint`: of its engine (see `engine/identity.py`); empty: unknown, or not loaded.
     """
 
     pool: str
@@ -257,6 +262,7 @@ class HeartbeatRecord:
     state: RunnerState
     started_at: float
     engine_version: str = ""
+    fingerprint: str = ""
     host: str = ""
     num_slots: int = 0
     in_flight: int = 0

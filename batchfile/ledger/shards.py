@@ -5,7 +5,7 @@ line. It knows no engine and no thread. A holder that loses a write has lost the
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -163,11 +163,12 @@ def checkpoint(
     has_dispatched: bool,
     bisect_set: tuple[int, ...] | None = None,
     accused: int | None = None,
+    fingerprints: Iterable[str] = ("",),
 ) -> None:
     """Commit `finished` (lines that no checkpoint holds yet), renew the lease and publish the progress.
 
     `bisect_set`: the lines of a new trial, none of which was dispatched yet. `accused`: the line that this process is
-    about to end for. A shard that is done stays as it is.
+    about to end for. `fingerprints`: of the engines that this process has had. A shard that is done stays as it is.
     Raises: LeaseLost; StoreUnavailable, where the caller repeats it later with at least the same lines.
     """
     if held.record.state == "done":
@@ -188,6 +189,7 @@ def checkpoint(
         bisect_set=bisect_set,
         accused=accused,
         gpu_s=sum(item.gpu_s for item in finished),
+        fingerprints=fingerprints,
     )
     _rewrite(ledger, held, wanted, part)
 

@@ -78,10 +78,11 @@ PLACES = {
     "batchfile/rows/": "errors types lines",
     "batchfile/schemas/": "child_env",
     # testing.faulty_echo: where a variable asks for faults
-    "batchfile/engine/": "errors types clock engine.http.engine engine.vllm.engine engine.vllm.tasks "
-    "testing.faulty_echo",
+    "batchfile/engine/": "errors types clock engine.http.engine engine.vllm.engine engine.vllm.identity "
+    "engine.vllm.tasks testing.faulty_echo",
     "batchfile/engine/http/": "errors types engine.base engine.fit engine.prompts engine.tool_wire",
-    "batchfile/engine/vllm/": "errors types child_env schemas engine.base engine.fit engine.prompts engine.tool_wire",
+    "batchfile/engine/vllm/": "errors types child_env schemas engine.base engine.fit engine.identity engine.prompts "
+    "engine.tool_wire",
     "batchfile/ledger/": "errors types clock store.base lines.envelope lines.framing lines.result",
     "batchfile/settings_tables.py": "types ledger.keys",
     "batchfile/settings.py": "errors types env_aliases schemas.rules ledger.base ledger.keys settings_tables",
