@@ -119,14 +119,14 @@ def export(ledger: Ledger, batch: BatchRecord, output: str) -> Receipt:
     if output.endswith(PARQUET_ENDING) and table_of(batch) is None:
         from batchfile.lines.parquet import write_results
 
-        with _replaced(output) as temporary:
+        with replaced(output) as temporary:
             write_results(result_lines(ledger, batch), temporary)
     else:
-        with _replaced(output) as temporary, open(temporary, "wb") as file:
+        with replaced(output) as temporary, open(temporary, "wb") as file:
             write_results_to(ledger, batch, file, output)
     errors = output + ERRORS_ENDING
     if batch.errors.num_lines:
-        with _replaced(errors) as temporary, open(temporary, "wb") as file:
+        with replaced(errors) as temporary, open(temporary, "wb") as file:
             for chunk in ledger.store.stream(batch.errors.key):
                 file.write(chunk)
     else:
@@ -134,10 +134,10 @@ def export(ledger: Ledger, batch: BatchRecord, output: str) -> Receipt:
             os.unlink(errors)
     receipt = make_receipt(
         batch,
-        _facts(output, batch.total),
-        _facts(errors, batch.errors.num_lines) if batch.errors.num_lines else None,
+        facts_of(output, batch.total),
+        facts_of(errors, batch.errors.num_lines) if batch.errors.num_lines else None,
     )
-    with _replaced(output + RECEIPT_ENDING) as temporary:
+    with replaced(output + RECEIPT_ENDING) as temporary:
         Path(temporary).write_bytes(documents.encode(receipt))
     past_runs.keep(receipt)
     return receipt
@@ -145,7 +145,7 @@ def export(ledger: Ledger, batch: BatchRecord, output: str) -> Receipt:
 
 def check_not_taken(ledger: Ledger, batch: BatchRecord, output: str) -> Receipt | None:
     """The receipt at the output. Raises: OutputTaken where another run has written there since this one started."""
-    old = _read_receipt(output)
+    old = read_receipt(output)
     if old is None or old.batch_id in {batch.batch_id, batch.metadata.get(REPLACES)}:
         return old
     raise OutputTaken(
@@ -156,7 +156,7 @@ def check_not_taken(ledger: Ledger, batch: BatchRecord, output: str) -> Receipt 
 
 def batch_at(output: str) -> str | None:
     """The batch whose results are at `output`, according to the receipt."""
-    found = _read_receipt(output)
+    found = read_receipt(output)
     return None if found is None else found.batch_id
 
 
@@ -197,7 +197,7 @@ def table_of(batch: BatchRecord) -> AnsweredTable | None:
     return None if text is None else decode_table(text)
 
 
-def _read_receipt(output: str) -> Receipt | None:
+def read_receipt(output: str) -> Receipt | None:
     try:
         return documents.read(Path(output + RECEIPT_ENDING).read_bytes(), Receipt)
     except OSError:
@@ -216,13 +216,13 @@ def _is_there(receipt: Receipt) -> bool:
     return True
 
 
-def _facts(path: str, num_lines: int) -> FileFacts:
+def facts_of(path: str, num_lines: int) -> FileFacts:
     return FileFacts(path=path, bytes=os.path.getsize(path), sha256=file_digest(path), lines=num_lines)
 
 
 @contextmanager
-def _replaced(path: str) -> Iterator[str]:
-    """`with _replaced(path) as temporary`: at the end, the file `temporary` is synced and replaces `path`.
+def replaced(path: str) -> Iterator[str]:
+    """`with replaced(path) as temporary`: at the end, the file `temporary` is synced and replaces `path`.
 
     The temporary name is fixed, so that a killed run leaves at most one such file and the next one reuses it.
     """

@@ -52,7 +52,8 @@ class Receipt:
 
     `seconds`: from the batch's creation to its end, including pauses between runs. `errors`: the file of the input
     lines that did not succeed; None if all did. `reused`: how many results are from an earlier run of the output, the
-    batch `reused_from`; `usage` and `seconds` do not include it. `speed`: None where nothing was measured.
+    batch `reused_from`; `usage` and `seconds` do not include it. `merged`: how many results `batchfile merge` has
+    replaced since. `speed`: None where nothing was measured.
 
     >>> receipt = batchfile.run("requests.jsonl", "results.jsonl", engine="echo", progress=False)
     >>> receipt.input.requests, receipt.counts.succeeded, receipt.errors
@@ -76,6 +77,7 @@ class Receipt:
     python_version: str
     reused: int = 0
     reused_from: str = ""
+    merged: int = 0
     speed: Speed | None = None
     version: int = 1
 
