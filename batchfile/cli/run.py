@@ -97,8 +97,10 @@ def run(inputs: tuple[str, ...], output: str, quiet: bool, is_json: bool, verbos
     The same command resumes a run that was stopped, for any reason. Ctrl-C finishes the requests in flight, for up to
     --grace seconds; a second Ctrl-C stops at once.
 
-    If lines were added at the end of INPUT, even while it ran, the same command runs these and the requests that have
-    not succeeded, and OUT has the results of all. After any other change of INPUT, it exits with code 7.
+    After a change of INPUT, even while it ran, or of --limit or --prompt, the same command keeps the answers to all
+    requests that are the same as before, runs the others and those that failed, and writes OUT as a whole. It keeps none
+    that another model has made, or that were made with other options, such as another chat template. Where it could keep
+    none of them, it exits with code 7 and says what changed; --restart discards them.
     """
     logs.for_command(is_verbose=verbose)
     settings = load_settings()
@@ -254,7 +256,7 @@ def _summary(receipt: Receipt, path: str | None, error_column: str | None = None
 
 
 def _what_became_of(path: str) -> str:
-    became = "was changed, not only extended" if os.path.exists(path) else "was removed while it ran"
+    became = "was changed while it ran" if os.path.exists(path) else "was removed while it ran"
     return f"{_from_here(path)} {became}"
 
 
@@ -265,11 +267,12 @@ def _what_to_do(receipt: Receipt, num_failed: int) -> str:
         named = "" if errors is None else f"{_from_here(errors.path)} lists them; "
         if not os.path.exists(receipt.input.path):
             return f"{named}restore the file and run the same command again to finish the rest"
-        return f"{named}run the changed file with another output, or with --restart to replace these results"
+        return f"{named}the same command runs the changed file and keeps what has finished"
     if errors is None:
         return "the results say why"
     few = f" ({errors.lines:,} of them)" if errors.lines < num_failed else ""
-    return f"fix {_from_here(errors.path)} and run it{few}; the results say why"
+    listed = f"{_from_here(errors.path)} has them{few}, and the results say why"
+    return f"{listed}; fix them in the input, and the same command runs only those"
 
 
 def _from_here(path: str) -> str:

@@ -158,20 +158,6 @@ def bring_in(store: Store, source: Source, key: str, *, limit: int | None = None
     return False
 
 
-def begins_with(source: Source, size: int, sha256: str, *, limit: int | None) -> bool:
-    """Do the first `size` bytes of the source's JSONL have this digest? Not for a source that can be read only once.
-
-    Raises: InvalidFile.
-    """
-    digest = hashlib.sha256()
-    for chunk in requests_of(source, limit):
-        digest.update(chunk[:size])
-        size -= min(size, len(chunk))
-        if not size:
-            break
-    return size == 0 and digest.hexdigest() == sha256
-
-
 def requests_of(
     source: Source, limit: int | None = None, on_bytes: OnBytes = lambda num_bytes: None
 ) -> Iterator[bytes]:

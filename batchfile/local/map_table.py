@@ -202,6 +202,8 @@ class _Job:
     def _folder(self, digest: str, table: Table) -> Path:
         options, kind = self.options, table.kind
         identity = {name: getattr(options, name) for name in ("engine", "model", "max_tokens", "temperature")}
+        if self.choice.identity is not None:
+            identity["fingerprint"] = self.choice.identity.fingerprint
         return self.state.folder(
             {**asdict(self.prompt), **identity, "rows": digest, "layout": kind.layout, "delimiter": kind.delimiter}
         )

@@ -51,8 +51,8 @@ class Receipt:
     """What a run did: its input, results and engine. Also in the file OUTPUT.receipt.json.
 
     `seconds`: from the batch's creation to its end, including pauses between runs. `errors`: the file of the input
-    lines that did not succeed; None if all did. `reused`: how many results are from an earlier run of the output, the
-    batch `reused_from`; `usage` and `seconds` do not include it. `merged`: how many results `batchfile merge` has
+    lines that did not succeed; None if all did. `reused`: how many results are from earlier runs of the output, the
+    batches `reused_from`; `usage` and `seconds` do not include it. `merged`: how many results `batchfile merge` has
     replaced since. `speed`: None where nothing was measured.
 
     >>> receipt = batchfile.run("requests.jsonl", "results.jsonl", engine="echo", progress=False)
@@ -120,8 +120,8 @@ def make_receipt(batch: BatchRecord, output: FileFacts, errors: FileFacts | None
         },
         batchfile_version=__version__,
         python_version=platform.python_version(),
-        reused=int(meta.get(options.REUSED, "0")),
-        reused_from=meta.get(options.REUSED_FROM, ""),
+        reused=sum(batch.reused.values()),
+        reused_from=", ".join(source for source, num in batch.reused.items() if num),
         speed=speed_of(meta),
     )
 

@@ -17,8 +17,9 @@ from batchfile.local.engines import EngineChoice
 from batchfile.local.inputs import Source, inspect, is_added_to
 from batchfile.local.options import RunOptions
 from batchfile.local.progress import Meter, Snapshot
-from batchfile.local.run import Opened, open_batch, work
+from batchfile.local.run import Opened, open_batch
 from batchfile.local.tables import prepared, with_contents
+from batchfile.local.work import work
 from batchfile.open_ledger import STORE_FOLDER, open_ledger
 from batchfile.routing import check_stage
 from batchfile.runner.runner import Runner
@@ -90,7 +91,7 @@ def open_session(
     stack.enter_context(outputs.lock_output(path))
     ledger = open_ledger(url, settings)
     options = replace(options, output=path)
-    opened = open_batch(ledger, source, options, before_plan=partial(choice.check, say))
+    opened = open_batch(ledger, source, options, before_plan=partial(choice.check, say), engine=choice.identity)
     for note in opened.notes:
         say(note)
     return Session(options=options, ledger=ledger, source=source, opened=opened, path=path, store=url, is_kept=is_kept)

@@ -63,7 +63,7 @@ def open_files(
     files = [FileRun(input=target.input, output=target.output) for target in plan.targets]
     for file in files:
         try:
-            _open(ledger, url, replace(options, input=file.input, output=file.output), file, check, say)
+            _open(ledger, url, replace(options, input=file.input, output=file.output), file, choice, check, say)
         except (InvalidFile, OutputTaken, BatchDamaged) as error:
             file.error = error
             say(str(error))
@@ -86,11 +86,19 @@ def work_on_files(files: Sequence[FileRun], choice: EngineChoice, observer: Obse
     work_on_all([session for _, session in opened], choice, observer, end, grace_s=grace_s)
 
 
-def _open(ledger: Ledger, url: str, options: RunOptions, file: FileRun, check: Callable[[], None], say: Say) -> None:
+def _open(
+    ledger: Ledger,
+    url: str,
+    options: RunOptions,
+    file: FileRun,
+    choice: EngineChoice,
+    check: Callable[[], None],
+    say: Say,
+) -> None:
     source = prepared(inspect(options.input), options)
     outputs.check_format(file.output, source.table)
     outputs.check_unlocked(file.output)
-    opened = open_batch(ledger, source, options, before_plan=check)
+    opened = open_batch(ledger, source, options, before_plan=check, engine=choice.identity)
     for note in opened.notes:
         say(f"{file.input}: {note}")
     file.session = Session(

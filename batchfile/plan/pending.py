@@ -211,6 +211,7 @@ def _open(ledger: Ledger, batch: BatchRecord, planned: Planned) -> BatchRecord |
         total=planned.total,
         planned_at=now,
         reused=planned.reused_from,
+        fingerprints=planned.fingerprints,
         reuse_note=planned.reuse_note,
     )
     if opened is None:  # it was canceled and deleted while this process slept

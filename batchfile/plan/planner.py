@@ -388,5 +388,6 @@ class _Planner:
             num_hints=self._num_hints,
             num_reused=sum(pools.get(keys.REUSED_POOL, {}).values()),
             reused_from=taken.num_from,
+            fingerprints=taken.fingerprints,
             reuse_note=taken.note,
         )

@@ -49,11 +49,13 @@ class Reuse:
     """Which results may be taken over: of `sources`, earlier ones first. They must be of the same user, and made by the
     same model in the same way; the caller makes sure of both.
 
-    `is_sampled_too`: also for requests whose answer differs each time (a temperature above 0, and no seed).
+    `is_sampled_too`: also for requests whose answer differs each time (a temperature above 0, and no seed). `notes`:
+    why others may not be used, as sentences.
     """
 
     sources: tuple[BatchRecord, ...]
     is_sampled_too: bool = False
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,17 +77,22 @@ class NewBatch:
 @dataclass(slots=True)
 class Taken:
     """What was taken over. `cuts`: without these lines. `hashes`: of the new batch. `num_from`: how many, by source.
-    `notes`: why one was not used, as sentences.
+    `fingerprints`: pool -> those of the engines that made it. `notes`: why a source was not used, as sentences.
     """
 
     cuts: list[Cut]
     hashes: FileRef | None = None
     num_from: dict[str, int] = field(default_factory=dict)
+    fingerprints: dict[str, tuple[str, ...]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     @property
     def note(self) -> str | None:
         return "; ".join(self.notes) or None
+
+    def add_fingerprints(self, source: BatchRecord) -> None:
+        for pool, known in (source.fingerprints or {"": ("",)}).items():
+            self.fingerprints[pool] = tuple(sorted({*self.fingerprints.get(pool, ()), *known}))
 
 
 def source_of(ledger: Ledger, batch_id: str) -> BatchRecord:
@@ -120,7 +127,7 @@ def reuse_results(batch: NewBatch, reuse: Reuse) -> Taken:
     """Raises: ObjectChanged, ObjectMissing for the input of the new batch; BatchDamaged if another planner has cut that
     input in another way; StoreUnavailable.
     """
-    taken = Taken(list(batch.cuts), batch.hashes)
+    taken = Taken(list(batch.cuts), batch.hashes, notes=list(reuse.notes))
     for cut in batch.cuts:
         for place in bitmaps.lines(bitmaps.parse(cut.range.rejected)):
             batch.is_excluded[cut.range.first + place] = 1
@@ -132,16 +139,23 @@ def reuse_results(batch: NewBatch, reuse: Reuse) -> Taken:
             taken.notes.append(f"no result of {source.batch_id} was reused: {error}")
             log.warning("reuse.skipped", batch_id=batch.batch_id, source=source.batch_id, error=str(error))
             continue
-        taken.num_from[source.batch_id] = sum(stored.lines.bit_count() for stored in from_source)
+        num = taken.num_from[source.batch_id] = sum(stored.lines.bit_count() for stored in from_source)
+        if num:
+            taken.add_fingerprints(source)
         for stored in from_source:
             if source is not reuse.sources[-1]:
                 _exclude(batch, stored)
             found[stored.n] = found[stored.n] + stored if stored.n in found else stored
 
-    num_left = -sum(taken.num_from.values())
+    num_left, is_foreign = -sum(taken.num_from.values()), False
     for stored in _settled(batch, found):
         taken.cuts[stored.n] = _without(batch.cuts[stored.n], stored)
         num_left += stored.lines.bit_count()
+        if stored is not found.get(stored.n):
+            is_foreign = True
+    if is_foreign:
+        for source in reuse.sources or (retention.stand_in("", 0.0),):
+            taken.add_fingerprints(source)
     if num_left > 0 and reuse.sources:  # another planner had recorded them; from which source is not known
         first = reuse.sources[0].batch_id
         taken.num_from[first] = taken.num_from.get(first, 0) + num_left

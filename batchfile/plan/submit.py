@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 
-from batchfile.errors import InvalidFile, StoreError, StoreUnavailable
+from batchfile.errors import InvalidFile, OutputTaken, StoreError, StoreUnavailable
 from batchfile.ledger import batches, idempotency, keys, retention
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.batches import Draft, Planned
@@ -107,7 +107,7 @@ def create(
     beat = _announced(ledger, draft) if draft.created_at is not None else lambda: None
     try:
         planned = plan(beat)
-    except (InvalidFile, OSError, KeyboardInterrupt) as error:
+    except (InvalidFile, OutputTaken, OSError, KeyboardInterrupt) as error:
         if not is_shared:
             _remove(ledger, draft)
         elif isinstance(error, InvalidFile):
