@@ -98,9 +98,9 @@ def run(inputs: tuple[str, ...], output: str, quiet: bool, is_json: bool, verbos
     --grace seconds; a second Ctrl-C stops at once.
 
     After a change of INPUT, even while it ran, or of --limit or --prompt, the same command keeps the answers to all
-    requests that are the same as before, runs the others and those that failed, and writes OUT as a whole. It keeps none
-    that another model has made, or that were made with other options, such as another chat template. Where it could keep
-    none of them, it exits with code 7 and says what changed; --restart discards them.
+    requests that are the same as before, runs the others and those that failed, and writes OUT as a whole. It keeps
+    none that were made by another model or with other options, such as another chat template. Where it cannot keep any,
+    it exits with code 7 and says what changed; --restart discards them.
     """
     logs.for_command(is_verbose=verbose)
     settings = load_settings()

@@ -30,6 +30,7 @@ LOOKS_MAX = 4  # lists of results in which to look for the first problem
         "batchfile submit requests.jsonl --stage email",
         "batchfile submit requests.jsonl.gz --url https://batch.example --pool mistral -o results.jsonl",
         "batchfile submit s3://bucket/requests.parquet --store s3://bucket/prefix --metadata campaign=spring",
+        "batchfile submit requests.jsonl --stage email --reuse batch_4f2a91c07d3e",
         exits=CREATE_EXITS,
     ),
 )
@@ -39,6 +40,12 @@ LOOKS_MAX = 4  # lists of results in which to look for the first problem
 @click.option("--priority", type=Whole(0, 9), default=5, show_default=True, help="0 runs first.")
 @click.option("--metadata", "pairs", multiple=True, metavar="NAME=VALUE", help="Store with the batch; repeatable.")
 @click.option("--strict", is_flag=True, help="Reject the file if any line cannot run.")
+@click.option(
+    "--reuse",
+    metavar="BATCH",
+    help="Keep the results of an ended batch for requests that are the same; auto: of the latest ones that the same "
+    "model made, for requests with temperature 0 or a seed.",
+)
 @click.option("--detach", is_flag=True, help="Do not wait for the end of the batch: the default.")
 @click.option("--wait", is_flag=True, help="Wait for the end of the batch; the exit code reports its outcome.")
 @click.option("-o", "--output", metavar="OUT", help="Wait, and write the results to OUT (.jsonl or .parquet; -).")
@@ -50,6 +57,7 @@ def submit(
     priority: int,
     pairs: tuple[str, ...],
     strict: bool,
+    reuse: str | None,
     detach: bool,
     wait: bool,
     output: str | None,
@@ -70,12 +78,21 @@ def submit(
     with where.connected(writes=True, is_new=True) as connection:
         with _interruptible(), transfer(upload.name, upload.size) as on_bytes:
             batch = connection.submit(
-                upload, stage=stage, pool=pool, priority=priority, metadata=metadata, strict=strict, on_bytes=on_bytes
+                upload,
+                stage=stage,
+                pool=pool,
+                priority=priority,
+                metadata=metadata,
+                strict=strict,
+                reuse=reuse,
+                on_bytes=on_bytes,
             )
         with report_lost_output(f"the batch {batch.id} was created; do not submit the file again"):
             click.echo(batch.id, err=path == "-")
         if last_byte.value == b"\0":
             click.echo(f"note: {upload.name} {NUL_TAIL}", err=True)
+        if reuse is not None:
+            _say_what_is_reused(batch)
         _say_what_can_not_run(batch)
         _say_who_works(connection, batch)
         if wait or path is not None:
@@ -133,6 +150,15 @@ def _interruptible() -> Iterator[None]:
     except KeyboardInterrupt:
         click.echo("interrupted before the batch was confirmed; `batchfile ls` shows whether it exists", err=True)
         raise
+
+
+def _say_what_is_reused(batch: Batch) -> None:
+    status = batch.last_status
+    sources = ", ".join(source for source, num in status.reused.items() if num)
+    origin = f" from {sources}" if sources else ""
+    click.echo(f"{status.num_reused:,} of {status.total:,} reused{origin}", err=True)
+    if status.reuse_note:
+        click.echo(f"note: {status.reuse_note}", err=True)
 
 
 def _say_what_can_not_run(batch: Batch) -> None:

@@ -65,12 +65,14 @@ class PlanRules:
     `endpoint`: one line that is not a request to it fails the batch. None: such lines are rejected one by one, and the
     batch fails if none is left. More than `requests_max` requests fail it as well. `reuse_from`: the batches whose
     results it takes over, in order of preference; sampled ones too if `is_sampled_reused`.
+    `reuse_notes`: why other batches are not used.
     """
 
     endpoint: str | None = None
     requests_max: int = REQUESTS_MAX
     reuse_from: tuple[str, ...] = ()
     is_sampled_reused: bool = False
+    reuse_notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

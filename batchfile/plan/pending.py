@@ -146,10 +146,10 @@ def _read(ledger: Ledger, batch: BatchRecord, beat: Callable[[], None]) -> Plann
 
 
 def _reuse(ledger: Ledger, rules: PlanRules) -> Reuse | None:
-    if not rules.reuse_from:
+    if not (rules.reuse_from or rules.reuse_notes):
         return None
     sources = tuple(source_of(ledger, batch_id) for batch_id in rules.reuse_from)
-    return Reuse(sources=sources, is_sampled_too=rules.is_sampled_reused)
+    return Reuse(sources=sources, is_sampled_too=rules.is_sampled_reused, notes=rules.reuse_notes)
 
 
 def _readable(ledger: Ledger, batch: BatchRecord, beat: Callable[[], None]) -> str:

@@ -1,16 +1,16 @@
 """Which earlier batches a new one may take results from: one that its user names, or those that the same model made."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 
-from batchfile.errors import BatchDamaged, InvalidFile, NotFound, RecordDamaged
+from batchfile.errors import BatchDamaged, InvalidFile, InvalidRequest, NotFound, RecordDamaged
 from batchfile.ledger import batches, keys
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import load
 from batchfile.ledger.heartbeats import read_heartbeats
 from batchfile.ledger.parallel import in_order
-from batchfile.ledger.records import BatchRecord
+from batchfile.ledger.records import BatchRecord, PlanRules
 from batchfile.plan.options import AUTO, CreateOptions
 from batchfile.plan.reuse import Reuse
 
@@ -52,13 +52,23 @@ def reuse_for(ledger: Ledger, options: CreateOptions) -> Reuse | None:
     return Reuse(sources=(named(ledger, options.tenant, options.reuse),), is_sampled_too=True)
 
 
+def with_reuse(rules: PlanRules, reuse: Reuse | None) -> PlanRules:
+    """For a batch that is planned later."""
+    if reuse is None:
+        return rules
+    names = tuple(source.batch_id for source in reuse.sources)
+    return replace(rules, reuse_from=names, is_sampled_reused=reuse.is_sampled_too, reuse_notes=reuse.notes)
+
+
 def named(ledger: Ledger, tenant: str, batch_id: str) -> BatchRecord:
     """Raises: NotFound where the tenant has no such batch; InvalidFile where nothing can be taken from it."""
     shown = batch_id[:80]
     try:
         found = load(ledger, keys.batch_key(batch_id), BatchRecord)
-    except RecordDamaged as error:
-        raise InvalidFile(f"reuse: {shown} cannot be used: {error}") from error
+    except RecordDamaged as error:  # whose it is cannot be known
+        raise NotFound(f"reuse: the record of {shown!r} is damaged") from error
+    except InvalidRequest:
+        found = None
     if found is None or found.record.tenant != tenant:
         raise NotFound(f"reuse: there is no batch {shown!r}; `batchfile ls` lists them")
     batch = found.record

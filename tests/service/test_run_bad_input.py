@@ -97,7 +97,7 @@ def test_the_summary_names_the_errors_file_which_holds_over_long_lines_too(tmp_p
     (tmp_path / "in.jsonl").write_bytes(GOOD + huge + b"bad\n")
     said = run(tmp_path, "in.jsonl", "-o", "out.jsonl", "--restart").stderr
     assert b"; 2 failed: fix " in said
-    assert b"fix out.jsonl.errors.jsonl and run it; the results say why\n" in said
+    assert b"out.jsonl.errors.jsonl has them, and the results say why; fix them in the input, and the same" in said
 
 
 def test_blank_lines_a_bom_crlf_and_a_missing_last_newline_are_fine(tmp_path: Path) -> None:

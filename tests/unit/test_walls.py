@@ -97,7 +97,8 @@ PLACES = {
     "janitor",
     "batchfile/signals.py": "runner.runner",
     "batchfile/local/": "batchfile errors types logs routing settings open_ledger store lines rows engine.base "
-    "engine.identity engine.open engine.http.engine engine.vllm.preflight ledger plan inbox.documents runner.runner runner.stats",
+    "engine.identity engine.open engine.http.engine engine.vllm.preflight ledger plan inbox.documents runner.runner "
+    "runner.stats",
     "batchfile/client/": "errors types logs routing settings open_ledger store lines ledger plan.options plan.submit "
     "inbox.records local.inputs local.options local.outputs local.receipt local.tables",
     "batchfile/testing/": "errors types clock store engine.base engine.echo ledger.records runner",
