@@ -93,10 +93,10 @@ def test_the_summary_names_the_errors_file_which_holds_over_long_lines_too(tmp_p
     said = run(tmp_path, "in.jsonl", "-o", "out.jsonl").stderr
     assert b"1 line is rejected and gets a failed result: line 2: the line is longer than 16 MiB" in said
     assert b"1 of 2 requests succeeded" in said
-    assert b"; 1 failed: fix " in said
+    assert b"; 1 failed: out.jsonl.errors.jsonl has them, " in said
     (tmp_path / "in.jsonl").write_bytes(GOOD + huge + b"bad\n")
     said = run(tmp_path, "in.jsonl", "-o", "out.jsonl", "--restart").stderr
-    assert b"; 2 failed: fix " in said
+    assert b"; 2 failed: out.jsonl.errors.jsonl has them, " in said
     assert b"out.jsonl.errors.jsonl has them, and the results say why; fix them in the input, and the same" in said
 
 
