@@ -197,7 +197,7 @@ def _check_range(name: str, value: float, least: float, most: float | None) -> N
 
 
 def changes(metadata: Mapping[str, str], wanted: Mapping[str, str]) -> list[str]:
-    """The differences from the run with this `metadata`, as text. What is unknown of either engine is no difference."""
+    """The differences from the run with this `metadata`, as text. An engine that is unknown counts as the same."""
     found = [
         "the input has changed"
         if name == SHA256
