@@ -28,9 +28,8 @@ LOOKS_MAX = 4  # lists of results in which to look for the first problem
     "submit",
     epilog=epilog(
         "batchfile submit requests.jsonl --stage email",
-        "batchfile submit requests.jsonl.gz --url https://batch.example --pool mistral -o results.jsonl",
+        "batchfile submit requests.jsonl.gz --url https://batch.example --pool mistral --reuse auto -o results.jsonl",
         "batchfile submit s3://bucket/requests.parquet --store s3://bucket/prefix --metadata campaign=spring",
-        "batchfile submit requests.jsonl --stage email --reuse batch_4f2a91c07d3e",
         exits=CREATE_EXITS,
     ),
 )

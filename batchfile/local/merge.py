@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import BinaryIO
 
 import msgspec
 
@@ -26,49 +26,18 @@ from batchfile.types import Counts, ResultStatus
 CHUNK_BYTES = 256 * 1024
 _NAMED_MAX = 3  # ids in a message
 
-ResultFormat = Literal["native", "openai"]
-
 
 @dataclass(slots=True, kw_only=True)
 class Merged:
     """`num_replaced`: results of OUT. `num_kept`: of OUT that had succeeded, and whose other result had failed.
 
-    `counts`: of the new file. `has_receipt`: of OUT, now of the new results.
+    `counts`: of the new file. `has_receipt`: OUT has one, which is up to date.
     """
 
     num_replaced: int = 0
     num_kept: int = 0
     counts: Counts = field(default_factory=Counts)
     has_receipt: bool = False
-
-
-class _Response(msgspec.Struct):
-    status_code: int = 0
-
-
-class _Result(msgspec.Struct):
-    """The keys of a result of either format that a merge needs."""
-
-    custom_id: str | None = None
-    status: ResultStatus | None = None
-    response: _Response | msgspec.UnsetType | None = msgspec.UNSET
-
-    @property
-    def format(self) -> ResultFormat | None:
-        """None: not a result."""
-        if self.status is not None:
-            return "native"
-        return None if self.response is msgspec.UNSET else "openai"
-
-    @property
-    def outcome(self) -> ResultStatus:
-        if self.status is not None:
-            return self.status
-        is_ok = isinstance(self.response, _Response) and self.response.status_code == 200
-        return "succeeded" if is_ok else "errored"
-
-
-_decoder = msgspec.json.Decoder(_Result)
 
 
 @dataclass(slots=True)
@@ -81,6 +50,34 @@ class _Place:
     is_used: bool = False
 
 
+Places = dict[str, _Place]
+
+
+class _Response(msgspec.Struct):
+    status_code: int = 0
+
+
+class _Result(msgspec.Struct):
+    """The keys of a native result, or of one in OpenAI's format, that a merge needs."""
+
+    custom_id: str | None = None
+    status: ResultStatus | None = None
+    response: _Response | msgspec.UnsetType | None = msgspec.UNSET
+
+    @property
+    def format(self) -> str | None:
+        """None: it is not a result."""
+        return "native" if self.status else None if self.response is msgspec.UNSET else "OpenAI"
+
+    @property
+    def outcome(self) -> ResultStatus:
+        is_ok = isinstance(self.response, _Response) and self.response.status_code == 200
+        return self.status or ("succeeded" if is_ok else "errored")
+
+
+_decoder = msgspec.json.Decoder(_Result)
+
+
 def merge(output: str, fixed: str, new: str | None = None) -> Merged:
     """Write the results of `output`, in its order, with those of `fixed` in place of the ones with the same ids.
 
@@ -90,81 +87,56 @@ def merge(output: str, fixed: str, new: str | None = None) -> Merged:
     nothing was changed.
     """
     for name in (output, fixed):
-        _check_name(name)
+        if not os.path.isfile(name):
+            raise InvalidFile(f"{name}: no such file")
     path, source = os.path.realpath(output), os.path.realpath(fixed)
     target = path if new is None else outputs.check_place(new, None)
     if source in {path, target}:
         raise InvalidFile(f"{fixed}: is merged into itself; name the results of the requests that were run again")
     if new is not None and os.path.exists(target):
         raise OutputTaken(f"{new} exists; choose another file, or leave out -o to replace {output}")
-    with outputs.lock_output(path):
-        format, places = _index(source, fixed)
-        merged = Merged()
-        with (
-            open(path, "rb") as old,
-            open(source, "rb") as added,
-            outputs.replaced(target) as temporary,
-            open(temporary, "wb") as file,
-        ):
-            for data in _merged(old, added, places, format, merged, output, fixed):
+    with outputs.lock_output(path), open(path, "rb") as old, open(source, "rb") as added:
+        places, merged = _places(added, fixed), Merged()
+        with outputs.replaced(target) as temporary, open(temporary, "wb") as file:
+            for data in _merged(old, added, places, merged, output):
                 file.write(data)
-        if target == path:
+            _check_used(places, output, fixed)
+        if new is None:
             succeeded = {custom_id for custom_id, place in places.items() if place.outcome == "succeeded"}
             _remove_from_errors(path + ERRORS_ENDING, succeeded)
             merged.has_receipt = _renew_receipt(path, merged)
-        return merged
+    return merged
 
 
-def _check_name(name: str) -> None:
-    if not outputs.is_writable(name) or name.endswith((outputs.PARQUET_ENDING, ".csv", ".tsv", ".txt")):
-        raise InvalidFile(
-            f"{name}: merge reads results as JSONL only. To replace rows that failed, fix them in the input and run "
-            "the same command again: it keeps the others"
-        )
-    if not os.path.isfile(name):
-        raise InvalidFile(f"{name}: no such file")
-
-
-def _index(path: str, name: str) -> tuple[ResultFormat, dict[str, _Place]]:
-    """Where each result of FIXED is. Raises: InvalidFile."""
-    places: dict[str, _Place] = {}
-    found: ResultFormat | None = None
-    with open(path, "rb") as file:
-        for line in _lines(file):
-            result = _decoded(line, name, found)
-            found = result.format
-            if result.custom_id is None:
-                raise InvalidFile(f"{name}: line {line.row}: the result has no custom_id, so it cannot be merged")
-            if result.custom_id in places:
-                raise InvalidFile(
-                    f"{name}: line {line.row}: {short(result.custom_id)!r} is there twice; keep one of them"
-                )
-            places[result.custom_id] = _Place(line.start, line.end, result.outcome)
-    if found is None:
+def _places(added: BinaryIO, name: str) -> Places:
+    """Raises: InvalidFile."""
+    places: Places = {}
+    for line, result in _results(added, name):
+        if result.custom_id is None:
+            raise InvalidFile(f"{name}: line {line.row}: the result has no custom_id, so it cannot be merged")
+        if result.custom_id in places:
+            shown = short(result.custom_id)
+            raise InvalidFile(f"{name}: line {line.row}: {shown!r} is there twice; keep one of them")
+        places[result.custom_id] = _Place(line.start, line.end, result.outcome)
+    if not places:
         raise InvalidFile(f"{name}: has no results")
-    return found, places
+    return places
 
 
-def _merged(
-    old: BinaryIO,
-    added: BinaryIO,
-    places: dict[str, _Place],
-    format: ResultFormat,
-    merged: Merged,
-    output: str,
-    fixed: str,
-) -> Iterator[bytes]:
-    counts = {"succeeded": 0, "errored": 0, "canceled": 0, "expired": 0}
-    for line in _lines(old):
-        result = _decoded(line, output, format)
+def _merged(old: BinaryIO, added: BinaryIO, places: Places, merged: Merged, name: str) -> Iterator[bytes]:
+    """The lines of the new file. Raises: InvalidFile."""
+    added.seek(0)
+    _, first = next(_results(added, name))
+    counts = dict.fromkeys(("succeeded", "errored", "canceled", "expired"), 0)
+    for line, result in _results(old, name, first.format):
         data, outcome = line.data or b"", result.outcome
-        place = None if result.custom_id is None else places.get(result.custom_id)
+        place = places.get(result.custom_id or "")
+        if place is not None and place.is_used:
+            raise InvalidFile(
+                f"{name}: line {line.row}: {short(result.custom_id or '')!r} is there twice, so it is unknown which of "
+                "them to replace; make the ids unique in the input and run the same command again"
+            )
         if place is not None:
-            if place.is_used:
-                raise InvalidFile(
-                    f"{output}: line {line.row}: {short(result.custom_id or '')!r} is there twice, so it is unknown "
-                    "which of them to replace; make the ids unique in the input and run the same command again"
-                )
             place.is_used = True
             if outcome == "succeeded" != place.outcome:
                 merged.num_kept += 1
@@ -175,51 +147,58 @@ def _merged(
         counts[outcome] += 1
         yield data + b"\n"
     merged.counts = Counts(**counts)
-    unknown = [custom_id for custom_id, place in places.items() if not place.is_used]
+
+
+def _check_used(places: Places, output: str, fixed: str) -> None:
+    """Raises: InvalidFile where a result of FIXED has no place in OUT."""
+    unknown = [repr(short(custom_id)) for custom_id, place in places.items() if not place.is_used]
     if unknown:
-        named = ", ".join(repr(short(custom_id)) for custom_id in unknown[:_NAMED_MAX])
         more = f" and {len(unknown) - _NAMED_MAX:,} more" if len(unknown) > _NAMED_MAX else ""
         raise InvalidFile(
-            f"{fixed}: {named}{more}: {output} has no such custom_id. Add new requests, and lines that had no "
-            "custom_id, to the input, and run the same command again: it keeps the others"
+            f"{fixed}: {', '.join(unknown[:_NAMED_MAX])}{more}: {output} has no such custom_id. Add new requests, and "
+            "lines that had no custom_id, to the input, and run the same command again: it keeps the others"
         )
+
+
+def _results(file: BinaryIO, name: str, format: str | None = None) -> Iterator[tuple[Line, _Result]]:
+    """`format`: of all; None: that of the first. Raises: InvalidFile."""
+    for line in _lines(file):
+        try:
+            result = _decoder.decode(line.data or b"")
+        except UNREADABLE:
+            result = _Result()
+        if result.format is None:
+            raise InvalidFile(
+                f"{name}: line {line.row}: is not a result; merge reads JSONL that `batchfile run` wrote for requests. "
+                "For rows, fix them in the input and run the same command again: it keeps the others"
+            )
+        format = format or result.format
+        if format != result.format:
+            raise InvalidFile(
+                f"{name}: line {line.row}: is a result in the {result.format} format, and others are in the {format} "
+                "format; run both files with requests of one format"
+            )
+        yield line, result
 
 
 def _lines(file: BinaryIO) -> Iterator[Line]:
     return iter_lines(iter(lambda: file.read(CHUNK_BYTES), b""), line_bytes_max=RESULT_BYTES_MAX)
 
 
-def _decoded(line: Line, name: str, format: ResultFormat | None) -> _Result:
-    """`format` None: any. Raises: InvalidFile."""
-    try:
-        result = _decoder.decode(line.data or b"")
-    except UNREADABLE:
-        result = _Result()
-    if result.format is None:
-        raise InvalidFile(f"{name}: line {line.row}: is not a result; merge reads what `batchfile run` has written")
-    if format not in {None, result.format}:
-        raise InvalidFile(
-            f"{name}: line {line.row}: is a result in the {result.format} format, and the others are {format}; "
-            "run both files with requests of one format"
-        )
-    return result
-
-
 def _remove_from_errors(path: str, succeeded: set[str]) -> None:
     """Remove the requests that have succeeded now; the file too if none is left."""
-    if not os.path.isfile(path):
-        return
-    num_left = 0
-    with open(path, "rb") as old, outputs.replaced(path) as temporary, open(temporary, "wb") as file:
-        for line in _lines(old):
-            if custom_id_of(line.data or line.head) not in succeeded:
-                num_left += 1
-                old_at = old.tell()
-                old.seek(line.start)
-                file.write(old.read(line.end - line.start))
-                old.seek(old_at)
-    if not num_left:
-        with suppress(FileNotFoundError):
+    with suppress(FileNotFoundError):
+        with (
+            open(path, "rb") as old,
+            open(path, "rb") as same,
+            outputs.replaced(path) as temporary,
+            open(temporary, "wb") as file,
+        ):
+            for line in _lines(old):
+                if custom_id_of(line.data or line.head) not in succeeded:
+                    same.seek(line.start)
+                    file.write(same.read(line.end - line.start))
+        if not os.path.getsize(path):
             os.unlink(path)
 
 

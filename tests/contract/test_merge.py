@@ -1,5 +1,6 @@
 """Results of requests that were run again take the place of those that failed, whatever the files hold."""
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,11 @@ def test_results_in_the_openai_format_are_merged_too(tmp_path: Path) -> None:
         ([result("a")], [result("a"), result("a")], "line 2: 'a' is there twice"),
         ([result("a"), result("a", "errored")], [result("a")], "line 2: 'a' is there twice, so it is unknown"),
         ([result("a")], [result(None)], "line 1: the result has no custom_id"),
-        ([result("a")], [openai("a")], r"out\.jsonl: line 1: is a result in the native format, and the others are op"),
+        (
+            [result("a")],
+            [openai("a")],
+            r"out\.jsonl: line 1: is a result in the native format, and others",
+        ),
         ([result("a")], [{"custom_id": "a", "params": {}}], r"fixed\.jsonl: line 1: is not a result"),
         ([{"review": "good", "answer": "yes"}], [result("a")], r"out\.jsonl: line 1: is not a result"),
         ([result("a")], [[1]], "line 1: is not a result"),
@@ -96,9 +101,10 @@ def test_what_cannot_be_merged_changes_nothing(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["fixed.jsonl", "out.jsonl"]
 
 
-@pytest.mark.parametrize("name", ["out.csv", "out.parquet", "out.jsonl.gz", "out.txt"])
-def test_tables_are_named_with_what_to_do_instead(tmp_path: Path, name: str) -> None:
-    out, fixed = written(tmp_path / name, result("a")), written(tmp_path / "fixed.jsonl", result("a"))
+@pytest.mark.parametrize("data", [b"id,review\na,good\n", b"PAR1\x15\x04\xff\n", gzip.compress(b"{}"), b"text\n"])
+def test_of_tables_it_is_said_what_to_do_instead(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "out").write_bytes(data)
+    out, fixed = str(tmp_path / "out"), written(tmp_path / "fixed.jsonl", result("a"))
     for pair in ((out, fixed), (fixed, out)):
         with pytest.raises(InvalidFile, match="fix them in the input and run the same command again"):
             merge(*pair)

@@ -99,8 +99,8 @@ PLACES = {
     "batchfile/local/": "batchfile errors types logs routing settings open_ledger store lines rows engine.base "
     "engine.identity engine.open engine.http.engine engine.vllm.preflight ledger plan inbox.documents runner.runner "
     "runner.stats",
-    "batchfile/client/": "errors types logs routing settings open_ledger store lines ledger plan.options plan.submit "
-    "inbox.records local.inputs local.options local.outputs local.receipt local.tables",
+    "batchfile/client/": "errors types logs routing settings open_ledger store lines ledger plan.options "
+    "plan.reuse_sources plan.submit inbox.records local.inputs local.options local.outputs local.receipt local.tables",
     "batchfile/testing/": "errors types clock store engine.base engine.echo ledger.records runner",
     "batchfile/cli/": "batchfile errors types logs routing settings settings_tables signals open_ledger store lines "
     "engine.fit engine.vllm.cpu engine.vllm.preflight ledger inbox.documents runner.runner local client",
