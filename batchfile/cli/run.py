@@ -226,7 +226,7 @@ def _finish(ledger: Ledger, batch: BatchRecord, path: str | None, voice: Voice) 
         sys.stdout.buffer.flush()
         receipt = make_receipt(batch, stored_file(batch.results), None)
     else:
-        receipt = outputs.export(ledger, batch, path)
+        receipt = outputs.export(ledger, batch, path, voice.say)
     if voice.is_json:
         with report_lost_output(f"the results are in {path}, and the receipt is in {path}.receipt.json"):
             click.echo(msgspec.json.encode(receipt))

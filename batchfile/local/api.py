@@ -94,7 +94,7 @@ def _run_file(options: RunOptions, say: Callable[[str], None], *, is_shown: bool
         session = open_session(stack, settings, options, choice, say)
         assert session.path is not None
         batch = end_batch(session, settings, choice, say, is_shown=is_shown)
-        receipt = outputs.export(session.ledger, batch, session.path)
+        receipt = outputs.export(session.ledger, batch, session.path, say)
         if session.is_added_to(batch.reason):
             say(f"lines were added to {options.input} while it ran; the same call runs them")
         return receipt

@@ -8,9 +8,10 @@ import hashlib
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import BinaryIO
 
@@ -105,8 +106,8 @@ def is_writable(path: str) -> bool:
     return Path(path).suffix.lower() not in _NOT_TABLES
 
 
-def export(ledger: Ledger, batch: BatchRecord, output: str) -> Receipt:
-    """Write the files of an ended batch, the receipt last. Idempotent.
+def export(ledger: Ledger, batch: BatchRecord, output: str, say: Callable[[str], None] = lambda text: None) -> Receipt:
+    """Write the files of an ended batch, the receipt last. Idempotent. `say`: tells of a file that was edited.
 
     Raises: OSError where the disk is full (each file is then complete or unchanged); OutputTaken where another run has
     written there since this one started.
@@ -114,8 +115,12 @@ def export(ledger: Ledger, batch: BatchRecord, output: str) -> Receipt:
     assert batch.results is not None
     assert batch.errors is not None
     old = check_not_taken(ledger, batch, output)
-    if old is not None and old.batch_id == batch.batch_id and _is_there(old):
-        return old
+    if old is not None:
+        edited = [facts.path for facts in (old.output, old.errors) if facts is not None and not _is_there(facts)]
+        if not edited and old.batch_id == batch.batch_id:
+            return old
+        for path in edited:
+            _keep_edited(path, say)
     if output.endswith(PARQUET_ENDING) and table_of(batch) is None:
         from batchfile.lines.parquet import write_results
 
@@ -204,16 +209,22 @@ def read_receipt(output: str) -> Receipt | None:
         return None
 
 
-def _is_there(receipt: Receipt) -> bool:
-    """Do the files of a receipt still exist, unchanged?"""
-    for facts in (receipt.output, receipt.errors):
-        if facts is not None:
-            try:
-                if os.path.getsize(facts.path) != facts.bytes or file_digest(facts.path) != facts.sha256:
-                    return False
-            except OSError:
-                return False
-    return True
+def _is_there(facts: FileFacts) -> bool:
+    """Does a file of a receipt still exist, unchanged?"""
+    try:
+        return os.path.getsize(facts.path) == facts.bytes and file_digest(facts.path) == facts.sha256
+    except OSError:
+        return False
+
+
+def _keep_edited(path: str, say: Callable[[str], None]) -> None:
+    """Keep a file that is not as it was written, before it is written again. Raises: OSError."""
+    if not os.path.isfile(path) or not os.path.getsize(path):
+        return
+    names = (f"{path}.edited{number or ''}" for number in count())
+    kept = next(name for name in names if not os.path.lexists(name))
+    os.replace(path, kept)
+    say(f"{path} was changed since it was written; the changed file is kept as {os.path.basename(kept)}")
 
 
 def facts_of(path: str, num_lines: int) -> FileFacts:

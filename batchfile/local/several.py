@@ -38,11 +38,11 @@ class FileRun:
     receipt: Receipt | None = None
     error: BatchfileError | OSError | None = None
 
-    def export(self, batch: BatchRecord) -> None:
+    def export(self, batch: BatchRecord, say: Say) -> None:
         """Write the results of the ended batch, or note why that fails."""
         assert self.session is not None
         try:
-            self.receipt = outputs.export(self.session.ledger, batch, self.output)
+            self.receipt = outputs.export(self.session.ledger, batch, self.output, say)
         except (BatchfileError, OSError) as error:
             self.error = error
 
@@ -81,7 +81,7 @@ def work_on_files(files: Sequence[FileRun], choice: EngineChoice, observer: Obse
         observer.say(f"resuming: {num_done:,} of {counted(len(opened), 'file')} are done")
 
     def end(batch: BatchRecord) -> None:
-        by_id[batch.batch_id].export(batch)
+        by_id[batch.batch_id].export(batch, observer.say)
 
     work_on_all([session for _, session in opened], choice, observer, end, grace_s=grace_s)
 
@@ -105,4 +105,4 @@ def _open(
         options=options, ledger=ledger, source=source, opened=opened, path=file.output, store=url, is_kept=True
     )
     if opened.batch.state == "ended":
-        file.export(opened.batch)
+        file.export(opened.batch, say)

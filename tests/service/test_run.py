@@ -113,8 +113,11 @@ def test_an_output_that_was_removed_or_damaged_is_written_again(folder: Path) ->
     want = (folder / "out.jsonl").read_bytes()
     for damage in (b"", b"something else"):
         (folder / "out.jsonl").write_bytes(damage)
-        assert run(folder, "in.jsonl", "-o", "out.jsonl").returncode == 0
+        done = run(folder, "in.jsonl", "-o", "out.jsonl")
+        assert done.returncode == 0
         assert (folder / "out.jsonl").read_bytes() == want
+    assert b"out.jsonl was changed since it was written; the changed file is kept as out.jsonl.edited" in done.stderr
+    assert (folder / "out.jsonl.edited").read_bytes() == b"something else"
     (folder / "out.jsonl").unlink()
     assert run(folder, "in.jsonl", "-o", "out.jsonl").returncode == 0
     assert (folder / "out.jsonl").read_bytes() == want

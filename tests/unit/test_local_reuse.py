@@ -1,117 +1,25 @@
-"""What the new batch of an output takes over from the old one after a change, wherever a process dies."""
+"""What the new batch of an output takes over from the old one after a change."""
 
 import gzip
-import json
 import os
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from batchfile.engine.echo import EchoEngine
 from batchfile.engine.identity import EngineIdentity
-from batchfile.engine.open import engine_factory
 from batchfile.errors import EngineDead, OutputTaken
 from batchfile.ledger import batches, ending, keys, shards
-from batchfile.ledger.base import Ledger
-from batchfile.ledger.cas import load
-from batchfile.ledger.records import BatchRecord, IdempotencyRecord
+from batchfile.ledger.records import IdempotencyRecord
 from batchfile.ledger.shards import Lease
 from batchfile.lines.result import FinishedLine, encode_result
-from batchfile.local import outputs
-from batchfile.local import run as local_run
-from batchfile.local.inputs import inspect
-from batchfile.local.options import RunOptions
-from batchfile.local.run import Opened, open_batch
+from batchfile.local.run import Opened
 from batchfile.local.work import work
-from batchfile.runner.runner import Runner, RunnerOptions
-from batchfile.store.directory import DirectoryStore
-from batchfile.testing import run_alone
-from batchfile.testing.faulty_store import FaultyStore, Phase
-from batchfile.types import Choice, Completion, Failure, Usage
+from batchfile.types import Failure
+from tests.unit.local_reuse_kit import KEPT, NUM, OTHER, World, lines, wanted
 
 pytestmark = pytest.mark.slow
-
-ENGINE = engine_factory("echo", model="echo").identity()
-assert ENGINE is not None
-OTHER = EngineIdentity({**ENGINE.parts, "the chat template": "sha256:0"})
-NUM = 40
-KEPT = 20  # what the old batch had finished
-
-
-def lines(*numbers: int) -> bytes:
-    rows = ({"custom_id": f"r{n}", "params": {"messages": [{"role": "user", "content": f"hi {n}"}]}} for n in numbers)
-    return b"".join(json.dumps(row).encode() + b"\n" for row in rows)
-
-
-class Gone(BaseException):
-    """The process is no more: nothing may catch this and go on."""
-
-
-class World:
-    """An output in a folder of its own, of which a run was killed after `KEPT` of `NUM` requests."""
-
-    def __init__(self, folder: Path, data: bytes = b"", name: str = "in.jsonl", **options: object) -> None:
-        folder.mkdir(exist_ok=True)
-        self.input = folder / name
-        self.input.write_bytes(data or lines(*range(NUM)))
-        self.ledger = Ledger(store=DirectoryStore(folder / "store", fsync=False))
-        self.options = RunOptions(output=str(folder / "out.jsonl"), engine="echo", model="echo", **options)  # type: ignore[arg-type]
-        self.old = self.open().batch
-        self.finish_some(self.old, min(KEPT, self.old.total))
-
-    def open(self, ledger: Ledger | None = None, engine: EngineIdentity | None = ENGINE, **options: object) -> Opened:
-        chosen = replace(self.options, **options)  # type: ignore[arg-type]
-        return open_batch(ledger or self.ledger, inspect(str(self.input)), chosen, engine=engine)
-
-    def finish_some(
-        self, batch: BatchRecord, num: int, custom_id: str = "r%d", engine: EngineIdentity | None = ENGINE
-    ) -> None:
-        plan = batches.read_plan(self.ledger, batch)
-        held = shards.claim(self.ledger, batch, plan, "local", 0, runner="killed")
-        assert isinstance(held, Lease)
-        outcome = Completion(choices=(Choice("kept", "end_turn"),), usage=Usage(input_tokens=2, output_tokens=1))
-        done = [
-            FinishedLine(n, "succeeded", encode_result(custom_id % n, outcome, "echo"), outcome.usage)
-            for n in range(num)
-        ]
-        made_by = "" if engine is None else engine.fingerprint
-        shards.checkpoint(self.ledger, held, done, has_dispatched=True, fingerprints=(made_by,))
-        if held.record.state != "done":
-            shards.release(self.ledger, held)
-
-    def append(self, data: bytes) -> None:
-        with self.input.open("ab") as file:
-            file.write(data)
-
-    def run(self, batch: BatchRecord) -> list[tuple[str | None, str]]:
-        """The custom_id and the answer of each result, once all have one."""
-        options = RunnerOptions(runner_id="r2", pool="local", only=batch.batch_id, is_janitor=False)
-        ended = ending.finish(self.ledger, batch.batch_id, runner="r2")
-        if ended is None:
-            run_alone(Runner(self.ledger, lambda: EchoEngine(num_slots=8), options))
-            ended = batches.read_batch(self.ledger, batch.batch_id)
-        assert ended is not None
-        assert ended.results is not None
-        rows = [json.loads(row) for row in b"".join(self.ledger.store.stream(ended.results.key)).splitlines()]
-        return [
-            (row["custom_id"], row["message"]["content"][0]["text"] if row["message"] else row["error"]["type"])
-            for row in rows
-        ]
-
-    @property
-    def pointer(self) -> IdempotencyRecord:
-        found = load(self.ledger, keys.idempotency_key("output", self.options.output or ""), IdempotencyRecord)
-        assert found is not None
-        return found.record
-
-    def batch_ids(self) -> set[str]:
-        return {keys.index_batch_id(entry.key) for entry in self.ledger.store.list(keys.INDEX_PREFIX)}
-
-
-def wanted(*numbers: int, kept: int = KEPT) -> list[tuple[str | None, str]]:
-    return [(f"r{n}", "kept" if n < kept else f"hi {n}") for n in numbers]
 
 
 def test_what_had_finished_is_kept_and_the_rest_runs_in_one_batch(tmp_path: Path) -> None:
@@ -380,67 +288,3 @@ def test_damaged_hashes_are_said_and_nothing_is_lost(tmp_path: Path) -> None:
     with pytest.raises(OutputTaken, match=f"no result of {world.old.batch_id} was reused: "):
         world.open()
     assert world.open(restart=True).batch.total == 41
-
-
-def test_an_output_that_another_run_has_written_since_is_not_taken_back(tmp_path: Path) -> None:
-    world = World(tmp_path)
-    other = World(tmp_path / "other")
-    ended = batches.end(other.ledger, other.old.batch_id, "canceled") and ending.finish(
-        other.ledger, other.old.batch_id, runner="r"
-    )
-    assert ended is not None
-    outputs.export(other.ledger, ended, world.options.output or "")
-    world.append(lines(40))
-    with pytest.raises(OutputTaken, match="was written by another run"):
-        world.open()
-    assert world.pointer.batch_id == world.old.batch_id
-
-
-def _cut_at(world: World, number: int, phase: Phase) -> int:
-    """Reuse in a process that ends at this write; how many writes there were."""
-    seen = 0
-
-    def on_call(now: int, verb: str, key: str, at: Phase) -> None:
-        nonlocal seen
-        seen = max(seen, now)
-        if (now, at) >= (number, phase) and at == phase:
-            raise Gone
-
-    store = FaultyStore(world.ledger.store, on_call=on_call)
-    try:
-        world.open(Ledger(store=store))
-    except Gone:
-        return seen
-    return 0
-
-
-@pytest.mark.parametrize("phase", ["before", "after"])
-def test_a_process_may_die_at_any_write_and_nothing_that_had_finished_is_lost(tmp_path: Path, phase: Phase) -> None:
-    number = 0
-    while True:
-        number += 1
-        world = World(tmp_path / str(number))
-        world.input.write_bytes(lines(40) + world.input.read_bytes().replace(b'hi 3"', b'HI 3"'))
-        if not _cut_at(world, number, phase):
-            break
-        opened = world.open()
-        answers = wanted(40, *range(NUM))
-        assert world.run(opened.batch) == [*answers[:4], ("r3", "HI 3"), *answers[5:]], number
-        assert world.pointer.batch_id == opened.batch.batch_id
-        known = {batch_id for batch_id in world.batch_ids() if batches.read_batch(world.ledger, batch_id) is not None}
-        assert known == {opened.batch.batch_id}, number
-    assert number > 20, "there were writes to die at"
-
-
-def test_a_restart_after_such_a_death_leaves_no_batch_behind(tmp_path: Path) -> None:
-    world = World(tmp_path)
-    world.append(lines(40))
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(local_run, "plan_input", lambda *_, **__: (_ for _ in ()).throw(Gone()))
-        with pytest.raises(Gone):
-            world.open()
-    assert world.pointer.replaces == world.old.batch_id
-    opened = world.open(restart=True)
-    known = {batch_id for batch_id in world.batch_ids() if batches.read_batch(world.ledger, batch_id) is not None}
-    assert known == {opened.batch.batch_id}
-    assert world.run(opened.batch) == wanted(*range(41), kept=0)
