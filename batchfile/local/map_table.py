@@ -202,8 +202,6 @@ class _Job:
     def _folder(self, digest: str, table: Table) -> Path:
         options, kind = self.options, table.kind
         identity = {name: getattr(options, name) for name in ("engine", "model", "max_tokens", "temperature")}
-        if self.choice.identity is not None:
-            identity["fingerprint"] = self.choice.identity.fingerprint
         return self.state.folder(
             {**asdict(self.prompt), **identity, "rows": digest, "layout": kind.layout, "delimiter": kind.delimiter}
         )
@@ -217,6 +215,9 @@ class _Job:
             try:
                 session = open_session(stack, self.settings, options, self.choice, say, source)
             except OutputTaken:
+                stack.close()  # our own lock
+                if not outputs.is_being_written(str(folder / ANSWERS)):
+                    raise  # the files of the model have changed
                 raise OutputTaken(
                     "the same rows are being answered by another call; wait for it, or pass another folder as store"
                 ) from None
