@@ -19,8 +19,9 @@ from batchfile.local.inputs import Source, is_added_to
 from batchfile.local.inputs import opened as opened_input
 from batchfile.local.options import RunOptions
 from batchfile.local.progress import Meter, Snapshot, cost_usd
-from batchfile.local.run import Opened, open_batch, work
+from batchfile.local.run import Opened, open_batch
 from batchfile.local.tables import prepared, with_contents
+from batchfile.local.work import work
 from batchfile.open_ledger import STORE_FOLDER, open_ledger
 from batchfile.routing import check_stage
 from batchfile.runner.runner import Runner
@@ -89,17 +90,22 @@ def open_session(
         url, is_temporary = stack.enter_context(tempfile.TemporaryDirectory(prefix="batchfile-")), True
     stack.enter_context(outputs.lock_output(path))
     options = replace(options, output=path, store=None if is_temporary else url)
-    session = begin(open_ledger(url, settings), source, options, partial(choice.check, say), say)
+    session = begin(open_ledger(url, settings), source, options, choice, partial(choice.check, say), say)
     if is_temporary and session.opened.batch.total > 1:
         say(f"results are written to stdout at the end; until then they are in {url}. This run cannot be resumed")
     return session
 
 
 def begin(
-    ledger: Ledger, source: Source, options: RunOptions, check: Callable[[], None], say: Callable[[str], None]
+    ledger: Ledger,
+    source: Source,
+    options: RunOptions,
+    choice: EngineChoice,
+    check: Callable[[], None],
+    say: Callable[[str], None],
 ) -> Session:
     """Find or create the batch of the output, which is locked. `check`, `Raises`: as `before_plan` of `open_batch`."""
-    opened = open_batch(ledger, source, options, before_plan=check)
+    opened = open_batch(ledger, source, options, before_plan=check, engine=choice.identity)
     for note in opened.notes:
         say(note)
     return Session(options=options, ledger=ledger, source=source, opened=opened)

@@ -213,7 +213,10 @@ class Prefetcher:
             bisect_set = lease.next_bisect_set(held.record, bitmaps.of(own)) if culprit is None else ()
             # Written before they run: a process crash until then must not count against these lines.
             shard.has_dispatched = shard.wants_to_announce = False
-            shards.checkpoint(self._ledger, held, finished, has_dispatched=False, bisect_set=bisect_set)
+            known = self._state.fingerprints
+            shards.checkpoint(
+                self._ledger, held, finished, has_dispatched=False, bisect_set=bisect_set, fingerprints=known
+            )
             self._state.forget(shard, len(finished))
             if not lease.is_bisecting(held.record):
                 shard.is_bisecting, wanted = False, bitmaps.of(own)

@@ -78,10 +78,11 @@ PLACES = {
     "batchfile/rows/": "errors types lines schemas.rules",
     "batchfile/schemas/": "child_env",
     # testing.faulty_echo: where a variable asks for faults
-    "batchfile/engine/": "errors types clock engine.http.engine engine.vllm.engine engine.vllm.tasks "
-    "testing.faulty_echo",
+    "batchfile/engine/": "errors types clock engine.http.engine engine.vllm.engine engine.vllm.identity "
+    "engine.vllm.tasks testing.faulty_echo",
     "batchfile/engine/http/": "errors types engine.base engine.fit engine.prompts engine.tool_wire",
-    "batchfile/engine/vllm/": "errors types child_env schemas engine.base engine.fit engine.prompts engine.tool_wire",
+    "batchfile/engine/vllm/": "errors types child_env schemas engine.base engine.fit engine.identity engine.prompts "
+    "engine.tool_wire",
     "batchfile/ledger/": "errors types clock store.base lines.envelope lines.failures lines.framing lines.result",
     "batchfile/settings_tables.py": "types ledger.keys",
     "batchfile/settings.py": "errors types env_aliases schemas.rules ledger.base ledger.keys settings_tables",
@@ -96,9 +97,10 @@ PLACES = {
     "janitor",
     "batchfile/signals.py": "runner.runner",
     "batchfile/local/": "batchfile errors types logs routing settings open_ledger store lines rows engine.base "
-    "engine.open engine.http.engine engine.vllm.preflight ledger plan inbox.documents runner.runner runner.stats",
+    "engine.identity engine.open engine.http.engine engine.vllm.preflight ledger plan inbox.documents runner.runner "
+    "runner.stats",
     "batchfile/client/": "errors types logs routing settings open_ledger store lines rows ledger plan.options "
-    "plan.submit inbox.records local.inputs local.options local.outputs local.receipt local.tables",
+    "plan.reuse_sources plan.submit inbox.records local.inputs local.options local.outputs local.receipt local.tables",
     "batchfile/testing/": "errors types clock store engine.base engine.echo ledger.records runner",
     "batchfile/cli/": "batchfile errors types logs routing settings settings_tables signals open_ledger store lines "
     "engine.fit engine.vllm.cpu engine.vllm.preflight ledger inbox.documents runner.runner local client",
