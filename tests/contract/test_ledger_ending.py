@@ -12,7 +12,7 @@ from batchfile.ledger import batches, ending, lease, shards
 from batchfile.ledger.cas import load, swap
 from batchfile.ledger.keys import assembly_key, batch_key, input_key
 from batchfile.ledger.records import BatchRecord, ShardRecord
-from batchfile.plan import planner as planner_module
+from batchfile.plan import ranges
 from batchfile.store.base import Object
 from tests.contract.ledger_kit import BATCH, World, finished, line
 
@@ -183,7 +183,7 @@ def test_a_changed_input_ends_the_batch_and_keeps_what_is_done() -> None:
 
 
 def test_of_a_changed_input_an_assembly_tells_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planner_module, "RANGE_LINES_MIN", 4)
+    monkeypatch.setattr(ranges, "RANGE_LINES_MIN", 4)
     world = World()
     planned = world.create([line(number) for number in range(40)])
     assert len(planned.plan.ranges) == 10
