@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from batchfile.engine.open import engine_factory
 from batchfile.engine.prompts import ChatPrompts, fold_system
 from batchfile.engine.vllm.engine import VllmEngine
 from batchfile.engine.vllm.steps import lacking
@@ -47,6 +48,12 @@ def engine(model_dir: Path) -> Iterator[VllmEngine]:
     built = VllmEngine(VllmOptions(model=str(model_dir), max_model_len=1024))
     yield built
     built.close()
+
+
+def test_what_decides_its_answers_was_known_before_it_was_loaded(engine: VllmEngine, model_dir: Path) -> None:
+    known = engine_factory("vllm", model=str(model_dir), max_model_len=1024).identity()
+    assert known is not None
+    assert engine.info.fingerprint == known.fingerprint
 
 
 def turns(*pairs: tuple[Any, str]) -> tuple[Message, ...]:
