@@ -106,6 +106,74 @@ class Sampling(Struct, frozen=True, kw_only=True):
     ignore_eos: bool = False  # always generate max_tokens: for benchmarks
 
 
+class Guide(Struct, frozen=True, kw_only=True):
+    """What an answer must match, other than a JSON schema: at most one of `regex`, `choice`, `grammar` and
+    `structural_tag`. The rest, by vLLM's names, is about how JSON may be written, and applies to a JSON schema too.
+    """
+
+    regex: str | None = None
+    choice: tuple[str, ...] | None = None
+    grammar: str | None = None
+    structural_tag: str | None = None  # JSON
+    disable_any_whitespace: bool | None = None
+    disable_additional_properties: bool | None = None
+    whitespace_pattern: str | None = None
+
+    @property
+    def is_constraint(self) -> bool:
+        return any(one is not None for one in (self.regex, self.choice, self.grammar, self.structural_tag))
+
+
+class Options(Struct, frozen=True, kw_only=True):
+    """What few requests set, in addition to Sampling, by vLLM's names. None: not set.
+
+    `sent`: every option as the request has it, for endpoints. `only_endpoints`: the keys of those that no other engine
+    supports. `logprobs`: how many of the likeliest tokens to report in place of each token, with their logarithmic
+    probabilities; 0: of the chosen token alone.
+    """
+
+    sent: dict[str, Any]
+    only_endpoints: tuple[str, ...] = ()
+    guide: Guide | None = None
+
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    logprob_token_ids: tuple[int, ...] | None = None
+    logit_bias: dict[int, float] | None = None
+    allowed_token_ids: tuple[int, ...] | None = None
+    stop_token_ids: tuple[int, ...] | None = None
+    bad_words: tuple[str, ...] | None = None
+    min_tokens: int | None = None
+    thinking_token_budget: int | None = None
+    repetition_detection: dict[str, int] | None = None
+    watermarking: bool | None = None
+    include_stop_str_in_output: bool | None = None
+    skip_special_tokens: bool | None = None
+    spaces_between_special_tokens: bool | None = None
+    vllm_xargs: dict[str, Any] | None = None
+
+    # The prompt.
+    truncate_prompt_tokens: int | None = None  # -1: as many as fit
+    truncation_side: Literal["left", "right"] | None = None
+    add_special_tokens: bool | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    documents: list[dict[str, Any]] | None = None
+    reasoning_effort: str | None = None
+    verbosity: str | None = None
+
+    # The answer.
+    echo: bool | None = None
+    return_token_ids: bool | None = None
+    return_tokens_as_token_ids: bool | None = None
+
+    # The engine's work.
+    priority: int | None = None
+    cache_salt: str | None = None
+    use_activation: bool | None = None
+
+
 class Raw(Struct, frozen=True, kw_only=True):
     """Input that goes to the model unchanged, instead of a conversation.
 
@@ -125,7 +193,8 @@ class Request(Struct, frozen=True, kw_only=True):
     `messages`: normalized: at least one turn; system text (if any) is the first turn and the only one of its role; no
     two consecutive turns of one role and name, except those of tools. A last turn of role assistant is to be continued.
     `tools` None: the request has no tools. `is_thinking` None: the model's default.
-    `raw`: instead of a conversation; there are no messages then.
+    `raw`: instead of a conversation; there are no messages then. `options` None: the request sets none.
+    `keeps_thinking`: whether the answer includes thinking that the request did not ask for; None: the engine decides.
     """
 
     custom_id: str
@@ -135,6 +204,8 @@ class Request(Struct, frozen=True, kw_only=True):
     tools: Tools | None = None
     is_thinking: bool | None = None
     raw: Raw | None = None
+    options: Options | None = None
+    keeps_thinking: bool | None = None
 
     @property
     def kind(self) -> Kind:
@@ -142,7 +213,21 @@ class Request(Struct, frozen=True, kw_only=True):
 
     @property
     def is_continuation(self) -> bool:
-        return self.raw is None and self.messages[-1].role == "assistant"
+        """The answer continues the last turn."""
+        if self.raw is not None:
+            return False
+        if self.options is not None:
+            if self.options.continue_final_message is not None:
+                return self.options.continue_final_message
+            if self.options.add_generation_prompt:
+                return False
+        return self.messages[-1].role == "assistant"
+
+    @property
+    def has_guide(self) -> bool:
+        """The request itself says what the answer must match."""
+        guide = None if self.options is None else self.options.guide
+        return self.sampling.json_schema is not None or (guide is not None and guide.is_constraint)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,8 +280,24 @@ class Usage(Struct, frozen=True, kw_only=True):
         )
 
 
+class TopLogprob(Struct, frozen=True, kw_only=True):
+    """A token that was likely, with the natural logarithm of its probability. `bytes`: of its UTF-8 text, if known."""
+
+    token: str
+    logprob: float
+    bytes: tuple[int, ...] | None = None
+
+
+class TokenLogprob(TopLogprob, frozen=True, kw_only=True):
+    """A token of an answer, and the likeliest ones in its place, likeliest first."""
+
+    top_logprobs: tuple[TopLogprob, ...] = ()
+
+
 class Choice(Struct, frozen=True):
     """`stop_sequence`: the one that ended it, if the engine reports it. `thinking`: the model's reasoning.
+
+    `logprobs`, `token_ids`: of each generated token, if requested.
 
     `stop_reason` refusal: `text` is what the model said instead of an answer. content_filter: `text` is what was
     generated before the filter stopped it.
@@ -207,15 +308,26 @@ class Choice(Struct, frozen=True):
     stop_sequence: str | None = None
     calls: tuple[ToolCall, ...] = ()
     thinking: str | None = None
+    logprobs: tuple[TokenLogprob, ...] | None = None
+    token_ids: tuple[int, ...] | None = None
+
+
+# For each token of a prompt: by token id, as vLLM's API has it; null for the first.
+PromptLogprobs = list[dict[str, dict[str, Any]] | None]
 
 
 class Completion(Struct, frozen=True, kw_only=True):
-    """A request succeeded: one choice, or `num_choices` of them in order; an embedding has vectors instead."""
+    """A request succeeded: one choice, or `num_choices` of them in order; an embedding has vectors instead.
+
+    `prompt_logprobs`, `prompt_token_ids`: if requested.
+    """
 
     choices: tuple[Choice, ...]
     usage: Usage
     kind: Kind = "chat"
     vectors: tuple[Vector, ...] = ()
+    prompt_logprobs: PromptLogprobs | None = None
+    prompt_token_ids: tuple[int, ...] | None = None
 
 
 class Failure(Struct, frozen=True, kw_only=True):

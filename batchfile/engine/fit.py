@@ -8,7 +8,7 @@ import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from batchfile.engine.prompts import ChatPrompts, RawPrompts
+from batchfile.engine.prompts import ChatPrompts, RawPrompts, template_arguments
 from batchfile.errors import InvalidRequest, SettingsError
 from batchfile.types import Request, Sampling, Task, Vector
 
@@ -44,7 +44,7 @@ def token_counter(model: str) -> TokenCounter:
     def count(request: Request) -> list[int]:
         if request.raw is not None:
             return [len(raw.token_ids(given)) for given in request.raw.inputs]
-        return [len(prompts.prompt(request.messages, request.tools).token_ids)]
+        return [len(prompts.prompt(request.messages, request.tools, template_arguments(request)).token_ids)]
 
     return TokenCounter(count=count, max_model_len=bound if isinstance(bound, int) else None)
 
@@ -80,6 +80,26 @@ def fitting_max_tokens(sampling: Sampling, num_prompt: int, max_model_len: int) 
             f"max_model_len {max_model_len}: shorten the prompt or set max_tokens to at most {room}."
         )
     return min(sampling.max_tokens, room)
+
+
+def truncated(request: Request, token_ids: list[int], max_model_len: int, side: str) -> list[int]:
+    """The part of a prompt that `truncate_prompt_tokens` keeps. `side`: the tokenizer's default to cut off."""
+    options = request.options
+    keep = None if options is None else options.truncate_prompt_tokens
+    if options is None or keep is None:
+        return token_ids
+    if keep == -1:  # what fits, with room for one token of an answer
+        keep = max_model_len - (request.kind != "embedding")
+    if len(token_ids) <= keep:
+        return token_ids
+    is_left = (options.truncation_side or side) == "left"
+    return token_ids[len(token_ids) - keep :] if is_left else token_ids[:keep]
+
+
+def check_options(request: Request) -> None:
+    """For engines other than endpoints. Raises: InvalidRequest for an option that only endpoints get."""
+    for key in () if request.options is None else request.options.only_endpoints:
+        raise InvalidRequest(f"{key}: only an endpoint (a pool of the engine http) can support it; remove it.")
 
 
 VALUES_MAX = 1_000_000  # numbers in the vectors of one request: about 20 MB of JSON

@@ -283,12 +283,12 @@ class _Asks(NamedTuple):
 
 
 def _asks(carried: Carried, max_tokens_else: int) -> _Asks:
-    if isinstance(carried, openai_completions.Body):
+    if isinstance(carried, openai_completions.PlainBody):
         return _Asks(_num_input_chars([carried.prompt]), carried.max_tokens or openai_completions.MAX_TOKENS)
-    if isinstance(carried, openai_embeddings.Body):
+    if isinstance(carried, openai_embeddings.PlainBody):
         return _Asks(_num_input_chars(carried.input), 0)
     max_tokens = carried.max_tokens
-    if isinstance(carried, openai_chat.Body):
+    if isinstance(carried, openai_chat.PlainBody):
         num_chars = 0
         max_tokens = max_tokens if carried.max_completion_tokens is None else carried.max_completion_tokens
     else:

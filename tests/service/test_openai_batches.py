@@ -43,7 +43,10 @@ NUM_PAGED = 200
 
 
 def test_a_file_goes_in_and_its_answers_come_out(served: Any, client: Any) -> None:
-    given = [line(f"r{number}") for number in range(50)] + [line("bad", temperature=9), line("also bad", logprobs=True)]
+    given = [line(f"r{number}") for number in range(50)] + [
+        line("bad", temperature=9),
+        line("also bad", audio={"voice": "x"}),
+    ]
     file = strict(FileObject, client.files.create(file=("leads.jsonl", jsonl(*given)), purpose="batch"))
     assert (file.filename, file.bytes, file.purpose, file.status) == (
         "leads.jsonl",
@@ -85,7 +88,7 @@ def test_a_file_goes_in_and_its_answers_come_out(served: Any, client: Any) -> No
     ]
     assert [list(row["response"]["body"]["error"]) for row in errors] == [["message", "type", "param", "code"]] * 2
     assert "temperature" in errors[0]["response"]["body"]["error"]["message"]
-    assert "logprobs" in errors[1]["response"]["body"]["error"]["message"]
+    assert "audio" in errors[1]["response"]["body"]["error"]["message"]
 
 
 def test_output_files_are_files_of_the_same_bytes_each_time_until_they_are_removed(served: Any, client: Any) -> None:

@@ -10,6 +10,7 @@ from math import isfinite
 from typing import Any
 
 from batchfile.engine.fit import vector_of
+from batchfile.engine.http.details import with_details
 from batchfile.engine.tool_wire import call_stem, made_calls
 from batchfile.types import Choice, Completion, Kind, Request, StopReason, ToolCall, Usage, Vector
 
@@ -50,7 +51,8 @@ _STREAM_STARTS = (b"data:", b"event:")
 @dataclass(frozen=True, slots=True)
 class ExpectedAnswer:
     """What an answer may contain. `stem`: the prefix of tool call ids; empty without tools. `num_vectors` and the
-    requested `dimensions`: for an embedding.
+    requested `dimensions`: for an embedding. `keeps_thinking`: also thinking that was not requested. `has_options`:
+    log probabilities and token ids too.
     """
 
     stem: str = ""
@@ -60,6 +62,8 @@ class ExpectedAnswer:
     num_vectors: int = 0
     dimensions: int | None = None
     is_base64: bool = False
+    keeps_thinking: bool = False
+    has_options: bool = False
 
 
 class Odd(ValueError):
@@ -69,10 +73,15 @@ class Odd(ValueError):
 def expected_answer(request: Request) -> ExpectedAnswer:
     raw, num_choices = request.raw, request.sampling.num_choices
     if raw is None:
-        stem = "" if request.tools is None else call_stem(request)
-        return ExpectedAnswer(stem, bool(request.is_thinking), num_choices=num_choices)
+        return ExpectedAnswer(
+            stem="" if request.tools is None else call_stem(request),
+            is_thinking=bool(request.is_thinking),
+            num_choices=num_choices,
+            keeps_thinking=request.keeps_thinking is True,
+            has_options=request.options is not None,
+        )
     if raw.kind == "completion":
-        return ExpectedAnswer(kind=raw.kind, num_choices=num_choices)
+        return ExpectedAnswer(kind=raw.kind, num_choices=num_choices, has_options=request.options is not None)
     return ExpectedAnswer(
         kind=raw.kind, num_vectors=len(raw.inputs), dimensions=raw.dimensions, is_base64=raw.is_base64
     )
@@ -146,11 +155,12 @@ def _completion(body: dict[str, Any], wanted: ExpectedAnswer) -> Completion:
         raise Odd(_advised("it has no choices"))
     if len(choices) != wanted.num_choices:
         raise Odd(f"it has {len(choices)} choices instead of {wanted.num_choices}.")
-    return Completion(
+    made = Completion(
         choices=tuple(_choice(choice, wanted, index) for index, choice in enumerate(choices)),
         usage=_usage(body, "prompt_tokens", "completion_tokens"),
         kind=wanted.kind,
     )
+    return with_details(made, body, choices) if wanted.has_options else made
 
 
 def _choice(choice: dict[str, Any], wanted: ExpectedAnswer, index: int) -> Choice:
@@ -159,14 +169,16 @@ def _choice(choice: dict[str, Any], wanted: ExpectedAnswer, index: int) -> Choic
     text, refused = _text_and_refusal(message.get("content"))
     refusal = refused + _text(message.get("refusal"))
     thought = message.get("reasoning_content") or message.get("reasoning")
-    thinking = _text(thought) if thought is not None and wanted.is_thinking else None
+    keeps_thinking = wanted.is_thinking or wanted.keeps_thinking
+    thinking = _text(thought) if thought is not None and keeps_thinking else None
     calls = _calls(message.get("tool_calls") or [], wanted, index, is_cut=reason == "max_tokens")
     if refusal:
         text = REFUSAL_JOINT.join(filter(None, (text, refusal)))
         reason = "content_filter" if reason == "content_filter" else "refusal"
     if reason == "tool_use" and not calls:
         raise Odd("its finish_reason says that it calls a tool, but it has no tool call.")
-    if message.get("content") is None and not (calls or refusal or thinking) and reason == "end_turn":
+    has_asked_thinking = thinking and wanted.is_thinking
+    if message.get("content") is None and not (calls or refusal or has_asked_thinking) and reason == "end_turn":
         only = ", only reasoning, which was not requested" if thought else ""
         raise Odd(f"its content is null, and it has no tool call and no refusal{only}.")
     if calls and reason == "end_turn":

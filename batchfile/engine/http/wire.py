@@ -3,7 +3,7 @@
 The content of successful responses is parsed in answer.py.
 
 In addition to OpenAI's parameters, it uses those of vLLM's server (top_k, min_p, repetition_penalty, ignore_eos,
-continue_final_message, stop_reason), but only if a request asks for them.
+continue_final_message, stop_reason), but only if a request asks for them. A request's options are sent as they are.
 """
 
 import json
@@ -95,6 +95,9 @@ MODELS_PATH = "/models"  # which every endpoint has
 Answer = Outcome | Unserved | Throttled | Failed
 _NAMES: dict[Kind, str] = {"chat": "chat completion", "completion": "completion", "embedding": "list of embeddings"}
 
+# Options that say what the answer must match, as a response_format does.
+_GUIDES = frozenset({"structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar"})
+
 _TAG = re.compile(r"<(script|style)\b.*?</\1>|<!--.*?-->|<[^>]*>", re.DOTALL | re.IGNORECASE)
 _LIMIT_AND_REQUESTED = re.compile(
     r"\blimit:?\s*(\d[\d,]{0,14})\b.{0,100}?\brequested:?\s*(\d[\d,]{0,14})\b", re.DOTALL | re.IGNORECASE
@@ -118,8 +121,9 @@ def api_root(base_url: str) -> str:
 
 def request_body(request: Request, model: str, max_tokens: int | None) -> bytes:
     """The JSON to post. `max_tokens`: None leaves the limit to the endpoint."""
+    sent = {} if request.options is None else request.options.sent
     if request.raw is not None and request.raw.kind == "embedding":
-        return _embedding_body(request.raw, model)
+        return json.dumps(_embedding_body(request.raw, model) | sent).encode()
     sampling = request.sampling
     optional = {
         sampling.limit_key: max_tokens,
@@ -133,7 +137,7 @@ def request_body(request: Request, model: str, max_tokens: int | None) -> bytes:
         "repetition_penalty": sampling.repetition_penalty,
         "ignore_eos": sampling.ignore_eos or None,
         "n": sampling.num_choices if sampling.num_choices > 1 else None,
-        "response_format": _response_format(sampling),
+        "response_format": None if sent.keys() & _GUIDES else _response_format(sampling),
     }
     if request.tools is not None:
         optional |= _tools(request.tools)
@@ -145,7 +149,7 @@ def request_body(request: Request, model: str, max_tokens: int | None) -> bytes:
         **(about if request.raw is None else {"prompt": request.raw.inputs[0]}),
         "temperature": sampling.temperature,
     } | {name: value for name, value in optional.items() if value is not None}
-    return json.dumps(body).encode()
+    return json.dumps(body | sent).encode()
 
 
 def with_newer_limit(body: bytes) -> bytes:
@@ -258,11 +262,11 @@ def _response_format(sampling: Sampling) -> dict[str, Any] | None:
     return {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema, "strict": True}}
 
 
-def _embedding_body(raw: Raw, model: str) -> bytes:
+def _embedding_body(raw: Raw, model: str) -> dict[str, Any]:
     body: dict[str, Any] = {"model": model, "input": raw.inputs}
     if raw.dimensions is not None:
         body["dimensions"] = raw.dimensions
-    return json.dumps(body | {"encoding_format": "base64" if raw.is_base64 else "float"}).encode()
+    return body | {"encoding_format": "base64" if raw.is_base64 else "float"}
 
 
 def _turn(turn: Message) -> dict[str, Any]:

@@ -66,6 +66,9 @@ class _NativeError(msgspec.Struct, gc=False):
     message: str
 
 
+_Copied = msgspec.Raw | msgspec.UnsetType
+
+
 class _Line(msgspec.Struct, gc=False):
     """A native line. Fields that are only copied, such as the text, stay raw."""
 
@@ -78,6 +81,11 @@ class _Line(msgspec.Struct, gc=False):
     usage: _NativeUsage | None = None
     error: _NativeError | None = None
     kind: str = "chat"
+    choices: _Copied = msgspec.UNSET
+    logprobs: _Copied = msgspec.UNSET
+    token_ids: _Copied = msgspec.UNSET
+    prompt_logprobs: _Copied = msgspec.UNSET
+    prompt_token_ids: _Copied = msgspec.UNSET
 
 
 class _Usage(msgspec.Struct, gc=False):
@@ -116,6 +124,12 @@ class _Message(msgspec.Struct, gc=False):
     diagnostics: None = None
     input_transformations: None = None
     stop_details: _Refusal | None = None
+    # Not Anthropic's: what a request in the native format may ask for, as in native results.
+    choices: _Copied = msgspec.UNSET
+    logprobs: _Copied = msgspec.UNSET
+    token_ids: _Copied = msgspec.UNSET
+    prompt_logprobs: _Copied = msgspec.UNSET
+    prompt_token_ids: _Copied = msgspec.UNSET
 
 
 class _Succeeded(msgspec.Struct, gc=False):
@@ -192,6 +206,11 @@ def _message(line: _Line, message_id: str) -> _Message:
         stop_sequence=line.stop_sequence,
         usage=_usage(line.usage),
         stop_details=_Refusal(explanation(reason)) if is_refusal else None,
+        choices=line.choices,
+        logprobs=line.logprobs,
+        token_ids=line.token_ids,
+        prompt_logprobs=line.prompt_logprobs,
+        prompt_token_ids=line.prompt_token_ids,
     )
 
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Iterator
+from itertools import accumulate
 
 import msgspec
 
@@ -16,6 +17,7 @@ from batchfile.lines.result import (
     decode_result,
     escape_separators,
 )
+from batchfile.types import TokenLogprob
 
 CHUNK_BYTES = 256 * 1024
 
@@ -43,6 +45,7 @@ _INVALID = "invalid_request_error"
 _PLACE = re.compile(r"(?:body\.)?(model|(?<=body\.)[^\s:]+): ")  # the key of the body that a message is about
 
 _encoder = msgspec.json.Encoder()
+_tokens = msgspec.json.Decoder(list[TokenLogprob])
 
 
 def openai_file(chunks: Iterable[bytes], *, batch_id: str, created: int, is_output: bool | None) -> Iterator[bytes]:
@@ -99,7 +102,11 @@ def _completion(result: NativeResult, stem: str, created: int) -> dict[str, obje
     choices = result.choices
     if choices is None:
         message = result.message or NativeMessage(content=[])
-        choices = [NativeChoice(message=message, stop_reason=result.stop_reason or "end_turn")]
+        reason = result.stop_reason or "end_turn"
+        choices = [
+            NativeChoice(message=message, stop_reason=reason, logprobs=result.logprobs, token_ids=result.token_ids)
+        ]
+    details = {"prompt_logprobs": result.prompt_logprobs, "prompt_token_ids": result.prompt_token_ids}
     return {
         "id": f"{'chatcmpl' if is_chat else 'cmpl'}-{stem}",
         "object": "chat.completion" if is_chat else "text_completion",
@@ -107,7 +114,7 @@ def _completion(result: NativeResult, stem: str, created: int) -> dict[str, obje
         "model": result.model or "",
         "choices": [_choice(index, choice, is_chat=is_chat) for index, choice in enumerate(choices)],
         "usage": _usage(result),
-    }
+    } | {name: value for name, value in details.items() if value is not None}
 
 
 def _choice(index: int, choice: NativeChoice, *, is_chat: bool) -> dict[str, object]:
@@ -115,17 +122,33 @@ def _choice(index: int, choice: NativeChoice, *, is_chat: bool) -> dict[str, obj
     return {
         "index": index,
         **({"message": _message(choice, text)} if is_chat else {"text": text}),
-        "logprobs": None,
+        "logprobs": None if choice.logprobs is None else _logprobs(choice.logprobs, is_chat=is_chat),
         "finish_reason": _FINISH.get(choice.stop_reason, "stop"),
+    } | ({} if choice.token_ids is None else {"token_ids": choice.token_ids})
+
+
+def _logprobs(given: msgspec.Raw, *, is_chat: bool) -> dict[str, object]:
+    if is_chat:
+        return {"content": given, "refusal": None}
+    tokens = _tokens.decode(given)
+    offsets = accumulate((len(token.token) for token in tokens[:-1]), initial=0)
+    return {
+        "tokens": [token.token for token in tokens],
+        "token_logprobs": [token.logprob for token in tokens],
+        "top_logprobs": [{top.token: top.logprob for top in token.top_logprobs} for token in tokens],
+        "text_offset": [offset for offset, _ in zip(offsets, tokens, strict=False)],
     }
 
 
 def _message(choice: NativeChoice, text: str) -> dict[str, object]:
-    """Leaves out thinking, which this format does not have."""
+    """`reasoning`: the name that vLLM gives to thinking, which OpenAI's API does not return."""
     calls = [_call(block) for block in choice.message.content if block.type == "tool_use"]
     message: dict[str, object] = {"role": "assistant", "content": text, "refusal": None}
     if calls:
         message |= {"content": text or None, "tool_calls": calls}
+    thinking = "".join([block.thinking for block in choice.message.content])
+    if thinking:
+        message["reasoning"] = thinking
     return message | {"content": None, "refusal": text} if choice.stop_reason == "refusal" else message
 
 
