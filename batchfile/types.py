@@ -9,12 +9,16 @@ from typing import Any, Literal
 
 from msgspec import Struct
 
+from batchfile.request_options import Options
+
 Role = Literal["system", "user", "assistant", "tool"]
 LimitKey = Literal["max_tokens", "max_completion_tokens"]
 StopReason = Literal["end_turn", "max_tokens", "stop_sequence", "tool_use", "refusal", "content_filter"]
 ResultStatus = Literal["succeeded", "errored", "canceled", "expired"]
 InputFormat = Literal["native", "openai"]
-Kind = Literal["chat", "completion", "embedding"]
+Kind = Literal["chat", "completion", "embedding", "score", "rerank"]  # for engines
+Form = Literal["response", "message"]  # of results for a conversation, other than a chat completion
+ResultKind = Kind | Form
 EngineKind = Literal["vllm", "http", "echo"]
 Task = Literal["generate", "embed"]  # what a model is loaded for
 
@@ -106,83 +110,18 @@ class Sampling(Struct, frozen=True, kw_only=True):
     ignore_eos: bool = False  # always generate max_tokens: for benchmarks
 
 
-class Guide(Struct, frozen=True, kw_only=True):
-    """What an answer must match, other than a JSON schema: at most one of `regex`, `choice`, `grammar` and
-    `structural_tag`. The rest, by vLLM's names, is about how JSON may be written, and applies to a JSON schema too.
-    """
-
-    regex: str | None = None
-    choice: tuple[str, ...] | None = None
-    grammar: str | None = None
-    structural_tag: str | None = None  # JSON
-    disable_any_whitespace: bool | None = None
-    disable_additional_properties: bool | None = None
-    whitespace_pattern: str | None = None
-
-    @property
-    def is_constraint(self) -> bool:
-        return any(one is not None for one in (self.regex, self.choice, self.grammar, self.structural_tag))
-
-
-class Options(Struct, frozen=True, kw_only=True):
-    """What few requests set, in addition to Sampling, by vLLM's names. None: not set.
-
-    `sent`: every option as the request has it, for endpoints. `only_endpoints`: the keys of those that no other engine
-    supports. `logprobs`: how many of the likeliest tokens to report in place of each token, with their logarithmic
-    probabilities; 0: of the chosen token alone.
-    """
-
-    sent: dict[str, Any]
-    only_endpoints: tuple[str, ...] = ()
-    guide: Guide | None = None
-
-    logprobs: int | None = None
-    prompt_logprobs: int | None = None
-    logprob_token_ids: tuple[int, ...] | None = None
-    logit_bias: dict[int, float] | None = None
-    allowed_token_ids: tuple[int, ...] | None = None
-    stop_token_ids: tuple[int, ...] | None = None
-    bad_words: tuple[str, ...] | None = None
-    min_tokens: int | None = None
-    thinking_token_budget: int | None = None
-    repetition_detection: dict[str, int] | None = None
-    watermarking: bool | None = None
-    include_stop_str_in_output: bool | None = None
-    skip_special_tokens: bool | None = None
-    spaces_between_special_tokens: bool | None = None
-    vllm_xargs: dict[str, Any] | None = None
-
-    # The prompt.
-    truncate_prompt_tokens: int | None = None  # -1: as many as fit
-    truncation_side: Literal["left", "right"] | None = None
-    add_special_tokens: bool | None = None
-    add_generation_prompt: bool | None = None
-    continue_final_message: bool | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
-    documents: list[dict[str, Any]] | None = None
-    reasoning_effort: str | None = None
-    verbosity: str | None = None
-
-    # The answer.
-    echo: bool | None = None
-    return_token_ids: bool | None = None
-    return_tokens_as_token_ids: bool | None = None
-
-    # The engine's work.
-    priority: int | None = None
-    cache_salt: str | None = None
-    use_activation: bool | None = None
-
-
 class Raw(Struct, frozen=True, kw_only=True):
     """Input that goes to the model unchanged, instead of a conversation.
 
     A completion continues its one input. An embedding request returns a vector for each input, with `dimensions` if
-    given, and in base64 if requested.
+    given, and in base64 if requested. A score or a rerank compares the first `num_queries` inputs with the others, each
+    with its own or one with all; a rerank returns the `top_n` nearest.
     """
 
-    kind: Literal["completion", "embedding"]
+    kind: Literal["completion", "embedding", "score", "rerank"]
     inputs: tuple[Input, ...]
+    num_queries: int = 0
+    top_n: int = 0
     dimensions: int | None = None
     is_base64: bool = False
 
@@ -206,6 +145,15 @@ class Request(Struct, frozen=True, kw_only=True):
     raw: Raw | None = None
     options: Options | None = None
     keeps_thinking: bool | None = None
+    form: Form | None = None
+
+    @property
+    def result_kind(self) -> ResultKind:
+        return self.form or self.kind
+
+    @property
+    def generates(self) -> bool:
+        return self.raw is None or self.raw.kind == "completion"
 
     @property
     def kind(self) -> Kind:
@@ -318,13 +266,14 @@ PromptLogprobs = list[dict[str, dict[str, Any]] | None]
 
 class Completion(Struct, frozen=True, kw_only=True):
     """A request succeeded: one choice, or `num_choices` of them in order; an embedding has vectors instead.
+    A score has a vector of one number for each pair, a rerank one of index and score for each document, nearest first.
 
     `prompt_logprobs`, `prompt_token_ids`: if requested.
     """
 
     choices: tuple[Choice, ...]
     usage: Usage
-    kind: Kind = "chat"
+    kind: ResultKind = "chat"
     vectors: tuple[Vector, ...] = ()
     prompt_logprobs: PromptLogprobs | None = None
     prompt_token_ids: tuple[int, ...] | None = None

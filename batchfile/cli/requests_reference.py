@@ -10,7 +10,15 @@ from typing import Literal, NamedTuple
 import click
 from pydantic import BaseModel
 
-from batchfile.lines.formats import native, openai_chat, openai_completions, openai_embeddings
+from batchfile.lines.formats import (
+    native,
+    openai_chat,
+    openai_completions,
+    openai_embeddings,
+    openai_rerank,
+    openai_responses,
+    openai_scores,
+)
 from batchfile.lines.formats.shared import Effectless, OnlyEndpoints, UnsupportedKey, rules_of
 
 State = Literal["served", "http only", "no effect", "rejected"]
@@ -20,6 +28,9 @@ MODELS: dict[str, type[BaseModel]] = {
     openai_chat.URL: openai_chat.Body,
     openai_completions.URL: openai_completions.Body,
     openai_embeddings.URL: openai_embeddings.Body,
+    openai_responses.URL: openai_responses.Body,
+    openai_scores.URL: openai_scores.Body,
+    openai_rerank.URL: openai_rerank.Body,
 }
 # From `<!-- requests: NAME -->` to `<!-- end -->` the page has the table of this model.
 _BLOCK = re.compile(r"(<!-- requests: (\S+) -->\n).*?(<!-- end -->)", re.S)
@@ -30,13 +41,14 @@ ECHO = frozenset(
     {
         *("dimensions", "encoding_format", "echo", "guided_choice", "input", "logprobs", "max_completion_tokens"),
         *("max_tokens", "messages", "model", "n", "prompt", "stop", "stop_sequences", "structured_outputs", "system"),
-        *("thinking", "tool_choice", "tools", "top_logprobs"),
+        *("thinking", "tool_choice", "tools", "top_logprobs", "text_1", "text_2", "queries", "documents", "items"),
+        *("data_1", "data_2", "query", "top_n", "instructions", "max_output_tokens"),
     }
 )
+_VARIABLE = "a variable of the chat template; rejected if the template does not use it"
 NOTES = {
     "cache_salt": "vLLM's prefix cache is separate for each value",
     "chat_template_kwargs": "variables of the chat template; a template ignores those that it does not use",
-    "documents": "a variable of the chat template; rejected if the template does not use it",
     "echo": "the answer begins with the prompt; on vLLM, not together with `logprobs`",
     "guided_choice": "the older form of `structured_outputs`",
     "guided_grammar": "the older form of `structured_outputs`",
@@ -53,7 +65,7 @@ NOTES = {
     "thinking_token_budget": "vLLM needs a reasoning parser with known markers",
     "tools": "needs a chat template with tools",
     "vllm_xargs": "for samplers of your own in vLLM",
-    "verbosity": "a variable of the chat template; rejected if the template does not use it",
+    "verbosity": _VARIABLE,
 }
 
 
@@ -79,7 +91,10 @@ def rows_of(model: type[BaseModel]) -> list[Row]:
         elif key in only:
             rows.append(Row(key, "http only", "http", f"any other engine rejects it: {only[key].reason}"))
         else:
-            rows.append(Row(key, "served", "vllm, http" + (", echo" if key in ECHO else ""), NOTES.get(key, "")))
+            is_variable = key == "documents" and model in (native.Params, openai_chat.Body)
+            is_followed = key in ECHO and not is_variable
+            note = _VARIABLE if is_variable else NOTES.get(key, "")
+            rows.append(Row(key, "served", "vllm, http" + (", echo" if is_followed else ""), note))
     order: tuple[State, ...] = ("served", "http only", "no effect", "rejected")
     return sorted(rows, key=lambda row: order.index(row.state))
 

@@ -21,23 +21,12 @@ from msgspec.structs import replace as replace_fields
 
 from batchfile.clock import Clock, SystemClock
 from batchfile.engine.base import EngineInfo, EngineStats, Finished, Prepared, in_flight_for
-from batchfile.engine.fit import check_options, check_size, check_task, vector_of
+from batchfile.engine.fit import check_options, check_size, check_task, compared, vector_of
 from batchfile.engine.prompts import prefix_of
 from batchfile.engine.tool_wire import NO_THINKING, NO_TOOLS, call_stem, made_calls
 from batchfile.errors import EngineDead, InvalidRequest, SettingsError
-from batchfile.types import (
-    Choice,
-    Completion,
-    Input,
-    Options,
-    Raw,
-    Request,
-    StopReason,
-    Task,
-    TokenLogprob,
-    TopLogprob,
-    Usage,
-)
+from batchfile.request_options import Options
+from batchfile.types import Choice, Completion, Input, Raw, Request, StopReason, Task, TokenLogprob, TopLogprob, Usage
 
 PREFIX = "BATCHFILE_ECHO_"
 
@@ -172,6 +161,8 @@ class EchoEngine:
             completion = self._with_blocks(request, completion)
         if request.options is not None:
             completion = _with_options(request, request.options, completion)
+        if request.form is not None:
+            completion = replace_fields(completion, kind=request.form)
         return EchoPrepared(
             prefix=prefix_of(request),
             cost=request.sampling.max_tokens,
@@ -276,7 +267,7 @@ class EchoEngine:
         check_task(request, self._task)
         raw = request.raw
         assert raw is not None, "an engine that generates answers conversations"
-        if raw.kind == "embedding":
+        if not request.generates:
             return 1, _vectors(raw)
         text = text_of(raw.inputs[0])
         num_tokens, completion = self._echo(request, text, text.count(" ") + 1)
@@ -341,6 +332,10 @@ def _vectors(raw: Raw) -> Completion:
         numbers = struct.unpack(f"<{num}h", shake_128(text_of(given).encode("utf-8", "replace")).digest(2 * num))
         length = hypot(*numbers) or 1.0
         singles = struct.pack(f"<{num}f", *[number / length for number in numbers])
-        vectors.append(vector_of(struct.unpack(f"<{num}f", singles), is_base64=raw.is_base64))
+        vectors.append(struct.unpack(f"<{num}f", singles))
     usage = Usage(input_tokens=sum(text_of(given).count(" ") + 1 for given in raw.inputs))
-    return Completion(choices=(), usage=usage, kind="embedding", vectors=tuple(vectors))
+    if raw.kind == "embedding":
+        made = tuple(vector_of(vector, is_base64=raw.is_base64) for vector in vectors)
+    else:
+        made = compared(raw, vectors)
+    return Completion(choices=(), usage=usage, kind=raw.kind, vectors=made)

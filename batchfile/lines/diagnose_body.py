@@ -7,7 +7,15 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from batchfile.lines.diagnostics import Diagnostic, Path, shown
-from batchfile.lines.formats import native, openai_chat, openai_completions, openai_embeddings
+from batchfile.lines.formats import (
+    native,
+    openai_chat,
+    openai_completions,
+    openai_embeddings,
+    openai_rerank,
+    openai_responses,
+    openai_scores,
+)
 from batchfile.lines.formats.native import (
     OutputConfig,
     Thinking,
@@ -24,7 +32,10 @@ from batchfile.lines.json_scan import find_fault, longest_number, nesting
 from batchfile.lines.key_advice import Advice, advice, typo_of
 
 _MISSING: Any = object()
-_BODIES = (native.Params, openai_chat.Body, openai_completions.Body, openai_embeddings.Body)
+_BODIES = (
+    *(native.Params, openai_chat.Body, openai_completions.Body, openai_embeddings.Body, openai_responses.Body),
+    *(openai_scores.Body, openai_rerank.Body),
+)
 _FIELDS = frozenset[str]().union(*(model.model_fields for model in _BODIES))
 _SCHEMA_FORM = '{"type": "json_schema", "json_schema": {"name": "...", "schema": {...}}}'
 _IN_JSON_SCHEMA = {"name", "description", "strict", "schema"}

@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Struct
 
 from batchfile.errors import BatchDamaged
-from batchfile.types import Choice, Completion, Failure, Kind, Outcome, ResultStatus, Usage
+from batchfile.types import Choice, Completion, Failure, Outcome, ResultKind, ResultStatus, Usage
 
 _ESCAPES = (
     ("\u2028".encode(), rb"\u2028"),
@@ -70,8 +70,8 @@ class NativeMessage:
 class NativeChoice:
     message: NativeMessage
     stop_reason: str
-    logprobs: msgspec.Raw | None = None
-    token_ids: msgspec.Raw | None = None
+    logprobs: list[msgspec.Raw] | None = None
+    token_ids: list[int] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,8 +79,8 @@ class NativeResult:
     """A decoded result line. `choices`: only if the request asked for several; `message` is then the first.
 
     `usage`: None also for a success if the endpoint did not report it. `stop_sequence`: only if a known one ended the
-    (first) answer. `kind`: "chat" is not written. `vectors`: only for an embedding, which has no message; each as it
-    was written. `line`: of the file, only for a request without a custom_id.
+    (first) answer. `kind`: "chat" is not written. `vectors`: only for an embedding or a score, which have no
+    message; each as it was written. `line`: of the file, only for a request without a custom_id.
     `logprobs` (a list of TokenLogprob) and `token_ids`: of the answer, if requested and if there is one choice; each of
     several `choices` has its own. `prompt_logprobs`, `prompt_token_ids`: if requested.
     """
@@ -94,13 +94,13 @@ class NativeResult:
     error: NativeError | None
     choices: list[NativeChoice] | None = None
     stop_sequence: str | None = None
-    kind: Kind = "chat"
+    kind: ResultKind = "chat"
     vectors: list[msgspec.Raw] | None = None
     line: int | None = None
-    logprobs: msgspec.Raw | None = None
-    token_ids: msgspec.Raw | None = None
-    prompt_logprobs: msgspec.Raw | None = None
-    prompt_token_ids: msgspec.Raw | None = None
+    logprobs: list[msgspec.Raw] | None = None
+    token_ids: list[int] | None = None
+    prompt_logprobs: list[msgspec.Raw] | None = None
+    prompt_token_ids: list[int] | None = None
 
 
 _decoder = msgspec.json.Decoder(NativeResult)

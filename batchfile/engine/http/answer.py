@@ -12,7 +12,7 @@ from typing import Any
 from batchfile.engine.fit import vector_of
 from batchfile.engine.http.details import with_details
 from batchfile.engine.tool_wire import call_stem, made_calls
-from batchfile.types import Choice, Completion, Kind, Request, StopReason, ToolCall, Usage, Vector
+from batchfile.types import Choice, Completion, Form, Kind, Request, StopReason, ToolCall, Usage, Vector
 
 TOKENS_MAX = 2**31  # that one request can use; a larger number is not a real count
 FLOAT_BYTES = 4
@@ -64,6 +64,7 @@ class ExpectedAnswer:
     is_base64: bool = False
     keeps_thinking: bool = False
     has_options: bool = False
+    form: Form | None = None
 
 
 class Odd(ValueError):
@@ -79,11 +80,15 @@ def expected_answer(request: Request) -> ExpectedAnswer:
             num_choices=num_choices,
             keeps_thinking=request.keeps_thinking is True,
             has_options=request.options is not None,
+            form=request.form,
         )
     if raw.kind == "completion":
         return ExpectedAnswer(kind=raw.kind, num_choices=num_choices, has_options=request.options is not None)
     return ExpectedAnswer(
-        kind=raw.kind, num_vectors=len(raw.inputs), dimensions=raw.dimensions, is_base64=raw.is_base64
+        kind=raw.kind,
+        num_vectors=min(len(raw.inputs) - raw.num_queries, raw.top_n or len(raw.inputs)),
+        dimensions=raw.dimensions,
+        is_base64=raw.is_base64,
     )
 
 
@@ -158,7 +163,7 @@ def _completion(body: dict[str, Any], wanted: ExpectedAnswer) -> Completion:
     made = Completion(
         choices=tuple(_choice(choice, wanted, index) for index, choice in enumerate(choices)),
         usage=_usage(body, "prompt_tokens", "completion_tokens"),
-        kind=wanted.kind,
+        kind=wanted.form or wanted.kind,
     )
     return with_details(made, body, choices) if wanted.has_options else made
 
@@ -238,13 +243,21 @@ def _text(given: object) -> str:
 
 
 def _vectors(body: dict[str, Any], wanted: ExpectedAnswer) -> Completion:
+    if wanted.kind == "rerank":
+        made = tuple((float(int(one["index"])), float(one["relevance_score"])) for one in body["results"])
+        if len(made) != wanted.num_vectors:
+            raise Odd(f"it has {len(made)} documents instead of {wanted.num_vectors}.")
+        return Completion(choices=(), usage=_usage(body, "prompt_tokens"), kind=wanted.kind, vectors=made)
     found = sorted(body["data"], key=lambda one: int(one["index"]))
     if len(found) != wanted.num_vectors:
         raise Odd(f"it has {len(found)} vectors instead of {wanted.num_vectors}.")
     if [int(one["index"]) for one in found] != list(range(len(found))):
         raise Odd("the indexes of its vectors do not match the inputs.")
-    vectors = tuple(_vector(one["embedding"], wanted) for one in found)
-    return Completion(choices=(), usage=_usage(body, "prompt_tokens"), kind="embedding", vectors=vectors)
+    if wanted.kind == "score":
+        vectors: tuple[Vector, ...] = tuple((float(one["score"]),) for one in found)
+    else:
+        vectors = tuple(_vector(one["embedding"], wanted) for one in found)
+    return Completion(choices=(), usage=_usage(body, "prompt_tokens"), kind=wanted.kind, vectors=vectors)
 
 
 def _vector(given: Any, wanted: ExpectedAnswer) -> Vector:

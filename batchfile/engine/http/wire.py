@@ -90,10 +90,22 @@ class Failed:
 
 
 TEXT_ALONE = ExpectedAnswer()
-PATHS: dict[Kind, str] = {"chat": "/chat/completions", "completion": "/completions", "embedding": "/embeddings"}
+PATHS: dict[Kind, str] = {
+    "chat": "/chat/completions",
+    "completion": "/completions",
+    "embedding": "/embeddings",
+    "score": "/score",
+    "rerank": "/rerank",
+}
 MODELS_PATH = "/models"  # which every endpoint has
 Answer = Outcome | Unserved | Throttled | Failed
-_NAMES: dict[Kind, str] = {"chat": "chat completion", "completion": "completion", "embedding": "list of embeddings"}
+_NAMES: dict[Kind, str] = {
+    "chat": "chat completion",
+    "completion": "completion",
+    "embedding": "list of embeddings",
+    "score": "list of scores",
+    "rerank": "list of documents in order",
+}
 
 # Options that say what the answer must match, as a response_format does.
 _GUIDES = frozenset({"structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar"})
@@ -122,8 +134,8 @@ def api_root(base_url: str) -> str:
 def request_body(request: Request, model: str, max_tokens: int | None) -> bytes:
     """The JSON to post. `max_tokens`: None leaves the limit to the endpoint."""
     sent = {} if request.options is None else request.options.sent
-    if request.raw is not None and request.raw.kind == "embedding":
-        return json.dumps(_embedding_body(request.raw, model) | sent).encode()
+    if request.raw is not None and not request.generates:
+        return json.dumps(_pooling_body(request.raw, model) | sent).encode()
     sampling = request.sampling
     optional = {
         sampling.limit_key: max_tokens,
@@ -262,7 +274,12 @@ def _response_format(sampling: Sampling) -> dict[str, Any] | None:
     return {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema, "strict": True}}
 
 
-def _embedding_body(raw: Raw, model: str) -> dict[str, Any]:
+def _pooling_body(raw: Raw, model: str) -> dict[str, Any]:
+    first, second = raw.inputs[: raw.num_queries], raw.inputs[raw.num_queries :]
+    if raw.kind == "score":
+        return {"model": model, "text_1": first, "text_2": second}
+    if raw.kind == "rerank":
+        return {"model": model, "query": first[0], "documents": second, "top_n": raw.top_n}
     body: dict[str, Any] = {"model": model, "input": raw.inputs}
     if raw.dimensions is not None:
         body["dimensions"] = raw.dimensions

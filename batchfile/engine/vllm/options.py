@@ -7,7 +7,8 @@ import msgspec
 from msgspec.structs import replace
 
 from batchfile.errors import InvalidRequest
-from batchfile.types import Completion, Options, PromptLogprobs, Request, TokenLogprob, TopLogprob
+from batchfile.request_options import Options
+from batchfile.types import Completion, PromptLogprobs, Request, TokenLogprob, TopLogprob
 
 # Options that vLLM's SamplingParams have under the same names.
 SAME = (
@@ -16,6 +17,13 @@ SAME = (
     *("skip_special_tokens", "spaces_between_special_tokens"),
 )
 LOGPROB_MIN = -9999.0  # vLLM's API never reports less, because JSON has no infinity
+
+
+def check_priority(request: Request, policy: str) -> None:
+    """`policy`: vLLM's for scheduling. Raises: InvalidRequest for a priority that it ignores."""
+    if request.options is not None and request.options.priority and policy != "priority":
+        message = f"priority: this pool schedules by {policy}; remove it, or set scheduling_policy to priority."
+        raise InvalidRequest(message)
 
 
 def sampling_arguments(options: Options) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from msgspec.structs import replace
 from batchfile.engine.prompts import ChatPrompts, template_arguments
 from batchfile.engine.tool_wire import NO_THINKING, NO_TOOLS, call_stem, made_calls, wire_choice, wire_tools
 from batchfile.errors import InvalidRequest, SettingsError
-from batchfile.types import Choice, Options, Request, StopReason, Tools
+from batchfile.request_options import Options
+from batchfile.types import Choice, Request, StopReason, Tools
 
 # Marks of tool calls in chat templates, and the parsers for them. The first match counts.
 TOOL_PARSERS = (

@@ -15,17 +15,19 @@ from batchfile.engine.fit import (
     check_options,
     check_size,
     check_task,
+    compared,
     fitting_max_tokens,
     truncated,
     vector_of,
 )
 from batchfile.engine.prompts import ChatPrompts, RawPrompts, prefix_of_ids
 from batchfile.engine.vllm.guides import Guides
-from batchfile.engine.vllm.options import guide_of, sampling_arguments, with_details
+from batchfile.engine.vllm.options import check_priority, guide_of, sampling_arguments, with_details
 from batchfile.engine.vllm.parsers import Parsers, Reading
 from batchfile.engine.vllm.preflight import why_unavailable
 from batchfile.errors import EngineDead, InvalidRequest, SettingsError
-from batchfile.types import Choice, Completion, Failure, Options, Outcome, Request, Task, Usage
+from batchfile.request_options import Options
+from batchfile.types import Choice, Completion, Failure, Outcome, Raw, Request, ResultKind, Task, Usage
 
 NO_OPTIONS = Options(sent={})
 
@@ -66,25 +68,27 @@ class VllmOptions:
 class VllmPrepared(Prepared):
     """`prompts`: token ids; more than one only for an embedding. `num_sequences`: the number of slots it takes.
 
-    `begun`: the text that the answer is to include, because the request has `echo`.
+    `begun`: the text that the answer is to include, because the request has `echo`. `raw`: of an embedding or a score.
     """
 
     prompts: list[list[int]]
     params: Any
     num_sequences: int
-    request: Request
+    kind: ResultKind
+    options: Options | None
     reading: Reading | None = None
     begun: str = ""
+    raw: Raw | None = None
 
     @property
     def prompt_fields(self) -> dict[str, Any]:
         """What vLLM gets with the token ids of each prompt."""
-        options = self.request.options
-        return {} if options is None or options.cache_salt is None else {"cache_salt": options.cache_salt}
+        salt = None if self.options is None else self.options.cache_salt
+        return {} if salt is None else {"cache_salt": salt}
 
     @property
     def priority(self) -> int:
-        return 0 if self.request.options is None else self.request.options.priority or 0
+        return 0 if self.options is None else self.options.priority or 0
 
 
 class Work(Protocol):
@@ -153,6 +157,7 @@ class Generating:
         self._prompts = ChatPrompts(tokenizer, options.model)
         self._raw_prompts = RawPrompts(tokenizer)
         self._truncation_side: str = tokenizer.truncation_side
+        self._policy: str = llm.llm_engine.vllm_config.scheduler_config.policy
         self._parsers = Parsers(
             tokenizer=llm.get_tokenizer(),
             model_config=config,
@@ -168,6 +173,7 @@ class Generating:
         is given."""
         check_task(request, "generate")
         check_options(request)
+        check_priority(request, self._policy)
         options = request.options or NO_OPTIONS
         if request.raw is not None:
             adds = options.add_special_tokens is not False
@@ -186,13 +192,14 @@ class Generating:
             prompts=[token_ids],
             params=self._params(request, max_tokens, None if reading is None else reading.asked, owner),
             num_sequences=request.sampling.num_choices,
-            request=request,
+            kind=request.result_kind,
+            options=request.options,
             reading=reading,
             begun=self._begun(request) if options.echo else "",
         )
 
     def outcome(self, outputs: list[Any], prepared: VllmPrepared) -> Outcome:
-        [output], [prompt], options = outputs, prepared.prompts, prepared.request.options
+        [output], [prompt], options = outputs, prepared.prompts, prepared.options
         if any(choice.finish_reason in ("error", "abort", None) for choice in output.outputs):
             return Failure(type="model_error", message="vLLM gave up on this request. Run it again.")
         choices = tuple(
@@ -211,7 +218,7 @@ class Generating:
             output_tokens=sum(len(choice.token_ids) for choice in output.outputs),
             cached_tokens=output.num_cached_tokens or 0,
         )
-        completion = Completion(choices=choices, usage=usage, kind=prepared.request.kind)
+        completion = Completion(choices=choices, usage=usage, kind=prepared.kind)
         return completion if options is None else with_details(completion, output, prompt, options)
 
     def _begun(self, request: Request) -> str:
@@ -301,12 +308,14 @@ class Embedding:
         tokenizer = copy.deepcopy(llm.get_tokenizer())
         self._prompts = RawPrompts(tokenizer)
         self._side: str = tokenizer.truncation_side
+        self._policy: str = llm.llm_engine.vllm_config.scheduler_config.policy
 
     def prepare(self, request: Request) -> VllmPrepared:
         from vllm import PoolingParams
 
         check_task(request, "embed")
         check_options(request)
+        check_priority(request, self._policy)
         raw, options = request.raw, request.options or NO_OPTIONS
         assert raw is not None, "an embedding has inputs"
         check_size(len(raw.inputs), raw.dimensions or self._dimensions)
@@ -324,14 +333,21 @@ class Embedding:
             prompts=prompts,
             params=PoolingParams(task="embed", dimensions=raw.dimensions, use_activation=options.use_activation),
             num_sequences=len(prompts),
-            request=request,
+            kind=request.kind,
+            options=request.options,
+            raw=raw,
         )
 
     def outcome(self, outputs: list[Any], prepared: VllmPrepared) -> Outcome:
-        is_base64 = prepared.request.raw is not None and prepared.request.raw.is_base64
-        vectors = tuple(vector_of(output.outputs.data.tolist(), is_base64=is_base64) for output in outputs)
+        raw = prepared.raw
+        assert raw is not None, "an embedding has inputs"
+        found = [output.outputs.data.tolist() for output in outputs]
+        is_embedding = raw.kind == "embedding"
+        vectors = (
+            tuple(vector_of(one, is_base64=raw.is_base64) for one in found) if is_embedding else compared(raw, found)
+        )
         usage = Usage(
             input_tokens=sum(map(len, prepared.prompts)),
             cached_tokens=sum(output.num_cached_tokens or 0 for output in outputs),
         )
-        return Completion(choices=(), usage=usage, kind="embedding", vectors=vectors)
+        return Completion(choices=(), usage=usage, kind=raw.kind, vectors=vectors)

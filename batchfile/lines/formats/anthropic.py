@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 
 import msgspec
 
-from batchfile.lines.formats.stage import VECTORS, whole_lines
+from batchfile.lines.formats.stage import POOLED, VECTORS, whole_lines
 from batchfile.lines.result import REFUSALS, escape_separators, explanation
 
 # The types that the clients know; any other type becomes api_error.
@@ -66,7 +66,7 @@ class _NativeError(msgspec.Struct, gc=False):
     message: str
 
 
-_Copied = msgspec.Raw | msgspec.UnsetType
+_Copied = list[msgspec.Raw] | msgspec.UnsetType
 
 
 class _Line(msgspec.Struct, gc=False):
@@ -181,9 +181,14 @@ def anthropic_lines(chunks: Iterable[bytes], batch_id: str) -> Iterator[bytes]:
         number += len(lines)
 
 
+def message_of(result: bytes, message_id: str) -> msgspec.Struct:
+    """The Message of a native result line that succeeded."""
+    return _message(_decoder.decode(result), message_id)
+
+
 def _response(line: _Line, message_id: str) -> _Response:
     custom_id = _NO_ID if bytes(line.custom_id) == b"null" else line.custom_id
-    if line.kind == "embedding":
+    if line.kind in POOLED:
         return _Response(custom_id, _VECTORS)
     if line.status == "succeeded":
         return _Response(custom_id, _Succeeded(_message(line, message_id)))

@@ -38,7 +38,8 @@ from batchfile.lines.formats.shared import (
     unsupported_keys_of,
     without_user,
 )
-from batchfile.types import Defaults, Message, Options, Request, Role, Sampling, Tool, ToolCall, Tools
+from batchfile.request_options import Options
+from batchfile.types import Defaults, Message, Request, Role, Sampling, Tool, ToolCall, Tools
 
 _GEO = "choosing where the model runs is not supported; remove it (the model runs where its pool was started)"
 

@@ -24,7 +24,8 @@ from batchfile.lines.formats.shared import (
     UnsupportedKey,
     Whole,
 )
-from batchfile.types import Defaults, Input, LimitKey, Options, Sampling
+from batchfile.request_options import Options
+from batchfile.types import Defaults, Input, LimitKey, Sampling
 
 TEMPERATURE = 1.0  # OpenAI's default
 

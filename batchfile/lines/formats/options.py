@@ -22,7 +22,7 @@ from batchfile.lines.formats.shared import (
     Whole,
     rules_of,
 )
-from batchfile.types import Guide, Options
+from batchfile.request_options import Guide, Options
 
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 CHOICES_MAX = 128  # OpenAI's limit
@@ -64,6 +64,9 @@ def _parsed(given: Any) -> Any:
 
 JsonSchema = Annotated[dict[str, Any], BeforeValidator(_parsed)]
 Choices = Annotated[list[Name], Field(min_length=1)]
+
+
+TemplateArguments = Annotated[dict[str, Any], AfterValidator(_template_arguments)]
 
 
 class StructuredOutputs(Strict):
@@ -139,6 +142,9 @@ class GeneratingOptions(PromptOptions):
 
     kv_transfer_params: Annotated[Any, _DISAGGREGATED] = None
     ec_transfer_params: Annotated[Any, _DISAGGREGATED] = None
+    return_weight_versions: Annotated[
+        Any, UnsupportedKey((None, False), "the version of the weights is not reported; remove it")
+    ] = None
     routed_experts_prompt_start: Annotated[
         Any, UnsupportedKey((None, 0), "routed experts are not reported; remove it")
     ] = None
@@ -149,7 +155,7 @@ class ChatOptions(GeneratingOptions):
 
     logprobs: bool | None = None
     top_logprobs: NumLogprobs | None = None
-    chat_template_kwargs: Annotated[dict[str, Any], AfterValidator(_template_arguments)] | None = None
+    chat_template_kwargs: TemplateArguments | None = None
     documents: list[dict[str, Any]] | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
