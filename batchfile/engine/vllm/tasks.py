@@ -320,6 +320,7 @@ class Embedding:
         assert raw is not None, "an embedding has inputs"
         check_size(len(raw.inputs), raw.dimensions or self._dimensions)
         adds = options.add_special_tokens is not False
+        activation = {} if options.use_activation is None else {"use_activation": options.use_activation}
         prompts = [
             truncated(
                 request, self._prompts.token_ids(given, adds_special_tokens=adds), self._max_model_len, self._side
@@ -331,7 +332,7 @@ class Embedding:
             prefix=prefix_of_ids(prompts[0]),
             cost=sum(map(len, prompts)),
             prompts=prompts,
-            params=PoolingParams(task="embed", dimensions=raw.dimensions, use_activation=options.use_activation),
+            params=PoolingParams(task="embed", dimensions=raw.dimensions, **activation),
             num_sequences=len(prompts),
             kind=request.kind,
             options=request.options,
