@@ -240,6 +240,12 @@ WRONG = [
         "params.structured_outputs: has regex and choice; keep one of them",
     ),
     ("params", {"structured_outputs": {"json_object": False}}, "params.structured_outputs: needs one of json, "),
+    ("params", {"guided_whitespace_pattern": " "}, "params.guided_whitespace_pattern: needs one of json, json_object"),
+    (
+        "params",
+        {"output_config": {"format": {"type": "json_schema", "schema": SCHEMA}}, "guided_regex": "x"},
+        "params.guided_regex: conflicts with output_config; keep one of them",
+    ),
     (
         openai_chat.URL,
         {"guided_choice": ["x"], "response_format": {"type": "json_object"}},
@@ -287,6 +293,23 @@ def test_a_json_schema_under_vllms_names_is_the_requests_own_schema(parts: dict[
         request = parsed(place, parts)
         assert request.sampling.json_schema == SCHEMA
         assert "response_format" not in json.loads(request_body(request, "m", 5)), "it is sent as the request has it"
+
+
+def test_a_response_format_of_text_leaves_the_guide_to_the_options() -> None:
+    request = parsed(openai_chat.URL, {"response_format": {"type": "text"}, "structured_outputs": {"json": SCHEMA}})
+    assert request.sampling.json_schema == SCHEMA
+
+
+def test_a_response_format_may_be_combined_with_how_json_is_written() -> None:
+    form = {"type": "json_schema", "json_schema": {"name": "n", "schema": SCHEMA}}
+    asked = {"response_format": form, "structured_outputs": {"disable_any_whitespace": True}}
+    request = parsed(openai_chat.URL, asked)
+    assert request.sampling.json_schema == SCHEMA
+    assert request.options is not None
+    assert request.options.guide is not None
+    assert request.options.guide.disable_any_whitespace
+    sent = json.loads(request_body(request, "m", 5))
+    assert {key: sent[key] for key in asked} == asked
 
 
 def test_a_structural_tag_is_sent_as_it_is_and_given_to_vllm_as_text() -> None:

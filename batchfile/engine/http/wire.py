@@ -107,9 +107,6 @@ _NAMES: dict[Kind, str] = {
     "rerank": "list of documents in order",
 }
 
-# Options that say what the answer must match, as a response_format does.
-_GUIDES = frozenset({"structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar"})
-
 _TAG = re.compile(r"<(script|style)\b.*?</\1>|<!--.*?-->|<[^>]*>", re.DOTALL | re.IGNORECASE)
 _LIMIT_AND_REQUESTED = re.compile(
     r"\blimit:?\s*(\d[\d,]{0,14})\b.{0,100}?\brequested:?\s*(\d[\d,]{0,14})\b", re.DOTALL | re.IGNORECASE
@@ -149,7 +146,7 @@ def request_body(request: Request, model: str, max_tokens: int | None) -> bytes:
         "repetition_penalty": sampling.repetition_penalty,
         "ignore_eos": sampling.ignore_eos or None,
         "n": sampling.num_choices if sampling.num_choices > 1 else None,
-        "response_format": None if sent.keys() & _GUIDES else _response_format(sampling),
+        "response_format": None if _is_guided_by(sent) else _response_format(sampling),
     }
     if request.tools is not None:
         optional |= _tools(request.tools)
@@ -261,6 +258,12 @@ def is_max_tokens_complaint(answer: Outcome) -> bool:
     if not isinstance(answer, Failure) or answer.type != "invalid_request_error":
         return False
     return any(word in answer.message for word in ("max_tokens", "max_completion_tokens", "context length"))
+
+
+def _is_guided_by(sent: Mapping[str, Any]) -> bool:
+    """Whether the options already say which JSON the answer must be."""
+    asked = sent.get("structured_outputs", {})
+    return "guided_json" in sent or "json" in asked or "json_object" in asked
 
 
 def _response_format(sampling: Sampling) -> dict[str, Any] | None:

@@ -145,6 +145,7 @@ def _sampling_of(
     limit_key: LimitKey,
     guided_schema: dict[str, Any] | None,
 ) -> Sampling:
+    own_schema = None if body.response_format is None else body.response_format.schema_or_none
     temperature = body.temperature
     if temperature is None:
         temperature = TEMPERATURE if defaults.temperature is None else defaults.temperature
@@ -162,7 +163,7 @@ def _sampling_of(
         frequency_penalty=body.frequency_penalty,
         repetition_penalty=body.repetition_penalty,
         ignore_eos=body.ignore_eos,
-        json_schema=guided_schema if body.response_format is None else body.response_format.schema_or_none,
+        json_schema=guided_schema if own_schema is None else own_schema,
         schema_form=_schema_form(body),
         num_choices=body.n or 1,
     )

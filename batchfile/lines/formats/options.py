@@ -169,12 +169,13 @@ class ChatOptions(GeneratingOptions):
     ] = None
 
 
+_SPACES = "guided_whitespace_pattern"  # says how JSON is written, not what
 _OLDER_GUIDES = {
     "guided_json": "json",
     "guided_regex": "regex",
     "guided_choice": "choice",
     "guided_grammar": "grammar",
-    "guided_whitespace_pattern": "whitespace_pattern",
+    _SPACES: "whitespace_pattern",
 }
 _CONSTRAINTS = ("json", "json_object", "regex", "choice", "grammar", "structural_tag")
 
@@ -240,14 +241,20 @@ def option_problems(sent: Mapping[str, Any], root: str, formats: Sequence[str] =
     if sent.get("continue_final_message") and sent.get("add_generation_prompt"):
         message = "cannot be true together with continue_final_message; remove one of them"
         found.append(Diagnostic((root, "add_generation_prompt"), message, "Remove it."))
-    guide = guide_of(sent)
-    named = [name for name in _CONSTRAINTS if name in guide]
-    keys = [*formats, *(key for key in ("structured_outputs", *_OLDER_GUIDES) if key in sent)]
-    if len(keys) > 1 and not (named == [] or keys == ["guided_whitespace_pattern"]):
-        others = [key for key in keys if key != "guided_whitespace_pattern"]
-        if len(others) > 1:
-            found.append(Diagnostic((root, others[1]), f"conflicts with {others[0]}; keep one of them"))
-    if "structured_outputs" in sent and len(named) != 1 and not formats:
-        told = f"has {' and '.join(named)}; keep one of them" if named else f"needs one of {', '.join(_CONSTRAINTS)}"
-        found.append(Diagnostic((root, "structured_outputs"), told))
-    return found
+    return found + _guide_problems(sent, root, formats)
+
+
+def _guide_problems(sent: Mapping[str, Any], root: str, formats: Sequence[str]) -> list[Diagnostic]:
+    """An answer can match one thing only."""
+    asked = guide_of({"structured_outputs": sent.get("structured_outputs", {})})
+    named = [name for name in _CONSTRAINTS if name in asked]
+    older = [key for key in _OLDER_GUIDES if key in sent and key != _SPACES]
+    keys = [*formats, *(["structured_outputs"] if named else []), *older]
+    if len(named) > 1:
+        return [Diagnostic((root, "structured_outputs"), f"has {' and '.join(named)}; keep one of them")]
+    if len(keys) > 1:
+        return [Diagnostic((root, keys[1]), f"conflicts with {keys[0]}; keep one of them")]
+    about = [key for key in ("structured_outputs", _SPACES) if key in sent]
+    if about and not keys:
+        return [Diagnostic((root, about[0]), f"needs one of {', '.join(_CONSTRAINTS)} in structured_outputs")]
+    return []
