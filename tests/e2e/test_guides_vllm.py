@@ -195,7 +195,7 @@ OPTIONS = {
     "echo": asked("echo", RAW, prompt="one two", echo=True),
     "two": asked("two", n=2, temperature=1, logprobs=True, min_tokens=2),
     "priority": asked("priority", priority=3),
-    "special": asked("special", skip_special_tokens=False, stop_token_ids=[2], max_tokens=40),
+    "special": asked("special", skip_special_tokens=False, include_stop_str_in_output=True, max_tokens=40),
     "new turn": asked(
         "new turn",
         messages=[{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}],
@@ -235,7 +235,8 @@ def test_options_do_what_vllm_does_with_them_and_a_bad_one_fails_alone(ledger: L
     assert texts["regex"].isdecimal()
     assert len(texts["regex"]) == 3
     found = done["logprobs"]["logprobs"]
-    assert "".join(token["token"] for token in found) == texts["logprobs"]
+    said = "".join(token["token"] for token in found)
+    assert said.removesuffix("<|im_end|>") == texts["logprobs"], "with the token that ends it, as in vLLM's API"
     assert [len(token["top_logprobs"]) for token in found] == [3] * len(found)
     assert all(token["logprob"] == token["top_logprobs"][0]["logprob"] <= 0 for token in found), "it is greedy"
     assert done["prompt"]["prompt_logprobs"][0] is None
