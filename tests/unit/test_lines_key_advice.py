@@ -46,7 +46,7 @@ def fields(module: Any) -> set[str]:
         (openai_chat.URL, "thinking", "is not supported here; use reasoning_effort"),
         ("params", "verbosity", "verbosity is not supported; remove it"),
         ("params", "streem", "unknown field; remove it"),  # a batch does not stream
-        ("params", "top_n", "unknown field; remove it"),
+        ("params", "top_n", "is not a field of this format; remove it"),
         ("params", "tok_p", "unknown field; remove it"),  # top_k or top_p
         ("params", "models", "models is not supported; remove it"),
         ("params", "response_format", "is not supported here; use output_config"),
