@@ -9,8 +9,12 @@ newest := ".cache/newest"
 engines := "tests/e2e tests/contract/test_engine.py tests/bench"
 fast := "tests/unit tests/contract/test_ledger*.py tests/contract/test_runner.py"
 
-# lint, types and the fast tests: what a change needs, in under 30 seconds
-check: lint
+# lint, types and the fast tests, side by side: what a change needs, in under 30 seconds
+[parallel]
+check: lint fast-tests
+
+# the tests of rules without processes, and of the ledger and the runner in memory
+fast-tests:
     {{python}} -m pytest -q -n 2 -p no:schemathesis -m "not slow and not long and not vllm" {{fast}}
 
 # the same on the oldest and the newest Python that is installed here, each in an environment of its own

@@ -16,9 +16,11 @@ from batchfile.errors import InvalidFile, InvalidRequest, TooLarge
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.idempotency import KeyedBatch
 from batchfile.ledger.records import BatchRecord
+from batchfile.lines.kinds import KIND_BYTES, detect, refusal
 from batchfile.lines.split_document import EXAMPLE, STAGE_EXAMPLE, iter_requests, read_document
 from batchfile.plan.options import CreateOptions
 from batchfile.plan.policy import Place, by_line, by_number
+from batchfile.plan.reuse_sources import reuse_for
 from batchfile.plan.submit import create_once, made_before, submit
 from batchfile.routing import route
 from batchfile.settings import Settings
@@ -40,6 +42,7 @@ ID_LETTERS = string.digits + string.ascii_letters
 
 RETRY_COUNT = "x-stainless-retry-count"  # the official SDKs number their attempts from 0
 NUMBER = re.compile(r"[0-9]{1,9}")
+LINE_EXAMPLE = '{"custom_id": "a", "params": {...}}'
 LINE_TYPES = {"application/x-ndjson", "application/ndjson", "application/jsonl", "application/x-jsonlines"}
 
 # Which rules apply to a body: native; stage, where a batch has a stage; Anthropic's, where it has none.
@@ -106,10 +109,11 @@ def create_batch(
     """The batch of a body: a new one, or for a repeated create the existing one.
 
     `full`: why no new batch can be created, if so.
-    Raises: InvalidFile with its subclasses RequestRefused and TooLarge; KeyReused; Refusal 415; `full`;
-    StoreUnavailable (repeating the create completes it). After any error but the last, no batch exists.
+    Raises: InvalidFile with its subclasses RequestRefused and TooLarge; NotFound, of a batch to reuse; KeyReused;
+    Refusal 415; `full`; StoreUnavailable (repeating the create completes it). After any error but the last, no batch
+    exists.
     """
-    upload = _open(spooled, content_type, options.stage, settings, contract)
+    upload = _open(spooled, content_type, options, settings, contract)
     options = replace(options, stage=upload.stage)
     routing = options.route(upload.routing)
     digest = f"{spooled.sha256} {options.stage or ''}{options.digest}"
@@ -118,6 +122,9 @@ def create_batch(
         if made is None:
             raise full
         return made
+    if options.reuse is not None and (made := made_before(ledger, options, digest)) is not None:
+        return made  # what it has reused may have expired since
+    reuse = reuse_for(ledger, options)
     is_messages = contract == "anthropic" and options.stage is None
     own = Defaults() if contract == "native" else MESSAGE_DEFAULTS if is_messages else STAGE_DEFAULTS
     limit = settings.api.requests_max
@@ -130,7 +137,9 @@ def create_batch(
     def make(keyed: KeyedBatch) -> BatchRecord:
         defaults = replace(own, output_schema=settings.schema_of(options.stage))
         draft = options.draft(keyed.batch_id, keyed.created_at, routing, defaults)
-        return submit(ledger, draft, upload.chunks, size=spooled.size, policy=policy, is_shared=keyed.is_shared)
+        return submit(
+            ledger, draft, upload.chunks, size=spooled.size, policy=policy, is_shared=keyed.is_shared, reuse=reuse
+        )
 
     return create_once(ledger, options, digest, _new_message_id() if is_messages else _new_id(), make)
 
@@ -144,14 +153,14 @@ def _new_message_id() -> str:
 
 
 def _open(
-    spooled: Spooled, content_type: str | None, stage: str | None, settings: Settings, contract: Contract
+    spooled: Spooled, content_type: str | None, options: CreateOptions, settings: Settings, contract: Contract
 ) -> _Upload:
-    """`stage`: the query parameter."""
-    routing = settings.routing()
+    routing, stage = settings.routing(), options.stage
     media_type = (content_type or "application/json").partition(";")[0].strip().lower()
     if media_type in LINE_TYPES:
         if stage is not None or contract == "stage":
             stage = _known_stage(routing, stage, "add ?stage=NAME to the URL, with one of")
+        _check_kind(spooled.view(), "the body", is_lines=True)
         chunks = _slices(spooled.view(), settings.api.requests_max)
         return _Upload(stage=stage, routing=routing, chunks=chunks, place=by_line)
     if media_type != "application/json" and not media_type.endswith("+json"):
@@ -161,6 +170,8 @@ def _open(
     if not spooled.size:
         raise InvalidFile(f"the body is empty; send an object such as {example}")
     document = read_document(spooled.view(), spooled.scratch(), example=example)
+    if not options.is_strict:  # else the first request is rejected, by its place
+        _check_kind(document.requests, "requests")
     chunks = iter_requests(document.requests)
     if document.stage is None and stage is None and contract == "anthropic":
         if document.model_hint is not None:
@@ -173,6 +184,15 @@ def _open(
         # The batch's hint replaces the pool of its stage; a request's own hint still takes precedence.
         routing = replace(routing, stages={found: _pool_of(routing, document.model_hint)})
     return _Upload(stage=found, routing=routing, chunks=chunks, place=by_number)
+
+
+def _check_kind(data: memoryview, name: str, *, is_lines: bool = False) -> None:
+    """Raises: InvalidFile that says what `data` is, if none of its first items is a request, or no line should be."""
+    kind = detect("", bytes(data[:KIND_BYTES]))
+    if kind.is_ready and not (is_lines and kind.is_array):
+        return
+    what_to_send = f"; or send one request on each line, such as {LINE_EXAMPLE}" if kind.content == "rows" else ""
+    raise InvalidFile(refusal(kind, "FILE", name) + what_to_send)
 
 
 def _known_stage(routing: RoutingTable, stage: str | None, how: str) -> str:

@@ -140,6 +140,9 @@ class LocalRun(BaseModel):
     temperature: float | None = Field(
         default=None, ge=0, le=2, description="Sampling temperature, for requests that do not say."
     )
+    gpu_hour: float | None = Field(
+        default=None, ge=0, description="The price of a GPU per hour in US dollars, to show what a run costs."
+    )
     grace_s: float | None = Field(
         default=None,
         ge=0,

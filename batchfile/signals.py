@@ -58,11 +58,15 @@ class StopSignals(ABC):
 
     def handle(self, number: int, frame: FrameType | None) -> None:
         """In the main thread. Raises: Interrupted without a ready engine."""
-        self.num += 1
+        self.num += 1  # first of all: the next signal may interrupt this call anywhere
+        self.stop(number, self.num)
+
+    def stop(self, number: int, num: int) -> None:
+        """Stop for the signal `number`, which is the `num`th. Raises: as `handle`."""
         runner = self.runner
         if runner is None or runner.is_building:
             raise Interrupted(number)
-        if self.num == 1:
+        if num == 1:
             runner.stop()
         else:
             runner.stop_now()

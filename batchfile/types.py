@@ -7,6 +7,7 @@ request are Structs: creating a frozen dataclass of 13 fields takes 2.6 us, a St
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import msgspec
 from msgspec import Struct
 
 from batchfile.request_options import Options
@@ -184,6 +185,7 @@ class Defaults:
 
     `temperature` None: the default of the input format: 0.2 for `params` lines, 1.0 for OpenAI lines. If there is an
     `output_schema` (a JSON schema), every answer must match it; it also guides requests without a schema of their own.
+    `url`: of a line with only custom_id and body; None: chat completions.
     `needs_max_tokens`: reject a `params` line without max_tokens, as Anthropic's API does.
     `needs_answer`: a refusal counts as a failed request, because the format of the results cannot express it.
     """
@@ -192,6 +194,7 @@ class Defaults:
     temperature: float | None = None
     model: str | None = None
     output_schema: dict[str, Any] | None = None
+    url: str | None = None
     needs_max_tokens: bool = False
     needs_answer: bool = False
 
@@ -294,9 +297,25 @@ class Failure(Struct, frozen=True, kw_only=True):
 Outcome = Completion | Failure
 
 
+class FailureGroup(Struct, frozen=True, kw_only=True):
+    """Requests that did not succeed for one reason. `message`: … stands for what differs between them.
+
+    `line` (of the input, from 1; while the batch runs, without the blank lines of its range) and `custom_id` are those
+    of one of them. `advice`: what to do.
+    """
+
+    type: str
+    message: str
+    num_requests: int = msgspec.field(name="requests")
+    line: int | None = None
+    custom_id: str | None = None
+    http_status: int | None = None
+    advice: str = ""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counts:
-    """Finished requests by how they ended.
+    """Finished requests by how they ended. `errored` includes `rejected`: those that were invalid and never ran.
 
     >>> counts = done.last_status.counts
     >>> counts.succeeded, counts.errored, counts.finished
@@ -307,6 +326,12 @@ class Counts:
     errored: int = 0
     canceled: int = 0
     expired: int = 0
+    rejected: int = 0
+
+    @property
+    def failed(self) -> int:
+        """Requests that ran without a valid answer."""
+        return self.errored - self.rejected
 
     @property
     def finished(self) -> int:
@@ -318,6 +343,7 @@ class Counts:
             errored=self.errored + other.errored,
             canceled=self.canceled + other.canceled,
             expired=self.expired + other.expired,
+            rejected=self.rejected + other.rejected,
         )
 
     def __sub__(self, other: "Counts") -> "Counts":
@@ -326,6 +352,7 @@ class Counts:
             errored=self.errored - other.errored,
             canceled=self.canceled - other.canceled,
             expired=self.expired - other.expired,
+            rejected=self.rejected - other.rejected,
         )
 
 

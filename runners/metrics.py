@@ -45,8 +45,8 @@ class RunnerCollector(Collector):
         stats, state = runner.engine_stats(), state_of(runner)
         yield self._counter(
             "requests",
-            "Requests with a result, by outcome; refused: rejected before the engine",
-            {"succeeded": counts.succeeded, "failed": counts.failed, "refused": counts.refused},
+            "Requests with a result, by outcome; rejected: the request was invalid",
+            {"succeeded": counts.succeeded, "failed": counts.failed, "rejected": counts.rejected},
             "outcome",
         )
         tokens: dict[str, float] = {

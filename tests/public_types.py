@@ -53,6 +53,8 @@ def remote() -> None:
         assert_type(client, batchfile.Connection)
         batch = client.submit("in.jsonl", stage="email", metadata={"team": "blue"})
         assert_type(batch, batchfile.Batch)
+        client.submit("in.csv", prompt="{{ review }}", choices="good,bad", limit=10)
+        client.submit("in.csv", promt="{{ review }}")  # type: ignore[call-arg]
         assert_type(client.batches(), Iterator[batchfile.Batch])
         status = batch.wait(timeout_s=60)
         assert_type(status, batchfile.BatchStatus)

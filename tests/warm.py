@@ -1,6 +1,6 @@
 """Our commands as processes that start warm: forked from a process that has loaded their modules already.
 
-`python -m batchfile` and `python -m api` spend most of their start on imports, and the tests start hundreds. A process
+`python -m batchfile`, `api` and `runners` spend most of their start on imports, and the tests start hundreds. A process
 from here is as real in everything else: its environment, folder, files, signals and exit code are its own. What a start
 itself does is tested with `subprocess`.
 
@@ -17,9 +17,10 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -35,13 +36,20 @@ LOADED = (
     "batchfile.local.session",
     "batchfile.store.directory",
     "batchfile.store.s3",
+    "runners.__main__",
+    "runners.supervisor",
+    "runners.worker",
 )
 MESSAGE_BYTES_MAX = 200_000
 WAIT_S = 1200.0  # only against a hang
 
 
 class Warm:
-    """A process that runs `python -m MODULE ARGUMENTS`; what `subprocess.Popen` has of that name, it has too."""
+    """A process that runs `python -m MODULE ARGUMENTS`; what `subprocess.Popen` has of a name, it has too.
+
+    `module`: or "-c", with the program as the first argument. `stdin` is empty by default, `stdout` and `stderr` are
+    pipes, which `communicate` reads and closes.
+    """
 
     def __init__(
         self,
@@ -50,19 +58,34 @@ class Warm:
         *,
         cwd: Path,
         env: Mapping[str, str],
-        stdin: IO[bytes] | None = None,
-        stdout: IO[bytes],
-        stderr: IO[bytes],
+        stdin: IO[bytes] | int = subprocess.DEVNULL,
+        stdout: IO[bytes] | int = subprocess.PIPE,
+        stderr: IO[bytes] | int = subprocess.PIPE,
+        text: bool = False,
     ) -> None:
         self.args = [sys.executable, "-m", module, *arguments]
         self.returncode: int | None = None
-        self._end, theirs = socket.socketpair()
         message = json.dumps({"module": module, "arguments": list(arguments), "cwd": str(cwd), "env": dict(env)})
-        with theirs, open(os.devnull, "rb") as nothing:
-            files = [(stdin or nothing).fileno(), stdout.fileno(), stderr.fileno(), theirs.fileno()]
-            _forker().send(message.encode(), files)
+        self._end, end = socket.socketpair()
+        with end, ExitStack() as theirs:
+            self.stdin, reader = _stream(stdin, theirs, "w", text)
+            self.stdout, out = _stream(stdout, theirs, "r", text)
+            self.stderr, err = _stream(stderr, theirs, "r", text)
+            _forker().send(message.encode(), [reader, out, err, end.fileno()])
         self._answers = self._end.makefile()
         self.pid = int(self._answers.readline())
+
+    def communicate(self, input: Any = None, timeout: float | None = None) -> tuple[Any, Any]:
+        """Raises: subprocess.TimeoutExpired, after it has killed the process."""
+        with ThreadPoolExecutor(3) as threads:
+            threads.submit(_feed, self.stdin, input)
+            out, err = (threads.submit(_read, pipe) for pipe in (self.stdout, self.stderr))
+            try:
+                self.wait(timeout)
+            except subprocess.TimeoutExpired:
+                self.kill()
+                raise
+            return out.result(), err.result()
 
     def poll(self) -> int | None:
         if self.returncode is None and _is_readable(self._end, 0.0):
@@ -94,28 +117,35 @@ def run(
     module: str, arguments: Sequence[str], *, cwd: Path, env: Mapping[str, str], stdin: bytes = b""
 ) -> subprocess.CompletedProcess[bytes]:
     """To its end. `stdin` is a pipe, as `subprocess.run` has it."""
+    process = Warm(module, arguments, cwd=cwd, env=env, stdin=subprocess.PIPE)
+    out, err = process.communicate(stdin, timeout=WAIT_S)
+    return subprocess.CompletedProcess(process.args, process.wait(), out, err)
+
+
+def _stream(given: IO[bytes] | int, theirs: ExitStack, mode: str, text: bool) -> tuple[IO[Any] | None, int]:
+    """Our end of a pipe, if one is to be made, and what the process gets, open until `theirs` ends."""
+    if not isinstance(given, int):
+        return None, given.fileno()
+    if given == subprocess.DEVNULL:
+        return None, theirs.enter_context(open(os.devnull, "r+b", buffering=0)).fileno()
     reader, writer = os.pipe()
-    with os.fdopen(reader, "rb") as given, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as said:
-        process = Warm(module, arguments, cwd=cwd, env=env, stdin=given, stdout=out, stderr=said)
-        given.close()
-        feeder = threading.Thread(target=_feed, args=(writer, stdin))
-        feeder.start()
-        try:
-            process.wait(WAIT_S)
-        finally:
-            process.kill()
-            feeder.join()
-        for file in (out, said):
-            file.seek(0)
-        return subprocess.CompletedProcess(process.args, process.wait(), out.read(), said.read())
+    ours, other = (writer, reader) if mode == "w" else (reader, writer)
+    theirs.callback(os.close, other)
+    return os.fdopen(ours, mode if text else mode + "b"), other
 
 
-def _feed(writer: int, data: bytes) -> None:
-    try:
-        with os.fdopen(writer, "wb") as pipe:
-            pipe.write(data)
-    except BrokenPipeError:
-        pass
+def _feed(pipe: IO[Any] | None, data: Any) -> None:
+    if pipe:
+        with suppress(BrokenPipeError), pipe:
+            if data:
+                pipe.write(data)
+
+
+def _read(pipe: IO[Any] | None) -> Any:
+    if pipe is None:
+        return None
+    with pipe:
+        return pipe.read()
 
 
 def _is_readable(end: socket.socket, timeout: float | None) -> bool:
@@ -182,6 +212,7 @@ def _next_program(control: socket.socket) -> dict[str, Any] | None:
 def _forked(program: dict[str, Any], files: list[int]) -> dict[str, Any]:
     """The process that waits and tells, and in it the one that is waited for, which returns."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which tests in the background have not
     *streams, end = files
     pid = os.fork()
     if pid:
@@ -211,7 +242,11 @@ def main() -> None:
     os.environ.update(program["env"])
     sys.argv = [program["module"], *program["arguments"]]
     sys.path[0] = program["cwd"]
-    runpy.run_module(program["module"], run_name="__main__", alter_sys=True)
+    if program["module"] == "-c":
+        del sys.argv[1]
+        exec(compile(program["arguments"][0], "<string>", "exec"), {"__name__": "__main__"})
+    else:
+        runpy.run_module(program["module"], run_name="__main__", alter_sys=True)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from litestar.enums import HttpMethod
 from litestar.params import FromPath, QueryParameter
 
 from batchfile.errors import InvalidFile
-from batchfile.ledger.batch_status import BatchStatus, BatchStatusPage
+from batchfile.ledger.batch_status import BatchStatus, BatchStatusPage, Pool
 from batchfile.ledger.records import BatchRecord, FileRef
 from batchfile.plan.submit import check_key, rerun_before
 from batchfile.plan.submit import rerun as rerun_batch
@@ -32,6 +32,11 @@ METADATA_RULE = (
     f"values up to {METADATA_VALUE_CHARS_MAX}"
 )
 
+REUSE_RULE = (
+    "The id of an ended batch, or `auto` for the latest ones that the same model made: requests that are the same as "
+    "one that succeeded there get its result and do not run. With `auto` only requests with temperature 0 or a seed."
+)
+
 batches = Routes("/api/batches", tag="batches")
 pools = Routes("/api", tag="pools")
 
@@ -52,10 +57,19 @@ async def create(
     pool: Annotated[
         str | None, QueryParameter(description="The pool for all requests. Overrides what they name.")
     ] = None,
+    reuse: Annotated[str | None, QueryParameter(description=REUSE_RULE)] = None,
 ) -> BatchStatus:
     pairs = _pairs(metadata or [])
     options = create_options(
-        request, service, caller, stage=stage, priority=priority, metadata=pairs, is_strict=strict, pool=pool
+        request,
+        service,
+        caller,
+        stage=stage,
+        priority=priority,
+        metadata=pairs,
+        is_strict=strict,
+        pool=pool,
+        reuse=reuse,
     )
     batch = await create_from(request, service, caller, options, "native")
     return serializers.batch_status(await asyncio.to_thread(service.read, caller, batch.batch_id))
@@ -65,16 +79,20 @@ async def create(
 def list_batches(
     service: ServiceDep,
     caller: CallerDep,
+    pool_status: NamedDependency[PoolStatus],
     limit: Annotated[int, QueryParameter(ge=1, le=PAGE_MAX)] = 20,
     after: Annotated[str | None, QueryParameter(description="Return batches older than this one.")] = None,
 ) -> BatchStatusPage:
     page = service.page(caller, limit=limit, after=after)
-    return BatchStatusPage(data=[serializers.batch_status(item) for item in page.data], has_more=page.has_more)
+    data = [pool_status.with_waiting(serializers.batch_status(item)) for item in page.data]
+    return BatchStatusPage(data=data, has_more=page.has_more)
 
 
 @batches.get("/{batch_id:str}", 400, summary="Get a batch")
-def status(batch_id: FromPath[str], service: ServiceDep, caller: CallerDep) -> BatchStatus:
-    return serializers.batch_status(service.look(caller, batch_id))
+def status(
+    batch_id: FromPath[str], service: ServiceDep, caller: CallerDep, pool_status: NamedDependency[PoolStatus]
+) -> BatchStatus:
+    return pool_status.with_waiting(serializers.batch_status(service.look(caller, batch_id)))
 
 
 @batches.post("/{batch_id:str}/cancel", 400, summary="Cancel a batch")
@@ -154,13 +172,21 @@ def errors(request: AnyRequest, batch_id: FromPath[str], service: ServiceDep, ca
     return _file(request, service, service.ended(caller, batch_id).errors)
 
 
+@batches.get("/{batch_id:str}/reasons", 400, 416, summary="Get why requests did not succeed", responses=FILE)
+def reasons(request: AnyRequest, batch_id: FromPath[str], service: ServiceDep, caller: CallerDep) -> Response[Any]:
+    """A line for each request that did not succeed, in the order of `errors`: `line`, `custom_id`, `status`, `type`,
+    `message` and `http_status`. 404 if all succeeded.
+    """
+    return _file(request, service, service.ended(caller, batch_id).reasons)
+
+
 @pools.get("/pools", 400, summary="List pools")
-def list_pools(pool_status: NamedDependency[PoolStatus]) -> list[ops_schemas.Pool]:
+def list_pools(pool_status: NamedDependency[PoolStatus]) -> list[Pool]:
     return pool_status.pools()
 
 
 @pools.get("/pools/{pool:str}", 400, summary="Get a pool")
-def one_pool(pool: FromPath[str], pool_status: NamedDependency[PoolStatus]) -> ops_schemas.Pool:
+def one_pool(pool: FromPath[str], pool_status: NamedDependency[PoolStatus]) -> Pool:
     return pool_status.pool(pool)
 
 

@@ -53,6 +53,7 @@ class CreateBatch(BaseModel):
     completion_window: Literal["24h"]
     metadata: Annotated[dict[_Key, _Value], Field(max_length=METADATA_MAX)] | None = None
     output_expires_after: ExpiresAfter | None = None
+    reuse: Annotated[str, Field(max_length=128)] | None = None  # as in the native API
 
 
 class CreateUpload(BaseModel):

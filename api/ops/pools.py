@@ -1,25 +1,24 @@
 """The status of pools and runners, read from the store and cached for a few seconds."""
 
-import threading
-import time
 from collections import Counter
-from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import Any
 
+from msgspec import structs
+
+from batchfile.errors import StoreError
 from batchfile.ledger.base import Ledger
-from batchfile.ledger.heartbeats import Scale, has_waiting, read_heartbeats, read_scale
+from batchfile.ledger.batch_status import CANNOT_ANSWER, BatchStatus, Pool
+from batchfile.ledger.heartbeats import Kept, Scale, has_waiting, pool_of, read_roster, read_scale
 from batchfile.ledger.records import HeartbeatRecord
 from batchfile.ledger.status import StatusReader
+from batchfile.ledger.waiting import waiting_for
 from batchfile.settings import Settings
 
 from ..http.errors import Refusal
 from . import schemas
-
-T = TypeVar("T")
-
-FRESH_S = 3.0  # any number of dashboards and probes cause one read in this time
 
 
 class PoolStatus:
@@ -27,12 +26,20 @@ class PoolStatus:
 
     def __init__(self, ledger: Ledger, settings: Settings, reader: StatusReader) -> None:
         self._settings = settings
-        self._heartbeats = _Kept(lambda: read_heartbeats(ledger))
-        self._waiting = {pool: _Kept(partial(has_waiting, reader, pool)) for pool in settings.pools}
-        self._scales = {pool: _Kept(partial(read_scale, reader, pool)) for pool in settings.pools}
+        self._roster = Kept(lambda: read_roster(ledger))
+        self._waiting = {pool: Kept(partial(has_waiting, reader, pool)) for pool in settings.pools}
+        self._scales = {pool: Kept(partial(read_scale, reader, pool)) for pool in settings.pools}
 
-    def heartbeats(self) -> list[HeartbeatRecord]:
-        return self._heartbeats.now()
+    def heartbeats(self) -> tuple[HeartbeatRecord, ...]:
+        return self._roster.now().live
+
+    def with_waiting(self, status: BatchStatus) -> BatchStatus:
+        """The status with what its pools wait for, if that is known now."""
+        if status.state != "open":
+            return status
+        with suppress(StoreError):
+            return structs.replace(status, waiting_for=waiting_for(status, self._roster.now(), is_operator=False))
+        return status
 
     def scale_of(self, pool: str) -> Scale:
         if pool not in self._scales:
@@ -49,22 +56,12 @@ class PoolStatus:
             live_runners=found.live_runners,
         )
 
-    def pool(self, name: str) -> schemas.Pool:
-        found = self.scale_of(name)
-        settings = self._settings.pools[name]
-        live = [runner for runner in self.heartbeats() if runner.pool == name]
-        return schemas.Pool(
-            name=name,
-            model=settings.model,
-            # Prefer what live runners report, because they have their own settings.
-            engine=", ".join(sorted({runner.engine for runner in live})) or settings.engine,
-            stages=[stage for stage, pool in self._settings.stages.items() if pool == name],
-            runners=Counter(runner.state for runner in live),
-            open_batches=found.open_batches,
-            pending_requests=found.pending_requests,
-        )
+    def pool(self, name: str) -> Pool:
+        scale, settings = self.scale_of(name), self._settings.pools[name]
+        stages = [stage for stage, pool in self._settings.stages.items() if pool == name]
+        return pool_of(name, settings.model, settings.engine, stages, self.heartbeats(), scale)
 
-    def pools(self) -> list[schemas.Pool]:
+    def pools(self) -> list[Pool]:
         return [self.pool(name) for name in sorted(self._settings.pools)]
 
     def runners(self, pool: str | None) -> list[schemas.Runner]:
@@ -84,25 +81,8 @@ class PoolStatus:
 
     def health(self) -> dict[str, schemas.PoolHealth]:
         """A pool is up if it has a runner that is neither `loading` nor `down` (its endpoint is unavailable)."""
-        num = Counter(runner.pool for runner in self.heartbeats() if runner.state not in {"loading", "down"})
+        num = Counter(runner.pool for runner in self.heartbeats() if runner.state not in CANNOT_ANSWER)
         return {
             name: schemas.PoolHealth(status="up" if num[name] else "down", runners=num[name])
             for name in sorted(self._settings.pools)
         }
-
-
-class _Kept(Generic[T]):
-    """Caches the result of `look`. Concurrent callers wait for one call of it."""
-
-    def __init__(self, look: Callable[[], T]) -> None:
-        self._look = look
-        self._lock = threading.Lock()
-        self._found: T | None = None
-        self._looked_at = float("-inf")
-
-    def now(self) -> T:
-        with self._lock:
-            if self._found is None or time.monotonic() - self._looked_at >= FRESH_S:
-                self._found = self._look()
-                self._looked_at = time.monotonic()
-            return self._found

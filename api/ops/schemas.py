@@ -16,18 +16,6 @@ class Runner(BaseModel):
     state: str
 
 
-class Pool(BaseModel):
-    """`runners` counts the live ones by state."""
-
-    name: str
-    model: str
-    engine: str
-    stages: list[str]
-    runners: dict[str, int]
-    open_batches: int
-    pending_requests: int
-
-
 class Scale(BaseModel):
     """The figures of a pool for an autoscaler."""
 

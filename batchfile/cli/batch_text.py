@@ -3,14 +3,16 @@
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
+import msgspec
+
 from batchfile.client.base import BatchStatus
 from batchfile.ledger.batch_status import PoolProgress
-from batchfile.local.display import counted, duration
+from batchfile.local.display import counted, duration, failure_lines, outcomes, printable
 from batchfile.local.options import OUTPUT
 from batchfile.types import Usage
 
 STRIP_CELLS = 40
-RIGHT = (False, False, False, True, True, True, False)  # which columns of a list are numbers
+ENDED_MAX = 5  # reasons that are shown when a batch ends
 DONE, LEASED, WAITING = "█", "▒", "·"
 
 
@@ -26,11 +28,14 @@ def as_json(batch: BatchStatus) -> dict[str, object]:
         "errored": counts.errored,
         "canceled": counts.canceled,
         "expired": counts.expired,
+        "rejected": counts.rejected,
+        "failures": msgspec.to_builtins(batch.failures),
         "pending": batch.pending,
         "input_tokens": usage.input_tokens,
         "output_tokens": usage.output_tokens,
         "cached_tokens": usage.cached_tokens,
         "usage_unknown": usage.unknown,
+        "reused": batch.reused,
         "shards_done": sum(pool.num_done for pool in batch.pools.values()),
         "shards_leased": sum(pool.num_leased for pool in batch.pools.values()),
         "created_at": batch.created_at,
@@ -45,10 +50,11 @@ def as_json(batch: BatchStatus) -> dict[str, object]:
 def status_line(batch: BatchStatus, now: float) -> str:
     counts, usage = batch.counts, batch.usage
     state = batch.state if batch.reason is None else f"{batch.state} ({batch.reason})"
-    parts = [f"{counts.finished:,}/{batch.total:,} requests", _failed(batch), _early(batch)]
+    reused = [f"{batch.num_reused:,} reused"] if batch.num_reused else []
+    parts = [f"{counts.finished:,}/{batch.total:,} requests", *reused, *outcomes(counts)]
     lasted = max(0.0, (batch.ended_at or now) - batch.created_at)
     return (
-        f"{batch.batch_id}  {state}  {', '.join(filter(None, parts))}, "
+        f"{batch.batch_id}  {state}  {', '.join(parts)}, "
         f"{usage.input_tokens:,} tokens in, {usage.output_tokens:,} out{_unknown(usage)}, {duration(lasted)}"
     )
 
@@ -57,51 +63,63 @@ def _unknown(usage: Usage) -> str:
     return f" (usage unknown for {counted(usage.unknown, 'result')})" if usage.unknown else ""
 
 
-def list_lines(batches: Sequence[BatchStatus]) -> list[str]:
-    """A line for each batch, in aligned columns."""
-    rows = [_cells(batch) for batch in batches]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(_aligned(*cell) for cell in zip(row, widths, RIGHT, strict=True) if cell[1]).rstrip() for row in rows
-    ]
+def list_lines(batches: Sequence[BatchStatus], now: float) -> list[str]:
+    """A header, and a line for each batch."""
+    header = ("ID", "CREATED", "AGE", "STATE", "DONE", "RATE", "WITHOUT ANSWER", "FILE OR STAGE")
+    return table(header, [_cells(batch, now) for batch in batches])
 
 
-def _cells(batch: BatchStatus) -> tuple[str, ...]:
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Aligned columns, numbers on the right; without columns in which every row is empty. Empty without rows."""
+    columns = [[title, *cells] for title, *cells in zip(header, *rows, strict=True) if any(cells)]
+    return ["  ".join(row).rstrip() for row in zip(*map(_aligned, columns), strict=True)]
+
+
+def _aligned(column: list[str]) -> list[str]:
+    width = max(map(len, column))
+    is_right = all(cell[:1].isdigit() for cell in column[1:] if cell)
+    return [cell.rjust(width) if is_right else cell.ljust(width) for cell in column]
+
+
+def _cells(batch: BatchStatus, now: float) -> tuple[str, ...]:
     created = datetime.fromtimestamp(batch.created_at, UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")
     state = batch.state if batch.reason in {None, "completed"} else f"{batch.state}:{batch.reason}"
     done = f"{batch.counts.finished:,}/{batch.total:,}"
     where = batch.inbox_path or batch.metadata.get(OUTPUT, batch.stage or "")
     if batch.state in {"damaged", "unreadable"}:
         where = batch.detail or ""
-    return batch.batch_id, created, state, done, _failed(batch), _early(batch), _printable(where)
+    age = duration(max(0.0, now - batch.created_at))
+    return batch.batch_id, created, age, state, done, _rate(batch), ", ".join(outcomes(batch.counts)), printable(where)
 
 
-def _failed(batch: BatchStatus) -> str:
-    return f"{batch.num_failed:,} failed"
-
-
-def _early(batch: BatchStatus) -> str:
-    """The requests that did not run because the batch ended early; empty if all ran."""
-    counts = ((batch.counts.canceled, "canceled"), (batch.counts.expired, "expired"))
-    return ", ".join(f"{num:,} {what}" for num, what in counts if num)
-
-
-def _printable(name: str) -> str:
-    """Without control characters: a file's name may contain some that move the terminal's cursor."""
-    return "".join(char if char.isprintable() else "?" for char in name)
-
-
-def _aligned(text: str, width: int, is_right: bool) -> str:
-    return text.rjust(width) if is_right else text.ljust(width)
+def _rate(batch: BatchStatus) -> str:
+    """Requests per second since its creation, up to its end or its newest result."""
+    lasted = (batch.ended_at or batch.updated_at) - batch.created_at
+    return f"{batch.counts.finished / lasted:,.1f}/s" if lasted > 0 and batch.counts.finished else ""
 
 
 def end_line(batch: BatchStatus) -> str:
     text = f"{batch.batch_id}: {batch.counts.succeeded:,} of {counted(batch.total, 'request')} succeeded"
     if batch.ended_at is not None:
         text += f" in {duration(max(0.0, batch.ended_at - batch.created_at))}"
+    text = "; ".join(filter(None, [text, ", ".join(outcomes(batch.counts))]))
     if batch.reason not in {None, "completed"}:
         text += f"; it ended early ({batch.reason}{': ' + batch.detail if batch.detail else ''})"
     return text
+
+
+def end_lines(batch: BatchStatus) -> list[str]:
+    """How it ended, and why requests did not succeed."""
+    return [end_line(batch), *(f"  {line}" for line in failure_lines(batch.failures, batch.counts, num_max=ENDED_MAX))]
+
+
+def below(batch: BatchStatus, *, num_reasons: int | None = None) -> list[str]:
+    """What belongs under the line of a batch: its pools, what they wait for, and why requests did not succeed."""
+    lines = [] if batch.detail is None else [printable(batch.detail)]
+    lines += [pool_line(name, pool) for name, pool in sorted(batch.pools.items())]
+    lines += [printable(waiting.message) for waiting in batch.waiting_for]
+    lines += failure_lines(batch.failures, batch.counts, num_max=num_reasons)
+    return [f"  {line}" for line in lines]
 
 
 def strip(pool: PoolProgress, num_cells: int = STRIP_CELLS) -> str:

@@ -3,49 +3,76 @@
 import json
 import sys
 import time
-from itertools import islice
+from itertools import islice, takewhile
+from typing import get_args
 
 import click
 
-from batchfile.cli.batch_text import as_json, end_line, list_lines, pool_line, status_line
+from batchfile.cli.batch_text import as_json, below, end_line, end_lines, list_lines, status_line
 from batchfile.cli.exits import Exit, report_lost_output
 from batchfile.cli.help import epilog
-from batchfile.cli.numbers import Whole
+from batchfile.cli.numbers import Since, Whole
 from batchfile.cli.progress import follow_all, follow_one
 from batchfile.cli.remote import REMOTE_EXITS, Where, check_free, exit_of_batch, save, where_options
 from batchfile.client.base import BatchStatus
 from batchfile.client.connection import Connection
+from batchfile.ledger.batch_status import ShownState
+from batchfile.ledger.records import EndReason
 from batchfile.local.options import STDOUT
 
 PAGE = 100  # batches whose columns are aligned together
+LOOKED_AT_MAX = 10_000  # batches, to find those that a filter selects
+STATES = [*get_args(ShownState), *get_args(EndReason)]
 
 
 @click.command(
     "ls",
     epilog=epilog(
-        "batchfile ls",
-        "batchfile ls --url https://batch.example -n 10",
-        "batchfile ls --store s3://bucket/prefix --tenant acme --json",
+        "batchfile ls --state open --since 2h",
+        "batchfile ls --url https://batch.example -n 10 --stage email",
+        "batchfile ls --store s3://bucket/prefix --tenant acme --pool mistral --json",
     ),
 )
 @click.option("-n", "--limit", type=Whole(min=1), default=50, show_default=True, help="List at most this many.")
+@click.option("--state", type=click.Choice(STATES), help="Only batches in this state, or that ended like this.")
+@click.option("--stage", help="Only batches of this stage.")
+@click.option("--pool", help="Only batches that this pool works on, which have not ended.")
+@click.option("--since", type=Since(), metavar="WHEN", help="Only batches created since: 90m, 2h, 7d, or a date.")
 @click.option("--json", "is_json", is_flag=True, help="Print one JSON line for each batch.")
 @where_options
-def ls(limit: int, is_json: bool, where: Where) -> None:
+def ls(
+    limit: int,
+    state: str | None,
+    stage: str | None,
+    pool: str | None,
+    since: float | None,
+    is_json: bool,
+    where: Where,
+) -> None:
     """List the batches of a service or a store, newest first.
 
-    Each line has the id, creation time, state, progress, number of failed requests, and the file or stage.
+    Each line has the id, creation time, age, state, progress, the requests per second since its creation, the requests
+    without an answer by how they ended, and the file or stage. The filters look at the newest 10,000 batches.
     """
+
+    def is_wanted(batch: BatchStatus) -> bool:
+        is_in_state = state in {None, batch.state, batch.reason}
+        return is_in_state and stage in {None, batch.stage} and (pool is None or pool in batch.pools)
+
     num = 0
     with where.connected() as connection:
-        found = islice((batch.last_status for batch in connection.batches()), limit)
+        recent = islice((batch.last_status for batch in connection.batches()), LOOKED_AT_MAX)
+        young = takewhile(lambda batch: batch.created_at >= (since or 0.0), recent)
+        found = islice(filter(is_wanted, young), limit)
         while page := list(islice(found, 1 if is_json else PAGE)):
-            num += len(page)
-            for row in [json.dumps(as_json(batch)) for batch in page] if is_json else list_lines(page):
+            rows = [json.dumps(as_json(batch)) for batch in page] if is_json else list_lines(page, time.time())
+            for row in rows[1:] if num and not is_json else rows:
                 click.echo(row)
+            num += len(page)
     if not num and not is_json:
         whose = "for this API key" if where.url else f"for the tenant {where.tenant}; --tenant selects another"
-        click.echo(f"no batches {whose}", err=True)
+        like_these = "" if (state, stage, pool, since) == (None, None, None, None) else " that match the filters"
+        click.echo(f"no batches{like_these} {whose}", err=True)
 
 
 @click.command(
@@ -60,17 +87,16 @@ def ls(limit: int, is_json: bool, where: Where) -> None:
 @click.option("--json", "is_json", is_flag=True, help="Print one JSON line instead of text.")
 @where_options
 def status(batch: str, is_json: bool, where: Where) -> None:
-    """Show the progress of BATCH: a batch id, or the path of a run's output. `batchfile watch` follows it."""
+    """Show the progress of BATCH: a batch id, or the path of a run's output. `batchfile watch` follows it.
+
+    Also shows what its pools wait for (a runner, an endpoint, a model), and why requests failed, with what to do.
+    """
     with where.connected(batch) as connection:
         found = connection.batch(batch).last_status
     if is_json:
         click.echo(json.dumps(as_json(found)))
         return
-    click.echo(status_line(found, time.time()))
-    if found.detail is not None:
-        click.echo(f"  {found.detail}")
-    for name, pool in sorted(found.pools.items()):
-        click.echo(f"  {pool_line(name, pool)}")
+    click.echo("\n".join([status_line(found, time.time()), *below(found)]))
 
 
 @click.command(
@@ -101,7 +127,7 @@ def watch(batch: str | None, where: Where) -> None:
 
 
 def _say_end(batch: BatchStatus) -> None:
-    click.echo(end_line(batch))
+    click.echo("\n".join(end_lines(batch)))
 
 
 @click.command(
@@ -149,8 +175,8 @@ def tail(batch: str, where: Where) -> None:
 def results(batch: str, output: str, is_errors: bool, force: bool, where: Where) -> None:
     """Write the results of BATCH (an id, or the path of a run's output), in input order and in the format of its input.
 
-    Also writes OUT.errors.jsonl with the input lines that did not succeed, if there are any. The same command resumes
-    an interrupted download. Exits with 3 if BATCH has not ended.
+    If requests did not succeed, also writes OUT.errors.jsonl with their input lines and OUT.reasons.jsonl with the
+    reason of each. The same command resumes an interrupted download. Exits with 3 if BATCH has not ended.
     """
     if is_errors and output != STDOUT:
         raise click.UsageError("--errors writes to stdout; without it, -o writes these lines to OUT.errors.jsonl")

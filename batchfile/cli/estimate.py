@@ -16,7 +16,7 @@ from batchfile.cli.help import epilog
 from batchfile.cli.numbers import Finite, Whole
 from batchfile.cli.progress import transfer
 from batchfile.cli.remote import Where, place_options
-from batchfile.cli.run_options import PROMPT_OPTIONS, run_options
+from batchfile.cli.run_options import run_options
 from batchfile.client.estimate import (
     CHARS_PER_TOKEN,
     FILLED,
@@ -30,13 +30,13 @@ from batchfile.client.estimate import (
     pool_times,
     read_sample,
 )
-from batchfile.client.upload import Upload, open_upload
 from batchfile.errors import SettingsError
 from batchfile.local import past_runs
 from batchfile.local.display import counted, duration
 from batchfile.local.engines import demo_model
-from batchfile.local.options import RunOptions, flag_of
-from batchfile.local.tables import with_contents
+from batchfile.local.inputs import Source, opened, requests_of
+from batchfile.local.options import INPUT_OPTIONS, RunOptions, flag_of
+from batchfile.local.tables import prepared, with_contents
 from batchfile.open_ledger import STORE_FOLDER
 from batchfile.routing import check_stage
 from batchfile.settings import Settings, load_settings
@@ -64,7 +64,7 @@ TRIAL_REQUESTS = 20
 @click.option(
     "--against", multiple=True, metavar="MODEL", help="Compare with a hosted model, or provider:model; repeatable."
 )
-@run_options(PROMPT_OPTIONS)
+@run_options(INPUT_OPTIONS)
 @click.option("--json", "is_json", is_flag=True, help="Print one JSON object.")
 @place_options
 def estimate(
@@ -77,7 +77,7 @@ def estimate(
     against: tuple[str, ...],
     is_json: bool,
     where: Where,
-    **rows: Any,
+    **inputs: Any,
 ) -> None:
     """Estimate the requests, tokens, time and cost of FILE, - (stdin), https://… or s3://BUCKET/KEY. Nothing runs.
 
@@ -88,12 +88,11 @@ def estimate(
     of the package genai-prices. Unknown figures are shown as unknown.
     """
     logs.for_command()
-    upload = open_upload(file, with_contents(RunOptions(input=file, **rows)))
     settings = load_settings()
-    if model is None:
-        sample, times = _asked(upload, settings, stage, tokenizer, where)
-    else:
-        sample, times = _of_this_machine(upload, settings, stage, tokenizer), None
+    options = with_contents(RunOptions(input=file, **inputs))
+    with opened(file) as found:
+        source = prepared(found, options)
+        sample, times = _looked_at(source, settings, stage, tokenizer, where if model is None else None)
     run = None if times is not None else model or _model_of_runs(settings)
     receipt = None if run is None else past_runs.last_run(run)
     local = None if receipt is None else local_time(sample, receipt)
@@ -112,10 +111,10 @@ def estimate(
         return
     time_lines = _time_lines(times or [])
     if times is None:
-        given = {"model": model, **rows}
-        named = [word for name in given if given[name] for word in (flag_of(name), given[name])]
+        given = {"model": model, **inputs} | dict.fromkeys(("limit", "sample", "seed"))  # it has a limit of its own
+        named = [word for name, value in given.items() if value for word in (flag_of(name), value) if word is not True]
         time_lines = _local_lines(local, run, shlex.join(["batchfile", "run", file, *named]), sample.num_requests)
-    click.echo("\n".join([upload.name, *_lines(made, stage, time_lines)]))
+    click.echo("\n".join([source.shown, *_lines(made, stage, time_lines)]))
 
 
 def _model_of_runs(settings: Settings) -> str | None:
@@ -126,33 +125,30 @@ def _model_of_runs(settings: Settings) -> str | None:
     return settings.run.model
 
 
-def _asked(
-    upload: Upload, settings: Settings, stage: str | None, tokenizer: str | None, where: Where
+def _looked_at(
+    source: Source, settings: Settings, stage: str | None, tokenizer: str | None, where: Where | None
 ) -> tuple[Sample, list[PoolTime] | None]:
-    """The file's sample, and the times of its pools where there is a service or a store to ask.
+    """The file's sample, and the times of its pools; None for a run on this machine.
 
-    The default store of local runs counts only if a runner works on it.
+    That is without a `where`, and without a service or a store to ask. The default store of local runs counts only if
+    a runner works on it.
     """
-    is_named = any(place is not None for place in (where.url, where.store, settings.store))
-    if not is_named and not Path(STORE_FOLDER).is_dir():
-        return _of_this_machine(upload, settings, stage, tokenizer), None
-    with where.opened() as remote:
-        if not is_named and not remote.runners():
-            return _of_this_machine(upload, settings, stage, tokenizer), None
-        routing = remote.routing()
-        if stage is not None:
-            check_stage(routing.stages, stage)
-        sample = _sampled(upload, routing, stage, tokenizer)
-        return sample, pool_times(sample, remote.runners(), {pool: remote.pending(pool) for pool in sample.pools})
-
-
-def _of_this_machine(upload: Upload, settings: Settings, stage: str | None, tokenizer: str | None) -> Sample:
+    is_named = where is not None and any(place is not None for place in (where.url, where.store, settings.store))
+    if where is not None and (is_named or Path(STORE_FOLDER).is_dir()):
+        with where.opened() as remote:
+            if is_named or remote.runners():
+                routing = remote.routing()
+                if stage is not None:
+                    check_stage(routing.stages, stage)
+                sample = _sampled(source, routing, stage, tokenizer)
+                waiting = {pool.name: pool.pending_requests for pool in remote.pools()}
+                return sample, pool_times(sample, remote.runners(), waiting)
     if stage is not None:
         check_stage(settings.stages, stage)
-    return _sampled(upload, None, None, tokenizer)
+    return _sampled(source, None, None, tokenizer), None
 
 
-def _sampled(upload: Upload, routing: RoutingTable | None, stage: str | None, tokenizer: str | None) -> Sample:
+def _sampled(source: Source, routing: RoutingTable | None, stage: str | None, tokenizer: str | None) -> Sample:
     count: Callable[[Request], int] | None = None
     if tokenizer is not None:
         from batchfile.engine.fit import token_counter
@@ -162,8 +158,8 @@ def _sampled(upload: Upload, routing: RoutingTable | None, stage: str | None, to
         def count(request: Request) -> int:
             return sum(counts(request))
 
-    with transfer(upload.name, upload.size) as on_bytes:
-        return read_sample(upload.chunks(on_bytes), routing=routing, stage=stage, count=count)
+    with transfer(source.shown, source.size or None) as on_bytes:
+        return read_sample(requests_of(source, on_bytes), routing=routing, stage=stage, count=count)
 
 
 def _lines(made: Estimate, stage: str | None, time_lines: Iterable[str]) -> Iterator[str]:

@@ -37,7 +37,7 @@ def sample(input: str, num: int, seed: int, output: str) -> None:
     with opened(input) as original:
         num_written, total = excerpts.write_sample(original, num, seed, output)
     what = f"{num_written:,} of {counted(total, 'line')}" if num_written < total else f"all {counted(total, 'line')}"
-    few = f": {original.name} has no more" if num > total else ""
+    few = f": {original.shown} has no more" if num > total else ""
     place = "" if output == STDOUT else f" to {output}"
     click.echo(f"wrote {what}{place}{few}", err=True)
 
@@ -65,7 +65,7 @@ def split(input: str, lines: int | None, parts: int | None, folder: str) -> None
         raise click.UsageError("give either --lines N or --parts N")
     with opened(input) as original:
         names, total = excerpts.write_parts(original, folder, lines=lines, parts=parts)
-    few = f", one for each line: {original.name} has no more" if parts is not None and parts > total else ""
+    few = f", one for each line: {original.shown} has no more" if parts is not None and parts > total else ""
     with report_lost_output(f"the parts are in {folder}"):
         click.echo("\n".join(f"{folder.rstrip('/')}/{name}" for name in names))
     click.echo(f"wrote {counted(total, 'line')} to {counted(len(names), 'part')} in {folder}{few}", err=True)

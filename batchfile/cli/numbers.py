@@ -1,5 +1,8 @@
 """The types of numeric options, with plain error messages."""
 
+import re
+import time
+from datetime import datetime
 from math import isfinite
 from typing import Any
 
@@ -35,3 +38,22 @@ class Finite(click.FloatRange):
         if number is None or not isfinite(number):
             self.fail(f"{str(value)[:80]!r} is not a finite number{_between(self.min, self.max)}.", param, ctx)
         return number
+
+
+_AGE = re.compile(r"(\d{1,9})([smhd])")
+_UNIT_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+class Since(click.ParamType):  # type: ignore[type-arg]  # generic only in some versions
+    """A time in the past, in epoch seconds: an age such as `2h`, or a local date with or without a time."""
+
+    name = "when"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        age = _AGE.fullmatch(str(value))
+        if age is not None:
+            return time.time() - int(age[1]) * _UNIT_S[age[2]]
+        try:
+            return datetime.fromisoformat(str(value)).timestamp()
+        except (ValueError, OverflowError, OSError):
+            self.fail(f"{str(value)[:80]!r} is not a time; use an age such as 90m, 2h or 7d, or a date.", param, ctx)

@@ -8,7 +8,7 @@ from itertools import islice
 
 import click
 
-from batchfile.cli.batch_text import end_line, pool_line, status_line
+from batchfile.cli.batch_text import below, end_line, status_line
 from batchfile.client.base import BatchStatus, Remote
 from batchfile.client.batch import AWAY_S_MAX, Batch
 from batchfile.errors import ServiceUnavailable, StoreUnavailable
@@ -17,6 +17,7 @@ from batchfile.local.display import PLAIN_S, duration, is_terminal, say
 LOOK_S = 1.0
 RATE_WINDOW_S = 60.0
 ROWS_MAX = 20  # batches in the live display
+REASONS_MAX = 3  # for which requests did not succeed
 RECENT_MAX = 1_000  # batches searched for open ones
 
 
@@ -82,8 +83,7 @@ class Follower:
     def _rows(self, found: list[BatchStatus]) -> list[str]:
         rows = []
         for batch in found[:ROWS_MAX]:
-            rows.append(self._line(batch))
-            rows += [f"  {pool_line(name, pool)}" for name, pool in sorted(batch.pools.items())]
+            rows += [self._line(batch), *below(batch, num_reasons=REASONS_MAX)]
         if len(found) > ROWS_MAX:
             rows.append(f"and {len(found) - ROWS_MAX:,} more")
         return rows or ["no open batches"]

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -21,6 +21,9 @@ from batchfile.ledger.keys import is_pool_name
 from batchfile.local.display import say
 from batchfile.local.options import STDOUT
 from batchfile.types import NAME_RULE, TENANT
+
+if TYPE_CHECKING:
+    from batchfile.client.upload import Upload
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,8 +130,9 @@ def exit_of_batch(batch: BatchStatus) -> Exit:
     return Exit.OK if batch.is_all_succeeded else Exit.FAILED_REQUESTS
 
 
-def check_free(output: str, *, is_forced: bool | None = None) -> str:
-    """The path of an output that may be written; `-` stays `-`. `is_forced` None: the command has no --force.
+def check_free(output: str, *, is_forced: bool | None = None, upload: "Upload | None" = None) -> str:
+    """The path of an output that may be written; `-` stays `-`. `is_forced` None: the command has no --force. `upload`:
+    whose rows are to be written there.
 
     Raises: SettingsError, OutputTaken.
     """
@@ -136,17 +140,23 @@ def check_free(output: str, *, is_forced: bool | None = None) -> str:
 
     if output == STDOUT:
         return output
-    path = check_output(output, None)
+    path = check_output(output, None, None if upload is None else upload.table)
     if os.path.exists(path) and not is_forced:
         way_out = "" if is_forced is None else ", or add --force to replace it"
         raise OutputTaken(f"{output} exists; choose another output{way_out}")
     return path
 
 
-def save(batch: Batch, path: str) -> bool:
-    """Write the results of an ended batch to `path`. False, with a message, where it has no results."""
+def save(batch: Batch, path: str, upload: "Upload | None" = None) -> bool:
+    """Write the results of an ended batch to `path`, of the rows of its `upload` these rows with their answers. False,
+    with a message, where it has no results.
+    """
     try:
-        if path == STDOUT:
+        if upload is not None and upload.table is not None:
+            from batchfile.client.upload import save_rows
+
+            save_rows(batch, upload, path)
+        elif path == STDOUT:
             batch.save(sys.stdout.buffer)
             sys.stdout.buffer.flush()
         else:

@@ -17,10 +17,9 @@ from batchfile.cli.help import epilog
 from batchfile.cli.run_options import run_options
 from batchfile.cli.stopping import RunSignals, code_of
 from batchfile.inbox.documents import stored_file
-from batchfile.ledger.base import Ledger
 from batchfile.ledger.records import BatchRecord
 from batchfile.local import display, outputs
-from batchfile.local.display import Progress, counted, duration
+from batchfile.local.display import Progress, counted
 from batchfile.local.engines import EngineChoice, choose_engine
 from batchfile.local.folder import is_several, plan_folder
 from batchfile.local.options import STDIN, STDOUT, RunOptions
@@ -28,6 +27,7 @@ from batchfile.local.progress import Snapshot
 from batchfile.local.receipt import Receipt, make_receipt
 from batchfile.local.session import Look, Observer, Session, grace_s_of, open_session, work_on
 from batchfile.local.several import FileRun, open_files, work_on_files
+from batchfile.local.summary import reasons, summary
 from batchfile.runner.runner import Runner
 from batchfile.settings import load_settings
 from batchfile.signals import Interrupted
@@ -85,8 +85,8 @@ def run(inputs: tuple[str, ...], output: str, quiet: bool, is_json: bool, verbos
     line of text is a prompt. OUT then has the same rows with the columns answer and error, as CSV, TSV, JSONL, Parquet
     or text (.txt: only the answers), according to its name.
 
-    Also writes OUT.receipt.json and, if any requests failed, OUT.errors.jsonl with their input lines, ready to run
-    again.
+    Also writes OUT.receipt.json and, if any requests did not succeed, OUT.errors.jsonl with their input lines, ready to
+    run again, and OUT.reasons.jsonl with the reason of each. The most frequent reasons are printed at the end.
 
     With several INPUTs, a quoted pattern, a folder, or an OUT that ends with /, OUT is a folder: the results of each
     file have its name there, and are written as soon as it is done. One engine runs all files. A file that cannot be
@@ -97,8 +97,10 @@ def run(inputs: tuple[str, ...], output: str, quiet: bool, is_json: bool, verbos
     The same command resumes a run that was stopped, for any reason. Ctrl-C finishes the requests in flight, for up to
     --grace seconds; a second Ctrl-C stops at once.
 
-    If lines were added at the end of INPUT, even while it ran, the same command runs these and the requests that have
-    not succeeded, and OUT has the results of all. After any other change of INPUT, it exits with code 7.
+    After a change of INPUT, even while it ran, or of --limit or --prompt, the same command keeps the answers to all
+    requests that are the same as before, runs the others and those that failed, and writes OUT as a whole. It keeps
+    none that were made by another model or with other options, such as another chat template. Where it cannot keep any,
+    it exits with code 7 and says what changed; --restart discards them.
     """
     logs.for_command(is_verbose=verbose)
     settings = load_settings()
@@ -145,15 +147,18 @@ def _run(session: Session, choice: EngineChoice, signals: RunSignals, voice: Voi
         if ended is None:
             return Exit.UNEXPECTED
         batch = ended
-    if session.path is not None:
-        code = _finish(session.ledger, batch, session.path, voice)
+    path, store = session.options.output, session.options.store
+    if path is not None:
+        code = _finish(session, batch, voice)
         if session.is_added_to(batch.reason):
             voice.say(f"lines were added to {session.options.input} while it ran; the same command runs them")
         return code
-    how = f"`batchfile results {batch.batch_id} -o FILE --store {shlex.quote(session.store)}`"
-    nothing = "the results are lost; run it again with -o FILE, which can also resume"
-    with report_lost_output(f"the results are kept: {how} writes them" if session.is_kept else nothing):
-        return _finish(session.ledger, batch, None, voice)
+    told = "the results are lost; run it again with -o FILE, which can also resume"
+    if store is not None:
+        how = f"`batchfile results {batch.batch_id} -o FILE --store {shlex.quote(store)}`"
+        told = f"the results are kept: {how} writes them"
+    with report_lost_output(told):
+        return _finish(session, batch, voice)
 
 
 def _run_files(files: list[FileRun], choice: EngineChoice, signals: RunSignals, voice: Voice) -> Exit:
@@ -176,9 +181,9 @@ def _finish_file(file: FileRun, voice: Voice) -> Exit:
         if voice.is_json:
             with report_lost_output(f"the receipts are next to the results in {os.path.dirname(file.output)}"):
                 click.echo(msgspec.json.encode(file.receipt))
-        table = None if file.session is None else outputs.table_of(file.session.opened.batch)
-        column = None if table is None else table.columns.error
-        voice.say(f"{file.input}: {_summary(file.receipt, file.output, column)}")
+        column = None if file.session is None else outputs.error_column(file.session.opened.batch)
+        voice.say(f"{file.input}: {summary(file.receipt, file.output, column)}")
+        _say_why(file.receipt, voice)
         if file.session is not None and file.session.is_added_to(file.receipt.reason):
             voice.say(f"lines were added to {file.input} while it ran; the same command runs them")
         return Exit.OK if file.receipt.is_all_succeeded else Exit.FAILED_REQUESTS
@@ -215,69 +220,28 @@ def _observer(signals: RunSignals, voice: Voice) -> Observer:
     return Observer(say=voice.say, on_runner=on_runner, show=show)
 
 
-def _finish(ledger: Ledger, batch: BatchRecord, path: str | None, voice: Voice) -> Exit:
+def _finish(session: Session, batch: BatchRecord, voice: Voice) -> Exit:
     """Write the files of the ended batch and print a summary."""
+    ledger, path, gpu_hour = session.ledger, session.options.output, session.options.gpu_hour
     if path is None:
         assert batch.results is not None
         assert batch.errors is not None
         outputs.write_results_to(ledger, batch, sys.stdout.buffer)
         sys.stdout.buffer.flush()
-        receipt = make_receipt(batch, stored_file(batch.results), None)
+        receipt = make_receipt(batch, stored_file(batch.results), gpu_hour=gpu_hour)
     else:
-        receipt = outputs.export(ledger, batch, path)
+        receipt = outputs.export(ledger, batch, path, voice.say, gpu_hour=gpu_hour)
     if voice.is_json:
         with report_lost_output(f"the results are in {path}, and the receipt is in {path}.receipt.json"):
             click.echo(msgspec.json.encode(receipt))
-    table = outputs.table_of(batch)
-    voice.say(_summary(receipt, path, None if table is None else table.columns.error))
-    if receipt.counts.succeeded == 0 and (reason := outputs.first_reason(ledger, batch)):
-        voice.say(f"the first one failed because of this: {reason}")
+    voice.say(summary(receipt, path, outputs.error_column(batch)))
+    _say_why(receipt, voice)
     return Exit.OK if receipt.is_all_succeeded else Exit.FAILED_REQUESTS
 
 
-def _summary(receipt: Receipt, path: str | None, error_column: str | None = None) -> str:
-    """`error_column`: of rows, in their output."""
-    num_failed = receipt.input.requests - receipt.counts.succeeded
-    total = counted(receipt.input.requests, "request")
-    text = f"{receipt.counts.succeeded:,} of {total} succeeded in {duration(receipt.seconds)}"
-    if receipt.reason == "input_changed":
-        text += f"; the rest did not run, because {_what_became_of(receipt.input.path)}"
-    elif receipt.reason != "completed":
-        text += f"; the batch ended early ({receipt.reason})"
-    if path is not None:
-        text += f": {_from_here(path)}"
-        if num_failed:
-            verb = "failed" if receipt.reason == "completed" else "did not succeed"
-            told = f"the column {error_column} says why" if error_column else _what_to_do(receipt, num_failed)
-            text += f"; {num_failed:,} {verb}: {told}"
-    return text
-
-
-def _what_became_of(path: str) -> str:
-    became = "was changed, not only extended" if os.path.exists(path) else "was removed while it ran"
-    return f"{_from_here(path)} {became}"
-
-
-def _what_to_do(receipt: Receipt, num_failed: int) -> str:
-    """Lines that were too long are missing from the errors file, and so are those that no longer exist."""
-    errors = receipt.errors
-    if receipt.reason == "input_changed":
-        named = "" if errors is None else f"{_from_here(errors.path)} lists them; "
-        if not os.path.exists(receipt.input.path):
-            return f"{named}restore the file and run the same command again to finish the rest"
-        return f"{named}run the changed file with another output, or with --restart to replace these results"
-    if errors is None:
-        return "the results say why"
-    few = f" ({errors.lines:,} of them)" if errors.lines < num_failed else ""
-    return f"fix {_from_here(errors.path)} and run it{few}; the results say why"
-
-
-def _from_here(path: str) -> str:
-    """As a path relative to the current folder, where it is shorter."""
-    try:
-        return min(path, os.path.relpath(path), key=len)
-    except OSError:  # the current folder was removed
-        return path
+def _say_why(receipt: Receipt, voice: Voice) -> None:
+    for text in reasons(receipt):
+        voice.say(text)
 
 
 def _how_to_resume(options: RunOptions) -> str:

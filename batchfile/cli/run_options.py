@@ -10,7 +10,6 @@ from batchfile.cli.numbers import Finite, Whole
 from batchfile.local.options import RunOptions, choices_of, flag_of
 
 Command = Callable[..., None]
-PROMPT_OPTIONS = ("prompt", "prompt_file", "system", "id_column")  # those that decide which requests rows become
 
 
 def run_options(only: Collection[str] = ()) -> Callable[[Command], Command]:

@@ -48,13 +48,13 @@ def stats(input: str, model: str | None, is_json: bool) -> None:
         from batchfile.engine.fit import token_counter
 
         count = token_counter(model).count
-    with opened(input) as original, transfer(original.name, original.size) as on_bytes:
+    with opened(input) as original, transfer(original.shown, original.size) as on_bytes:
         if original.kind.content == "rows":
             as_json, lines = _of_rows(original, input)
         else:
-            found = read_stats(lines_of(original, on_bytes), original.name, Defaults(max_tokens=max_tokens), count)
+            found = read_stats(lines_of(original, on_bytes), original.shown, Defaults(max_tokens=max_tokens), count)
             as_json, lines = _as_json(original, found, model), [*_lines(original, found, model, max_tokens)]
-    click.echo(json.dumps(as_json) if is_json else "\n".join([original.name, *lines]))
+    click.echo(json.dumps(as_json) if is_json else "\n".join([original.shown, *lines]))
 
 
 def _of_rows(original: Source, name: str) -> tuple[dict[str, object], list[str]]:
@@ -64,7 +64,7 @@ def _of_rows(original: Source, name: str) -> tuple[dict[str, object], list[str]]
         num = num if piece.record is None else piece.record + 1
         num_bytes += len(piece.data)
     return {
-        "file": original.name,
+        "file": original.shown,
         "kind": kind.layout,
         "format": original.format,
         "columns": kind.columns,
@@ -119,7 +119,7 @@ def _extent(extent: Extent, noun: str, num: int) -> str:
 
 def _as_json(original: Source, found: FileStats, model: str | None) -> dict[str, object]:
     return {
-        "file": original.name,
+        "file": original.shown,
         "kind": original.kind.layout,
         "format": original.format,
         "requests": found.num_requests,

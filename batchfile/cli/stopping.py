@@ -5,7 +5,6 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from types import FrameType
 from typing import NoReturn
 
 from batchfile.cli.exits import Exit, end_process
@@ -36,19 +35,19 @@ class RunSignals(StopSignals):
     _is_end_said: bool = False
     _ending: threading.RLock = field(default_factory=threading.RLock)
 
-    def handle(self, number: int, frame: FrameType | None) -> None:
+    def stop(self, number: int, num: int) -> None:
         self.code = code_of(number)
-        if self.num >= 2 or (self.num == 1 and self._is_unwinding):
+        if num >= 3 or (num == 2 and self._is_unwinding):
             self.end(self.code)
         runner = self.runner
         if runner is None or runner.is_building:
             self._is_unwinding = True
-        elif self.num == 0:
+        elif num == 1:
             again = "press Ctrl-C again" if number == signal.SIGINT else "send another signal"
             self.say(_first_words(runner, self.seen, self.grace_s, again))
         else:
             self.say("stopping now")
-        super().handle(number, frame)
+        super().stop(number, num)
 
     def say_end(self) -> None:
         with self._ending:

@@ -3,7 +3,8 @@
 import json
 import sys
 import textwrap
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from itertools import chain
 from typing import Any
 
 import click
@@ -12,13 +13,13 @@ from batchfile import logs
 from batchfile.cli.exits import Exit, say_json
 from batchfile.cli.help import epilog
 from batchfile.cli.numbers import Whole
-from batchfile.cli.run_options import PROMPT_OPTIONS, run_options
+from batchfile.cli.run_options import run_options
 from batchfile.errors import InvalidFile
 from batchfile.lines.validate import Problem, Summary
-from batchfile.local.check import Check, Rules, token_problems, valid_requests
+from batchfile.local.check import Check, Rules, token_problems, valid_lines
 from batchfile.local.display import counted
 from batchfile.local.inputs import Source, inspect, repeatable
-from batchfile.local.options import RunOptions
+from batchfile.local.options import INPUT_OPTIONS, RunOptions
 from batchfile.local.tables import prepared, with_contents
 from batchfile.routing import check_stage
 from batchfile.settings import load_settings
@@ -46,7 +47,7 @@ PROMPT_SHOWN_MAX = 2000  # characters of a turn
     "--max-model-len", type=Whole(min=16), help="With --tokens: the context length.  [default: the model's own]"
 )
 @click.option("--max-tokens", type=Whole(min=1), help="The default for requests without it.  [default: 2048]")
-@run_options(PROMPT_OPTIONS)
+@run_options(INPUT_OPTIONS)
 @click.option("--json", "is_json", is_flag=True, help="Print one JSON line for each problem and each file's summary.")
 def validate(
     files: tuple[str, ...],
@@ -56,7 +57,7 @@ def validate(
     max_model_len: int | None,
     max_tokens: int | None,
     is_json: bool,
-    **prompts: Any,
+    **inputs: Any,
 ) -> None:
     """Check each FILE, - (stdin), https://… or s3://BUCKET/KEY without running anything.
 
@@ -74,7 +75,7 @@ def validate(
     for name in files:
         try:
             with repeatable(inspect(name)) as source:
-                options = with_contents(RunOptions(input=name, **prompts))
+                options = with_contents(RunOptions(input=name, **inputs))
                 is_fine &= _check(name, prepared(source, options), rules, tokens, is_json=is_json)
         except InvalidFile as error:
             is_fine = False
@@ -88,13 +89,10 @@ def validate(
 def _check(name: str, source: Source, rules: Rules, tokens: "_Tokens | None", *, is_json: bool) -> bool:
     check = Check(source, rules)
     num_problems = 0
-    for problem in check.problems():
+    too_long = () if tokens is None else token_problems(source, rules.defaults, tokens.fit)
+    for problem in chain(check.problems(), too_long):
         num_problems += 1
-        _show(name, problem, is_json=is_json)
-    if tokens is not None:
-        for problem in token_problems(source, rules.defaults, tokens.fit):
-            num_problems += 1
-            _show(name, problem, is_json=is_json)
+        _show(name, problem if source.table is None else _of_row(problem, source.id_name), is_json=is_json)
     if is_json:
         click.echo(json.dumps({"file": name, "summary": _as_json(check.summary, num_problems, tokens)}))
     else:
@@ -104,10 +102,15 @@ def _check(name: str, source: Source, rules: Rules, tokens: "_Tokens | None", *,
     return num_problems == 0
 
 
+def _of_row(problem: Problem, id_name: str) -> Problem:
+    """Of a request that was made of a row: its columns are not those of the file, and its id has another name."""
+    return replace(problem, column=None, where=id_name if problem.where == "custom_id" else problem.where)
+
+
 def _show_first(name: str, source: Source, defaults: Defaults, *, is_json: bool) -> None:
     """What the first row that can run becomes."""
-    first = next(valid_requests(source, defaults), None)
-    turns = [] if first is None else first.messages
+    first = next(valid_lines(source, defaults), None)
+    turns = [] if first is None else first[1].messages
     if is_json:
         shown = [{"role": turn.role, "content": turn.content} for turn in turns]
         click.echo(json.dumps({"file": name, "kind": source.kind.described, "first_prompt": shown}))

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from batchfile.ledger.batch_status import BatchStatus as BatchStatus  # noqa: PLC0414 a type of this interface
+from batchfile.ledger.batch_status import Pool
 from batchfile.ledger.records import HeartbeatRecord
 from batchfile.types import RoutingTable
 
@@ -80,18 +81,20 @@ class Remote(Protocol):
         """The input lines of an ended batch that did not succeed."""
         ...
 
+    def reasons(self, batch: BatchStatus) -> Download | None:
+        """Why each of these did not succeed, a JSON line for each in the same order. None: all did."""
+        ...
+
     def live(self, batch_id: str) -> Iterator[list[bytes]]:
         """Native result lines as they arrive, each once, in any order, until the batch ends; lists may be empty."""
         ...
 
     def routing(self) -> RoutingTable: ...
 
+    def pools(self) -> list[Pool]: ...
+
     def runners(self) -> list[HeartbeatRecord]:
         """The living ones."""
-        ...
-
-    def pending(self, pool: str) -> int:
-        """How many requests wait for this pool."""
         ...
 
     def close(self) -> None: ...

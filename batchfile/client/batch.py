@@ -118,8 +118,8 @@ class Batch:
 
         `format`: JSONL in the native or in OpenAI's format, or Parquet, for a path only. None: Parquet if the path
         ends with .parquet, else JSONL in the format of the input. The input lines that did not succeed are written to
-        `PATH.errors.jsonl`. The same call resumes an interrupted download. `on_bytes` is called with the size of each
-        chunk that arrived.
+        `PATH.errors.jsonl`, and why to `PATH.reasons.jsonl`. The same call resumes an interrupted download. `on_bytes`
+        is called with the size of each chunk that arrived.
 
         Raises: as `results`; SettingsError for an unknown format and for a path that cannot be written.
         """

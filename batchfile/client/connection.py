@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, Unpack
 
 from batchfile.client.base import Access, BatchStatus, Remote
 from batchfile.client.batch import Batch
@@ -13,6 +13,7 @@ from batchfile.types import METADATA_MAX, METADATA_NAME_CHARS_MAX, METADATA_VALU
 
 if TYPE_CHECKING:
     from batchfile.client.upload import Upload
+    from batchfile.local.options import TableArguments
     from batchfile.store.base import Store
 
 API_KEY_VARIABLES = ("BATCHFILE_API_KEY", "LOCAL_BATCH_API_KEY")
@@ -115,24 +116,42 @@ class Connection:
         priority: int = 5,
         metadata: Mapping[str, str] | None = None,
         strict: bool = False,
+        reuse: str | None = None,
         on_bytes: Callable[[int], None] | None = None,
+        **rows: "Unpack[TableArguments]",
     ) -> Batch:
-        """Create a batch from a file of requests: JSONL, also .gz or .zst, or Parquet; or from an `s3://` object.
+        """Create a batch from a file or an address: requests, rows or lines of text, in the formats of `batchfile run`.
+        `rows`: how they become requests (`prompt`, `choices`, ...), as in `batchfile submit`; each has its result under
+        its custom_id.
 
         `stage`: of all requests; it has a pool and perhaps a schema. `pool`: for all requests, regardless of their
         lines. Without either, each line selects its pool by its model or `model_hint`. `priority`: 0 (first) to 9. A
         line that cannot run becomes an `errored` result; with `strict` it rejects the file. HTTP retries within a call
         create one batch; a second call creates a second batch.
 
-        Raises: InvalidFile (TooLarge, RequestRefused) and SettingsError; then nothing was created.
+        `reuse`: the id of an ended batch, or "auto" for the latest ones that the same model made. Requests that are the
+        same as one that succeeded there get its result, and do not run; `status().reused` counts them. With "auto" only
+        those that are answered the same each time: temperature 0, or a seed.
+
+        Raises: InvalidFile (TooLarge, RequestRefused), SettingsError, NotFound for `reuse`; then nothing was created.
         """
         from batchfile.client.upload import open_upload
+        from batchfile.local.options import RunOptions, TableArguments, check_arguments
         from batchfile.plan.options import CreateOptions
 
+        check_arguments("submit", TableArguments, rows)
         options = CreateOptions(
-            stage=stage, pool=pool, priority=priority, metadata=checked_metadata(metadata or {}), is_strict=strict
+            stage=stage,
+            pool=pool,
+            priority=priority,
+            metadata=checked_metadata(metadata or {}),
+            is_strict=strict,
+            reuse=reuse,
         )
-        upload = open_upload(os.fspath(file)) if isinstance(file, str | os.PathLike) else file
+        if isinstance(file, str | os.PathLike):
+            upload = open_upload(os.fspath(file), RunOptions(input=os.fspath(file), **rows))
+        else:
+            upload = file
         return self._made(self._at("create").submit(upload, options, on_bytes or (lambda num_bytes: None)))
 
     def batch(self, id: str) -> Batch:

@@ -17,7 +17,7 @@ import msgspec
 from batchfile.client.base import BatchStatus, Download, until_old
 from batchfile.client.http_client import Client, FileHead, Pairs
 from batchfile.errors import BatchfileError, InvalidFile, NotEnded, NotFound, TooLarge
-from batchfile.ledger.batch_status import BatchStatusPage
+from batchfile.ledger.batch_status import BatchStatusPage, Pool
 from batchfile.ledger.records import HeartbeatRecord
 from batchfile.routing import check_pool, check_stage
 from batchfile.types import RoutingTable
@@ -54,6 +54,7 @@ class HttpRemote:
         query: Pairs = [("priority", str(options.priority)), ("strict", "true" if options.is_strict else "false")]
         query += [("stage", options.stage)] if options.stage else []
         query += [("pool", options.pool)] if options.pool else []
+        query += [("reuse", options.reuse)] if options.reuse else []
         query += [("metadata", f"{name}={value}") for name, value in options.metadata.items()]
         with repeatable(upload) as source:
             sending = self._client.send_lines(
@@ -99,11 +100,14 @@ class HttpRemote:
     def errors(self, batch: BatchStatus) -> Download | None:
         return self._download(f"{_path(batch.batch_id)}/errors")
 
+    def reasons(self, batch: BatchStatus) -> Download | None:
+        return self._download(f"{_path(batch.batch_id)}/reasons")
+
     def live(self, batch_id: str) -> Iterator[list[bytes]]:
         return self._each(self._client.lines(f"{_path(batch_id)}/results", [("live", "true")]))
 
     def routing(self) -> RoutingTable:
-        pools = self._run(self._client.get("/api/pools", list[_Pool]))
+        pools = self.pools()
         return RoutingTable(
             stages={stage: pool.name for pool in pools for stage in pool.stages},
             pools={pool.name: (pool.model,) for pool in pools},
@@ -112,8 +116,8 @@ class HttpRemote:
     def runners(self) -> list[HeartbeatRecord]:
         return self._run(self._client.get("/api/runners", list[HeartbeatRecord]))
 
-    def pending(self, pool: str) -> int:
-        return self._run(self._client.get(f"/api/pools/{pool}", _Pool)).pending_requests
+    def pools(self) -> list[Pool]:
+        return self._run(self._client.get("/api/pools", list[Pool]))
 
     def close(self) -> None:
         self._loop.close()
@@ -165,13 +169,6 @@ def _path(batch_id: str) -> str:
 
 class _Deleted(msgspec.Struct, frozen=True):
     id: str
-
-
-class _Pool(msgspec.Struct, frozen=True):
-    name: str
-    model: str
-    stages: list[str]
-    pending_requests: int
 
 
 class _Started(NamedTuple):

@@ -15,7 +15,7 @@ from batchfile.lines.file_formats import file_chunks
 from batchfile.lines.formats.openai_results import openai_file
 from batchfile.lines.framing import iter_lines
 from batchfile.lines.result import RESULT_BYTES_MAX, NativeChoice, NativeError, NativeResult, decode_result
-from batchfile.local.outputs import ERRORS_ENDING, PARQUET_ENDING
+from batchfile.local.outputs import ERRORS_ENDING, PARQUET_ENDING, REASONS_ENDING
 from batchfile.types import Choice, ResultStatus, StopReason, ToolCall, Usage, Vector
 
 OnBytes = Callable[[int], None]
@@ -132,7 +132,7 @@ def save_results(
     on_bytes: OnBytes,
     form: ResultFormat | None = None,
 ) -> None:
-    """Write the results to `path`, and the input lines that did not succeed next to it, if any.
+    """Write the results to `path`; next to it the input lines that did not succeed, if any, and why each did not.
 
     `form` None: Parquet by the name of `path`, else the format of the batch's input.
     """
@@ -153,12 +153,12 @@ def save_results(
                     file.write(chunk)
         os.replace(made, path)
         os.unlink(arrived)
-    errors = remote.errors(batch)
-    if errors is not None and errors.size:
-        fetch(errors, path + ERRORS_ENDING, on_bytes)
-    else:
-        with suppress(FileNotFoundError):
-            os.unlink(path + ERRORS_ENDING)
+    for download, ending in ((remote.errors(batch), ERRORS_ENDING), (remote.reasons(batch), REASONS_ENDING)):
+        if download is not None and download.size:
+            fetch(download, path + ending, on_bytes)
+        else:
+            with suppress(FileNotFoundError):
+                os.unlink(path + ending)
 
 
 def in_format(batch: BatchStatus, chunks: Iterator[bytes], form: ResultFormat | None = None) -> Iterator[bytes]:

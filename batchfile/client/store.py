@@ -12,21 +12,24 @@ import structlog
 
 from batchfile.client.base import LOOK_AGAIN_S, BatchStatus, Download, until_old
 from batchfile.client.upload import Upload, repeatable
-from batchfile.errors import BatchDamaged, InvalidRequest, NotEnded, NotFound, RecordDamaged
+from batchfile.errors import BatchDamaged, InvalidRequest, NotEnded, NotFound, RecordDamaged, StoreError
 from batchfile.inbox.records import inbox_path
 from batchfile.ledger import batches, damage, ending, keys, retention
 from batchfile.ledger.base import Ledger
+from batchfile.ledger.batch_status import Pool, Waiting
 from batchfile.ledger.batches import read_batch
 from batchfile.ledger.cas import load
-from batchfile.ledger.heartbeats import read_heartbeats, read_scale
+from batchfile.ledger.heartbeats import Kept, pool_of, read_heartbeats, read_roster, read_scale
 from batchfile.ledger.records import BatchRecord, FileRef, HeartbeatRecord, IdempotencyRecord
 from batchfile.ledger.retention import purge
 from batchfile.ledger.status import BatchSnapshot, StatusReader
 from batchfile.ledger.tail import Cursor, iter_live
+from batchfile.ledger.waiting import waiting_for
 from batchfile.local.options import OUTPUT
 from batchfile.local.outputs import batch_at, is_being_written
 from batchfile.plan import submit as verbs
 from batchfile.plan.options import CreateOptions
+from batchfile.plan.reuse_sources import reuse_for
 from batchfile.routing import check_pool, check_stage
 from batchfile.settings import Settings
 from batchfile.types import Defaults, RoutingTable
@@ -44,6 +47,7 @@ class StoreRemote:
         self._settings = settings
         self._tenant = tenant
         self._reader = StatusReader(ledger)
+        self._roster = Kept(lambda: read_roster(ledger))
         self._known: set[str] = set()  # ids of batches of this tenant that were found before
 
     @property
@@ -67,6 +71,7 @@ class StoreRemote:
                 source.chunks(on_bytes),
                 size=source.unpacked_size,
                 policy=options.policy(),
+                reuse=reuse_for(self._ledger, options),
             )
         return self.batch(made.batch_id)
 
@@ -77,7 +82,7 @@ class StoreRemote:
             found = self._reader.look(self._place_of_damaged(name, error))
         if found is None:
             raise NotFound(f"{name}: the batch was deleted")
-        return _shown(found)
+        return self._shown(found)
 
     def batches(self) -> Iterator[BatchStatus]:
         return (batch for batch in map(self._look_at, self._places()) if batch is not None)
@@ -131,6 +136,9 @@ class StoreRemote:
     def errors(self, batch: BatchStatus) -> Download | None:
         return self._download(self._find(batch.batch_id).errors)
 
+    def reasons(self, batch: BatchStatus) -> Download | None:
+        return self._download(self._find(batch.batch_id).reasons)
+
     def live(self, batch_id: str) -> Iterator[list[bytes]]:
         cursor = Cursor()
         while not cursor.is_over:
@@ -150,8 +158,18 @@ class StoreRemote:
     def runners(self) -> list[HeartbeatRecord]:
         return read_heartbeats(self._ledger)
 
-    def pending(self, pool: str) -> int:
-        return read_scale(self._reader, pool).pending_requests
+    def pools(self) -> list[Pool]:
+        return [
+            pool_of(
+                name,
+                pool.model,
+                pool.engine,
+                [stage for stage, served_by in self._settings.stages.items() if served_by == name],
+                self._roster.now().live,
+                read_scale(self._reader, name),
+            )
+            for name, pool in sorted(self._settings.pools.items())
+        ]
 
     def close(self) -> None:
         """A store does not need to be closed."""
@@ -162,7 +180,25 @@ class StoreRemote:
 
     def _look_at(self, place: str) -> BatchStatus | None:
         found = self._reader.look(place)
-        return None if found is None else _shown(found)
+        return None if found is None else self._shown(found)
+
+    def _shown(self, found: BatchSnapshot) -> BatchStatus:
+        """The status for an operator, with the name of an object that cannot be read."""
+        detail = found.status.detail if found.problem is None else str(found.problem)
+        status = msgspec.structs.replace(found.status, detail=detail, inbox_path=inbox_path(found.batch))
+        return _with_output(msgspec.structs.replace(status, waiting_for=self._waiting_for(status)))
+
+    def _waiting_for(self, status: BatchStatus) -> tuple[Waiting, ...]:
+        output = status.metadata.get(OUTPUT)
+        if status.state != "open" or (output is not None and is_being_written(output)):
+            return ()
+        if output is not None:
+            message = f"No process runs {output}; the command of the run resumes it"
+            pool = next(iter(status.pools), "")
+            return (Waiting(pool=pool, cause="no_runner", message=message, since=status.updated_at),)
+        with suppress(StoreError):
+            return waiting_for(status, self._roster.now(), is_operator=True)
+        return ()
 
     def _place_of_damaged(self, name: str, error: BatchDamaged) -> str:
         """The index key of a damaged batch, which proves its tenant. Raises: `error` where it cannot be found."""
@@ -220,9 +256,3 @@ def _with_output(batch: BatchStatus) -> BatchStatus:
         return batch
     how = f"`batchfile results {batch.batch_id} -o FILE`, or the command of the run, writes the results"
     return msgspec.structs.replace(batch, detail=f"{output} does not exist: {how}")
-
-
-def _shown(found: BatchSnapshot) -> BatchStatus:
-    """The status for an operator, with the name of an object that cannot be read."""
-    detail = found.status.detail if found.problem is None else str(found.problem)
-    return _with_output(msgspec.structs.replace(found.status, detail=detail, inbox_path=inbox_path(found.batch)))

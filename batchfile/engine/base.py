@@ -14,6 +14,7 @@ class EngineInfo:
     `num_slots`: how many requests it generates for at the same time. `max_in_flight`: how many to add at once to keep
     the slots full (slots plus a margin that waits inside). `max_model_len`: in tokens; None if unknown.
     `num_gpus`: local GPUs, so 0 for an endpoint. `note`: one line about the engine's own choices; empty without any.
+    `fingerprint`: equal for engines whose answers may stand for each other's (see `engine/identity.py`); None: unknown.
     """
 
     name: str
@@ -24,6 +25,7 @@ class EngineInfo:
     max_model_len: int | None = None
     num_gpus: int = 0
     note: str = ""
+    fingerprint: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

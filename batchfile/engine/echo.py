@@ -22,6 +22,7 @@ from msgspec.structs import replace as replace_fields
 from batchfile.clock import Clock, SystemClock
 from batchfile.engine.base import EngineInfo, EngineStats, Finished, Prepared, in_flight_for
 from batchfile.engine.fit import check_options, check_size, check_task, compared, vector_of
+from batchfile.engine.identity import EngineIdentity
 from batchfile.engine.prompts import prefix_of
 from batchfile.engine.tool_wire import NO_THINKING, NO_TOOLS, call_stem, made_calls
 from batchfile.errors import EngineDead, InvalidRequest, SettingsError
@@ -29,6 +30,7 @@ from batchfile.request_options import Options
 from batchfile.types import Choice, Completion, Input, Raw, Request, StopReason, Task, TokenLogprob, TopLogprob, Usage
 
 PREFIX = "BATCHFILE_ECHO_"
+VERSION = "1"  # of the answers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +91,15 @@ def _object(env: Mapping[str, str], name: str) -> dict[str, Any] | None:
     return found
 
 
+def identity_of(
+    model: str, task: Task, guided: str | None, tool_input: dict[str, Any] | None, thinking: str | None
+) -> EngineIdentity:
+    """Not of the options that only change how long an answer takes."""
+    given = {"guided": guided or "", "tool_input": json.dumps(tool_input, sort_keys=True), "thinking": thinking or ""}
+    options = {f"{PREFIX}{name.upper()}": value for name, value in given.items()}
+    return EngineIdentity({"the engine": f"echo {VERSION}", "the model": model, "the task": task, **options})
+
+
 # On the system clock, a step returns at least this often.
 STEP_WAIT_S_MAX = 0.05
 DIMENSIONS = 32  # of a vector, unless the request sets it
@@ -122,12 +133,14 @@ class EchoEngine:
         model: str = "echo",
         task: Task = "generate",
     ) -> None:
+        identity = identity_of(model, task, guided, tool_input, thinking)
         self.info = EngineInfo(
             name="echo",
             model=model,
-            version="1",
+            version=VERSION,
             num_slots=num_slots,
             max_in_flight=in_flight_for(num_slots),
+            fingerprint=identity.fingerprint if tokens is None else None,
         )
         self._clock: Clock = clock or SystemClock()
         self._wait_s_max = inf if clock else STEP_WAIT_S_MAX

@@ -10,15 +10,17 @@ from batchfile import __version__
 from batchfile.errors import UNREADABLE
 from batchfile.inbox.records import DroppedFile
 from batchfile.ledger.records import BatchRecord, BatchState, FileRef, LineError
-from batchfile.types import Counts, Usage
+from batchfile.lines.failures import with_advice
+from batchfile.types import Counts, FailureGroup, Usage
 
 RESULTS = "results.jsonl"
 RESULTS_PARQUET = "results.parquet"
 ERRORS = "errors.jsonl"
+REASONS = "reasons.jsonl"
 STATUS = "status.json"
 RECEIPT = "receipt.json"
 REJECTED = "rejected.json"
-KINDS = (RESULTS, RESULTS_PARQUET, ERRORS, STATUS, RECEIPT, REJECTED)
+KINDS = (RESULTS, RESULTS_PARQUET, ERRORS, REASONS, STATUS, RECEIPT, REJECTED)
 
 Kind = TypeVar("Kind")
 
@@ -79,7 +81,8 @@ class OutboxReceipt:
     """`receipt.json` of a dropped file, written last; the `Receipt` of a local run is about its output.
 
     `seconds`: from the claim of the file to the end of its batch. `gpu_seconds`: of the GPUs while they worked for it;
-    None if no GPU is known (say, for an endpoint).
+    None if no GPU is known (say, for an endpoint). `reasons`: why each request in `errors` did not succeed; `failures`:
+    the most frequent reasons.
     """
 
     batch_id: str
@@ -99,6 +102,8 @@ class OutboxReceipt:
     seconds: float
     gpu_seconds: float | None
     batchfile_version: str
+    reasons: FileFacts | None = None
+    failures: tuple[FailureGroup, ...] = ()
     version: int = 1
 
 
@@ -164,6 +169,8 @@ def receipt_of(
         seconds=round((batch.ended_at or batch.created_at) - batch.created_at, 3),
         gpu_seconds=batch.gpu_s or None,
         batchfile_version=__version__,
+        reasons=files.get(REASONS),
+        failures=with_advice(batch.failures),
     )
 
 

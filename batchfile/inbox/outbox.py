@@ -11,6 +11,7 @@ import io
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any, BinaryIO, cast
 
 import structlog
@@ -26,7 +27,7 @@ from batchfile.errors import (
     StoreUnavailable,
 )
 from batchfile.inbox import documents
-from batchfile.inbox.documents import ERRORS, KINDS, RECEIPT, REJECTED, RESULTS, RESULTS_PARQUET, STATUS
+from batchfile.inbox.documents import ERRORS, KINDS, REASONS, RECEIPT, REJECTED, RESULTS, RESULTS_PARQUET, STATUS
 from batchfile.inbox.keys import OUTBOX_POOL, done_key, outbox_key, outbox_task_key
 from batchfile.inbox.records import ClaimRecord, DroppedFile, dropped_file
 from batchfile.ledger import ending, keys, shards
@@ -274,12 +275,13 @@ class _Publication:
         batch, store, written = self._batch, self._ledger.store, dict[str, FileRef]()
         if batch.results is not None:
             chunks = _in_format(self._ledger, batch)
-            written[RESULTS] = self._write_object(self._key(RESULTS), lambda sink: sink.writelines(chunks))
+            written[RESULTS] = self._write_object(self._key(RESULTS), partial(_write_lines, chunks))
             if self._dropped.wants_parquet:
                 written[RESULTS_PARQUET] = self._write_parquet(batch.results)
-        if batch.errors is not None and batch.errors.num_lines:
-            lines = store.stream(batch.errors.key)
-            written[ERRORS] = self._write_object(self._key(ERRORS), lambda sink: sink.writelines(lines))
+        for kind, file in ((ERRORS, batch.errors), (REASONS, batch.reasons)):
+            if file is not None and file.num_lines:
+                lines = store.stream(file.key)
+                written[kind] = self._write_object(self._key(kind), partial(_write_lines, lines))
         return written
 
     def _write_object(self, key: str, fill: "Callable[[_Sink], object]") -> FileRef:
@@ -322,6 +324,10 @@ class _Publication:
             return None
         log.info("inbox.moved", key=dropped.key, to=target)
         return target
+
+
+def _write_lines(lines: Iterable[bytes], sink: "_Sink") -> None:
+    sink.writelines(lines)
 
 
 class _Sink(io.RawIOBase):

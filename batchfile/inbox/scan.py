@@ -7,6 +7,7 @@ the object in place, pinned by its etag. Any process may scan. Nothing in the in
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import PurePath
 from typing import Any
 
 import structlog
@@ -21,6 +22,7 @@ from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import Lost, load, must_know, swap
 from batchfile.ledger.records import BatchRecord
 from batchfile.ledger.set_aside import UNANSWERED_MAX, SetAside, do_each
+from batchfile.lines.kinds import CSV_ENDINGS, JSON_ENDINGS, PACKED, TEXT_ENDINGS, detect, ending_of, refusal
 from batchfile.plan import pending
 from batchfile.plan.options import CreateOptions
 from batchfile.store.base import Entry
@@ -35,7 +37,7 @@ CLAIM_KEPT_S = 7 * 24 * 3600.0  # how long a claim outlives its file, because th
 
 NAME_BYTES_MAX = 239  # of the 255 that a file system allows, without `.results.parquet`
 PATH_BYTES_MAX = 900  # below inbox/; of the 1,024 that S3 allows, without what comes before and after
-ENDINGS = (*(kind + packing for kind in (".jsonl", ".ndjson", ".json") for packing in ("", ".gz", ".zst")), ".parquet")
+ENDINGS = (*(ending + packing for ending in (*JSON_ENDINGS, *CSV_ENDINGS) for packing in ("", *PACKED)), ".parquet")
 # What other programs call a file until it is complete.
 _UNFINISHED = (".tmp", ".part", ".partial", ".filepart", ".crdownload", "~")
 
@@ -242,7 +244,9 @@ class Inbox:
                 f"and {PATH_BYTES_MAX} with its folders"
             )
         if not path.lower().endswith(ENDINGS):
-            known = ".jsonl, .ndjson or .json (also with .gz or .zst), or .parquet"
+            if ending_of(key) in TEXT_ENDINGS:
+                raise InvalidFile(refusal(detect(key, b""), PurePath(key).name, key))
+            known = ".jsonl, .ndjson, .json, .csv or .tsv (also with .gz or .zst), or .parquet"
             raise InvalidFile(f"{key}: is not a request file; its name must end with {known}")
         if file.entry.size == 0:
             raise InvalidFile(f"{key}: is empty; it needs at least one request line")

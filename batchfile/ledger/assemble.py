@@ -6,8 +6,8 @@ native lines.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from itertools import groupby, islice
 
@@ -21,9 +21,10 @@ from batchfile.ledger.inputs import CustomIds, HashingWriter, repin
 from batchfile.ledger.parallel import in_order
 from batchfile.ledger.records import BatchRecord, EndReason, FileRef, PartRef, Plan, Range, ShardRecord
 from batchfile.lines.envelope import custom_id_of
+from batchfile.lines.failures import FailureTally
 from batchfile.lines.framing import Line, iter_lines
 from batchfile.lines.result import PartLine, decode_part, encode_result
-from batchfile.types import Counts, Failure, Usage
+from batchfile.types import Counts, Failure, FailureGroup, Usage
 
 log = structlog.get_logger()
 
@@ -49,19 +50,24 @@ _STORAGE_ERROR = Failure(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assembled:
-    """What `batch.json` will reference. `counts` add up to the batch's total."""
+    """What `batch.json` will reference. `counts` add up to the batch's total. `reasons` None: all succeeded.
+    `fingerprints`: as in the batch.
+    """
 
     results: FileRef
     errors: FileRef
+    reasons: FileRef | None
+    failures: tuple[FailureGroup, ...]
     counts: Counts
     usage: Usage
     gpu_s: float
+    fingerprints: dict[str, tuple[str, ...]]
 
 
 def assemble(
     ledger: Ledger, batch: BatchRecord, plan: Plan, records: Records, *, nonce: str, beat: Callable[[], None]
 ) -> Assembled:
-    """Write the results file and the errors file (the input lines that did not succeed).
+    """Write the results, the errors (the input lines that did not succeed) and the reasons (why each did not).
 
     If the input has changed, the errors file has result lines instead, provided the ids of the requests were kept.
     Reads each part once, several at a time. Calls `beat` between ranges so that the caller can renew its lease.
@@ -69,7 +75,7 @@ def assemble(
     where another process has taken over the work.
     """
     counts = {"succeeded": 0, "errored": 0, "canceled": 0, "expired": 0}
-    usage, gpu_s = Usage(), 0.0
+    usage, gpu_s, tally = Usage(), 0.0, FailureTally()
     requests = _Requests(ledger, batch, beat)
     ids = CustomIds(ledger, plan.ids)
     results_key = keys.results_key(batch.batch_id, nonce)
@@ -82,11 +88,11 @@ def assemble(
         size_of=lambda part: part.size,
         size_max=PARTS_AHEAD_BYTES,
     )
-    with (
-        closing(parts),
-        HashingWriter(ledger, results_key) as results,
-        HashingWriter(ledger, errors_key) as errors,
-    ):
+    reasons: HashingWriter | None = None
+    with ExitStack() as stack:
+        stack.enter_context(closing(parts))
+        results = stack.enter_context(HashingWriter(ledger, results_key))
+        errors = stack.enter_context(HashingWriter(ledger, errors_key))
         for span, found in zip(plan.ranges, by_range, strict=True):
             beat()
             for record in found:
@@ -96,22 +102,53 @@ def assemble(
             for item in lines:
                 counts[item.status] += 1
             results.write_lines([item.result for item in lines])
-            if any(item.status != "succeeded" for item in lines):
+            failed = [item for item in lines if item.status != "succeeded"]
+            if failed:
                 raw = requests.of(span)
                 if raw is not None:
-                    failed = [raw[item.line] for item in lines if item.status != "succeeded"]
-                    for is_long, same in groupby(failed, key=lambda line: line.data is None):
-                        if is_long:
-                            for line in same:
-                                errors.write_long(requests.bytes_of(line))
-                        else:
-                            errors.write_lines([line.data for line in same if line.data is not None])
+                    _write_requests(errors, requests, [raw[item.line] for item in failed])
                 elif ids.are_kept:
-                    errors.write_lines([item.result for item in lines if item.status != "succeeded"])
+                    errors.write_lines([item.result for item in failed])
+                if reasons is None:
+                    reasons = stack.enter_context(HashingWriter(ledger, keys.reasons_key(batch.batch_id, nonce)))
+                # Without the input, blank lines in the range are not known.
+                rows = [item.line if raw is None else raw[item.line].row - 1 for item in failed]
+                reasons.write_lines(
+                    [
+                        tally.add_result(item.result, span.first_row + row)
+                        for item, row in zip(failed, rows, strict=True)
+                    ]
+                )
         if results.num_lines != batch.total:
             raise BatchDamaged(f"{batch.batch_id}: {results.num_lines} results for {batch.total} requests")
-        made = {"results": results.commit(), "errors": errors.commit()}
-        return Assembled(**made, counts=Counts(**counts), usage=usage, gpu_s=round(gpu_s, 3))
+        return Assembled(
+            results=results.commit(),
+            errors=errors.commit(),
+            reasons=None if reasons is None else reasons.commit(),
+            failures=tally.top(),
+            counts=Counts(**counts, rejected=tally.num_rejected),
+            usage=usage,
+            gpu_s=round(gpu_s, 3),
+            fingerprints=fingerprints_of(batch, records.values()),
+        )
+
+
+def _write_requests(errors: HashingWriter, requests: "_Requests", lines: list[Line]) -> None:
+    for is_long, same in groupby(lines, key=lambda line: line.data is None):
+        if is_long:
+            for line in same:
+                errors.write_long(requests.bytes_of(line))
+        else:
+            errors.write_lines([line.data for line in same if line.data is not None])
+
+
+def fingerprints_of(batch: BatchRecord, records: Iterable[ShardRecord]) -> dict[str, tuple[str, ...]]:
+    """Pool -> the distinct fingerprints of the engines that made its results, reused ones included."""
+    found = {pool: set(known) for pool, known in batch.fingerprints.items()}
+    for record in records:
+        if record.parts and record.pool not in keys.PSEUDO_POOLS:
+            found.setdefault(record.pool, set()).update(record.fingerprints or ("",))
+    return {pool: tuple(sorted(known)) for pool, known in found.items()}
 
 
 def _records_of(batch: BatchRecord, plan: Plan, n: int, records: Records) -> Iterator[ShardRecord]:

@@ -1,14 +1,17 @@
-"""The progress of a batch at one moment: derived by the ledger, sent by the native API, returned by the client."""
+"""A batch or a pool at one moment: derived by the ledger, sent by the native API, returned by the client."""
 
 from typing import Literal
 
 import msgspec
 
 from batchfile.ledger.records import EndReason
-from batchfile.types import Counts, InputFormat, Usage
+from batchfile.types import Counts, FailureGroup, InputFormat, Usage
 
 # `damaged`: its stored record is lost; `unreadable`: it cannot be read now.
 ShownState = Literal["planning", "open", "ending", "ended", "damaged", "unreadable"]
+
+
+CANNOT_ANSWER: frozenset[str] = frozenset({"loading", "down"})  # states of runners
 
 
 class PoolProgress(msgspec.Struct, frozen=True, kw_only=True):
@@ -26,6 +29,32 @@ class PoolProgress(msgspec.Struct, frozen=True, kw_only=True):
         return self.num_shards - self.num_done - self.num_leased
 
 
+class Waiting(msgspec.Struct, frozen=True, kw_only=True):
+    """Why the requests of a pool do not run: `message` in words. `since`: epoch seconds, where it is known."""
+
+    pool: str
+    cause: Literal["no_runner", "endpoint_down", "loading", "set_aside"]
+    message: str
+    since: float | None = None
+
+
+class Pool(msgspec.Struct, frozen=True, kw_only=True):
+    """A pool as its readers see it. `runners` counts the live ones by state."""
+
+    name: str
+    model: str
+    engine: str
+    stages: list[str]
+    runners: dict[str, int]
+    open_batches: int
+    pending_requests: int
+
+    @property
+    def is_up(self) -> bool:
+        """Has it a runner that can answer requests: one that is neither loading nor cut off from its endpoint?"""
+        return any(num for state, num in self.runners.items() if state not in CANNOT_ANSWER)
+
+
 class BatchStatus(msgspec.Struct, frozen=True, kw_only=True):
     """A batch as the service sees it. Times are epoch seconds. `pools`: those that work on it; empty after its end.
 
@@ -34,7 +63,11 @@ class BatchStatus(msgspec.Struct, frozen=True, kw_only=True):
     `created_at` are known.
 
     The input format is `openai` if each line has a `body` and a `url`. `inbox_path`: the key of the dropped file that
-    the batch was made of. `usage_unknown`: results whose endpoint did not report tokens; the sums leave them out.
+    the batch was made of. `errored` includes `rejected`. `failures`: the most frequent reasons why requests did not
+    succeed. `waiting_for`: why nothing moves, in an open batch. `gpu_s`: GPU seconds so far; 0 if no GPU is known.
+    `usage_unknown`: results whose endpoint did not report tokens; the sums leave them out. `reused`: id of an earlier
+    batch -> how many of its results this one has taken over; they are among `succeeded` and cost no tokens.
+    `reuse_note`: why nothing was reused, or not from some batch, where that was wanted.
 
     >>> status = client.batch(done.id).status()
     >>> status.state, status.reason, status.total, status.counts.succeeded
@@ -56,6 +89,10 @@ class BatchStatus(msgspec.Struct, frozen=True, kw_only=True):
     output_tokens: int
     cached_tokens: int
     usage_unknown: int
+    rejected: int = 0
+    failures: tuple[FailureGroup, ...] = ()
+    waiting_for: tuple[Waiting, ...] = ()
+    gpu_s: float = 0.0
     created_at: float
     updated_at: float
     ended_at: float | None
@@ -65,11 +102,24 @@ class BatchStatus(msgspec.Struct, frozen=True, kw_only=True):
     dialect: InputFormat
     inbox_path: str | None
     pools: dict[str, PoolProgress]
+    reused: dict[str, int] = {}
+    reuse_note: str | None = None
+
+    @property
+    def num_reused(self) -> int:
+        """Results that were taken over from earlier batches, and cost nothing."""
+        return sum(self.reused.values())
 
     @property
     def counts(self) -> Counts:
         """Finished requests by outcome."""
-        return Counts(succeeded=self.succeeded, errored=self.errored, canceled=self.canceled, expired=self.expired)
+        return Counts(
+            succeeded=self.succeeded,
+            errored=self.errored,
+            canceled=self.canceled,
+            expired=self.expired,
+            rejected=self.rejected,
+        )
 
     @property
     def usage(self) -> Usage:
@@ -86,8 +136,8 @@ class BatchStatus(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def num_failed(self) -> int:
-        """Requests that ran without a valid answer: not those that were canceled or expired."""
-        return self.errored
+        """Requests that ran without a valid answer: not those that were rejected, canceled or expired."""
+        return self.errored - self.rejected
 
     @property
     def is_all_succeeded(self) -> bool:

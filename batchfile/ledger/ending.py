@@ -90,7 +90,8 @@ def _assemble(ledger: Ledger, held: shards.Lease, plan: Plan, is_stopped: Callab
 def _discard(ledger: Ledger, made: Assembled) -> None:
     """Remove files that no record names, because the batch has other files or is gone. Best effort."""
     with suppress(StoreError):
-        ledger.store.delete_many([made.results.key, made.errors.key])
+        made_files = (made.results, made.errors, made.reasons)
+        ledger.store.delete_many([file.key for file in made_files if file is not None])
 
 
 def _end_without_results(ledger: Ledger, batch_id: str, detail: str | None = None) -> BatchRecord | None:
@@ -131,9 +132,12 @@ def _commit_end(ledger: Ledger, batch: BatchRecord, plan: Plan, made: Assembled)
             ended_at=now,
             results=made.results,
             errors=made.errors,
+            reasons=made.reasons,
             counts=made.counts,
             usage=made.usage,
+            failures=made.failures,
             gpu_s=made.gpu_s,
+            fingerprints=made.fingerprints,
         )
 
     ended = update_batch(ledger, keys.batch_key(batch.batch_id), decide)
@@ -146,9 +150,9 @@ def _commit_end(ledger: Ledger, batch: BatchRecord, plan: Plan, made: Assembled)
 
 def sweep_parts(ledger: Ledger, batch: BatchRecord) -> None:
     """Remove what an ended batch does not name: parts, ids, and files of assemblies that lost the race."""
-    keep = {ref.key for ref in (batch.results, batch.errors) if ref is not None}
+    keep = {ref.key for ref in (batch.results, batch.errors, batch.reasons) if ref is not None}
     found = [entry.key for entry in ledger.store.list(keys.parts_prefix(batch.batch_id))]
-    for stem in ("results-", "errors-", "custom-ids-"):
+    for stem in ("results-", "errors-", "reasons-", "custom-ids-"):
         found += [entry.key for entry in ledger.store.list(keys.batch_prefix(batch.batch_id) + stem)]
     ledger.store.delete_many([key for key in found if key not in keep])
 

@@ -4,13 +4,18 @@ Each runner rewrites its own document every few seconds. That is a hint: no clai
 clock. What waits for a pool is derived from the queue. Nothing is decided here.
 """
 
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from batchfile.errors import BatchDamaged, StoreError
 from batchfile.ledger import keys
 from batchfile.ledger.base import Ledger
-from batchfile.ledger.batch_status import PoolProgress
+from batchfile.ledger.batch_status import Pool, PoolProgress
 from batchfile.ledger.records import HeartbeatRecord, decode, encode
 from batchfile.ledger.set_aside import UNANSWERED_MAX
 from batchfile.ledger.status import BatchSnapshot, StatusReader
@@ -18,6 +23,9 @@ from batchfile.store.base import Entry
 
 HEARTBEAT_AGE_S_MAX = 60.0  # a document not rewritten for this long belongs to no live runner
 SWEEP_AFTER_S = 24 * 3600.0
+FRESH_S = 3.0  # any number of dashboards and probes cause one read in this time
+
+T = TypeVar("T")
 
 
 def write_heartbeat(ledger: Ledger, record: HeartbeatRecord) -> None:
@@ -31,14 +39,37 @@ def remove_heartbeat(ledger: Ledger, pool: str, runner_id: str) -> None:
         ledger.store.delete(keys.heartbeat_key(pool, runner_id))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """When the last of a pool's runners wrote its heartbeat, and how many there are of the last day, live or not."""
+
+    at: float
+    num_runners: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Roster:
+    """The runners at `read_at`, by the store's clock. `live`: by pool and id."""
+
+    live: tuple[HeartbeatRecord, ...]
+    last_seen: dict[str, Seen]
+    read_at: float
+
+
 def read_heartbeats(ledger: Ledger, pool: str | None = None) -> list[HeartbeatRecord]:
-    """The live runners, by pool and id. Costs a listing and a read for each.
+    """The live runners, by pool and id. Costs and raises: as `read_roster`."""
+    return list(read_roster(ledger, pool).live)
+
+
+def read_roster(ledger: Ledger, pool: str | None = None) -> Roster:
+    """Of one pool, or of all. Costs a listing and a read for each live runner.
 
     Leaves out runners whose document cannot be read. Raises: StoreError where none can be read.
     """
     found, refusals = list[HeartbeatRecord](), list[StoreError]()
     store_now = float("-inf")
-    for entry in _newest_first(ledger, pool):
+    entries = _newest_first(ledger, pool)
+    for entry in entries:
         if store_now - entry.modified_at > HEARTBEAT_AGE_S_MAX:
             break
         try:
@@ -56,7 +87,13 @@ def read_heartbeats(ledger: Ledger, pool: str | None = None) -> list[HeartbeatRe
                 found.append(decode(document.data, HeartbeatRecord))
     if refusals and not found:
         raise refusals[0]
-    return sorted(found, key=lambda record: (record.pool, record.runner_id))
+    num = Counter(keys.heartbeat_pool(entry.key) for entry in entries)
+    newest = {keys.heartbeat_pool(entry.key): entry.modified_at for entry in reversed(entries)}
+    return Roster(
+        live=tuple(sorted(found, key=lambda record: (record.pool, record.runner_id))),
+        last_seen={name: Seen(at=at, num_runners=num[name]) for name, at in newest.items()},
+        read_at=store_now if store_now > 0 else ledger.clock.now(),
+    )
 
 
 def sweep_heartbeats(ledger: Ledger) -> int:
@@ -90,6 +127,23 @@ class Scale:
     live_runners: int = 0
     open_batches: int = 0
     oldest_created_at: float | None = None
+
+
+def pool_of(
+    name: str, model: str, engine: str, stages: Sequence[str], runners: Iterable[HeartbeatRecord], scale: Scale
+) -> Pool:
+    """`model`, `engine` and `stages`: of the settings. `runners`: the live ones, of all pools."""
+    live = [runner for runner in runners if runner.pool == name]
+    return Pool(
+        name=name,
+        model=model,
+        # Prefer what live runners report, because they have their own settings.
+        engine=", ".join(sorted({runner.engine for runner in live})) or engine,
+        stages=list(stages),
+        runners=Counter(runner.state for runner in live),
+        open_batches=scale.open_batches,
+        pending_requests=scale.pending_requests,
+    )
 
 
 def has_waiting(reader: StatusReader, pool: str) -> bool:
@@ -131,3 +185,20 @@ def read_scale(reader: StatusReader, pool: str) -> Scale:
         open_batches=len(created),
         oldest_created_at=min(created, default=None),
     )
+
+
+class Kept(Generic[T]):
+    """Caches the result of `look`. Concurrent callers wait for one call of it."""
+
+    def __init__(self, look: Callable[[], T]) -> None:
+        self._look = look
+        self._lock = threading.Lock()
+        self._found: T | None = None
+        self._looked_at = float("-inf")
+
+    def now(self) -> T:
+        with self._lock:
+            if self._found is None or time.monotonic() - self._looked_at >= FRESH_S:
+                self._found = self._look()
+                self._looked_at = time.monotonic()
+            return self._found

@@ -1,6 +1,6 @@
 """Builds the keys of the protocol; it knows no store. `inbox/keys.py` and `files/keys.py` build those of their parts.
 
-batches/{batch_id}/    batch.json, the input, the plan, shard records, parts, results, errors
+batches/{batch_id}/    batch.json, the input, the plan, shard records, parts, results, errors, reasons
 queue/{pool}/          an entry for each batch with open shards: a hint that can be rebuilt
 index/{tenant}/        an entry for each batch, newest first
 notifications/{pool}   changes when something happened: a hint
@@ -54,6 +54,10 @@ def custom_ids_key(batch_id: str, nonce: str) -> str:
     return f"{batch_prefix(batch_id)}custom-ids-{nonce}.jsonl"
 
 
+def hashes_key(batch_id: str, nonce: str) -> str:
+    return f"{batch_prefix(batch_id)}hashes-{nonce}.bin"
+
+
 def plan_key(batch_id: str, nonce: str) -> str:
     return f"{batch_prefix(batch_id)}plan-{nonce}.json"
 
@@ -89,6 +93,10 @@ def results_key(batch_id: str, nonce: str) -> str:
 
 def errors_key(batch_id: str, nonce: str) -> str:
     return f"{batch_prefix(batch_id)}errors-{nonce}.jsonl"
+
+
+def reasons_key(batch_id: str, nonce: str) -> str:
+    return f"{batch_prefix(batch_id)}reasons-{nonce}.jsonl"
 
 
 QUEUE_PREFIX = "queue/"
@@ -160,6 +168,10 @@ def heartbeat_prefix(pool: str | None = None) -> str:
 
 def heartbeat_key(pool: str, runner_id: str) -> str:
     return f"{heartbeat_prefix(pool)}{runner_id}.json"
+
+
+def heartbeat_pool(key: str) -> str:
+    return key.removeprefix(RUNNERS_PREFIX).partition("/")[0]
 
 
 EXPIRING_PREFIX = "expiring/"

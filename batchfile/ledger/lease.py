@@ -10,11 +10,13 @@ A holder may be silent because it cannot reach the store. So before an expiry bl
 the record is marked as doubted, and the holder gets one more full lease, with a store that works, to write it again.
 """
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 from batchfile.ledger import bitmaps
 from batchfile.ledger.records import EndReason, PartRef, Range, ShardRecord
-from batchfile.types import Counts, Usage
+from batchfile.lines.failures import merged
+from batchfile.types import Counts, FailureGroup, Usage
 
 CRASHES_BEFORE_BISECT = 2
 CRASHES_OF_ONE_LINE = 3
@@ -111,6 +113,8 @@ def checkpointed(
     bisect_set: tuple[int, ...] | None = None,
     accused: int | None = None,
     gpu_s: float = 0.0,
+    failures: tuple[FailureGroup, ...] = (),
+    fingerprints: Iterable[str] = (),
 ) -> ShardRecord:
     """The record after one more part (None: only a renewal). `done`, `counts` and the rest are of that part alone.
 
@@ -132,7 +136,9 @@ def checkpointed(
         done=bitmaps.render(bitmaps.parse(record.done) | done),
         counts=total,
         usage=record.usage + usage,
+        failures=merged(record.failures, failures) if failures else record.failures,
         gpu_s=round(record.gpu_s + gpu_s, 4),
+        fingerprints=record.fingerprints if part is None else tuple(sorted({*record.fingerprints, *fingerprints})),
         has_dispatched=has_dispatched,
         bisect_set=() if crash_count == 0 else record.bisect_set if bisect_set is None else bisect_set,
         crash_count=crash_count,

@@ -10,6 +10,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import reduce
 from itertools import islice
 from typing import NamedTuple
 
@@ -25,7 +26,8 @@ from batchfile.ledger.batches import read_batch, read_plan
 from batchfile.ledger.cas import Stored, load
 from batchfile.ledger.damage import DAMAGED
 from batchfile.ledger.records import BatchRecord, Plan, ShardRecord
-from batchfile.types import Counts, Usage
+from batchfile.lines.failures import merged, with_advice
+from batchfile.types import Counts, FailureGroup, Usage
 
 log = structlog.get_logger()
 
@@ -72,6 +74,7 @@ class _Sums(NamedTuple):
     num_leased: int = 0
     counts: Counts = Counts()
     usage: Usage = Usage()
+    gpu_s: float = 0.0
 
     def replaced(self, old: "_Sums", new: "_Sums") -> "_Sums":
         """The sums after a record has changed from `old` to `new`."""
@@ -81,6 +84,7 @@ class _Sums(NamedTuple):
             num_leased=self.num_leased - old.num_leased + new.num_leased,
             counts=self.counts - old.counts + new.counts,
             usage=self.usage - old.usage + new.usage,
+            gpu_s=self.gpu_s - old.gpu_s + new.gpu_s,
         )
 
 
@@ -105,6 +109,8 @@ class _View:
         self.batch = batch
         self.updated_at = updated_at
         self.rows: dict[str, _Row] = {}
+        self.failures: dict[str, tuple[FailureGroup, ...]] = {}  # of the records with some
+        self.merged: tuple[FailureGroup, ...] | None = ()  # of all records; None: they have changed
         self.totals: dict[str, _Sums] = {}
         self.shares: dict[str, tuple[int, int]] = {}  # pool -> its number of shards and of requests
         self.is_planned = False
@@ -128,19 +134,23 @@ class _View:
         total = self.totals.get(record.pool, _NONE)
         self.totals[record.pool] = total.replaced(_NONE if known is None else known.sums, sums)
         self.rows[key] = _Row(found.etag, record.epoch, record.seq, sums)
+        if record.failures and record.failures != self.failures.get(key):
+            self.failures[key] = record.failures
+            self.merged = None
+
+    @property
+    def size(self) -> int:
+        """What is remembered, in records."""
+        return len(self.rows) + sum(map(len, self.failures.values()))
 
     def snapshot(self) -> BatchSnapshot:
-        totals = self.totals.values()
+        total = reduce(lambda sums, more: sums.replaced(_NONE, more), self.totals.values(), _NONE)
+        if self.merged is None:
+            self.merged = merged(*self.failures.values())
         pools = {pool: _progress(self.totals.get(pool, _NONE), *share) for pool, share in self.shares.items()}
         return BatchSnapshot(
             batch=self.batch,
-            status=_status(
-                self.batch,
-                sum((total.counts for total in totals), Counts()),
-                sum((total.usage for total in totals), Usage()),
-                self.updated_at,
-                pools,
-            ),
+            status=_status(self.batch, total, self.updated_at, self.merged, pools),
             num_records=sum(self.totals.get(pool, _NONE).num_records for pool in self.shares),
             problem=self.problem,
         )
@@ -212,7 +222,7 @@ class StatusReader:
     def _ill(self, placeholder: BatchRecord, error: BatchfileError) -> BatchSnapshot:
         self._tell(placeholder.batch_id, error)
         status = msgspec.structs.replace(
-            _status(placeholder, Counts(), Usage(), placeholder.created_at),
+            _status(placeholder, _NONE, placeholder.created_at),
             state="damaged" if placeholder.state == "ended" else "unreadable",
             reason=None,
             ended_at=None,
@@ -260,7 +270,9 @@ class StatusReader:
                 updated_at = max(updated_at, view.updated_at)
                 if view.rows:
                     self._views[batch.batch_id] = _View(batch, updated_at)
-        return BatchSnapshot(batch=batch, status=_status(batch, batch.counts, batch.usage, updated_at))
+        total = _Sums(counts=batch.counts, usage=batch.usage, gpu_s=batch.gpu_s)
+        status = _status(batch, total, updated_at, batch.failures)
+        return BatchSnapshot(batch=batch, status=status)
 
     def _view_of(self, batch: BatchRecord) -> _View:
         with self._lock:
@@ -319,10 +331,10 @@ class StatusReader:
 
     def _forget_some(self) -> None:
         with self._lock:
-            num_records = sum(len(view.rows) for view in self._views.values())
+            num_records = sum(view.size for view in self._views.values())
             while num_records > RECORDS_MAX and len(self._views) > 1:
                 _, oldest = self._views.popitem(last=False)
-                num_records -= len(oldest.rows)
+                num_records -= oldest.size
 
 
 def _sums(record: ShardRecord) -> _Sums:
@@ -332,13 +344,19 @@ def _sums(record: ShardRecord) -> _Sums:
         num_leased=record.state == "leased",
         counts=record.counts,
         usage=record.usage,
+        gpu_s=record.gpu_s,
     )
 
 
 def _status(
-    batch: BatchRecord, counts: Counts, usage: Usage, updated_at: float, pools: dict[str, PoolProgress] | None = None
+    batch: BatchRecord,
+    total: _Sums,
+    updated_at: float,
+    failures: tuple[FailureGroup, ...] = (),
+    pools: dict[str, PoolProgress] | None = None,
 ) -> BatchStatus:
     assert batch.state != "deleted", "a deleted batch has no status"
+    counts, usage = total.counts, total.usage
     return BatchStatus(
         batch_id=batch.batch_id,
         state=batch.state,
@@ -350,6 +368,9 @@ def _status(
         errored=counts.errored,
         canceled=counts.canceled,
         expired=counts.expired,
+        rejected=counts.rejected,
+        failures=with_advice(failures),
+        gpu_s=round(total.gpu_s, 3),
         pending=batch.total - counts.finished,
         input_tokens=usage.input_tokens,
         output_tokens=usage.output_tokens,
@@ -364,6 +385,8 @@ def _status(
         dialect=batch.input.format,
         inbox_path=None,  # known to the inbox
         pools=pools or {},
+        reused=batch.reused,
+        reuse_note=batch.reuse_note,
     )
 
 

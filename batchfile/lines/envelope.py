@@ -30,7 +30,14 @@ KEYS = ("custom_id", "params", "metadata", "method", "url", "body")
 OPENAI_KEYS = ("custom_id", "method", "url", "body")
 NATIVE_KEYS = ("custom_id", "params", "metadata")
 ROW_PROBLEM = "row_problem"  # instead of a request: why the row of a table cannot become one
-_INSIDE = {"messages", "model", "max_tokens", "temperature", "top_p", "prompt", "system", "tools", *SAME}
+# Of params and body, in any format. Not those that are more likely the user's own, such as n or input.
+_INSIDE = frozenset(
+    {
+        *("messages", "prompt", "system", "model", "tools", "tool_choice", "output_config", "response_format"),
+        *("max_tokens", "temperature", "top_p", "top_k", "min_p", "seed"),
+        *("presence_penalty", "frequency_penalty", "repetition_penalty", *SAME),
+    }
+)
 _EXAMPLES: dict[InputFormat, str] = {
     "native": '{"custom_id": "a", "params": {...}}',
     "openai": '{"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {...}}',
@@ -81,7 +88,7 @@ class _Metadata(msgspec.Struct, gc=False):
 class _Wire(msgspec.Struct, forbid_unknown_fields=True):
     custom_id: str | int | float
     params: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
-    metadata: _Metadata | None = None
+    metadata: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET  # that of a row has all its values, which are not needed
     method: str | msgspec.UnsetType = msgspec.UNSET
     url: str | msgspec.UnsetType = msgspec.UNSET
     body: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
@@ -93,6 +100,7 @@ class _Model(msgspec.Struct):
 
 _wire = msgspec.json.Decoder(_Wire)
 _model = msgspec.json.Decoder(_Model)
+_metadata_of = msgspec.json.Decoder(_Metadata | None)
 _UNSET = msgspec.UNSET
 
 
@@ -107,18 +115,18 @@ def decode_envelope(line: bytes, expected: InputFormat = "native") -> Envelope:
         if not line.isascii():
             line.decode()  # msgspec does not check UTF-8 in values that it skips
         wire = _wire.decode(line)
+        found = _envelope(wire)
     except UNREADABLE as error:
         envelope = _around_lone_surrogates(line)
         if envelope is None:
             reason = "is nested too deeply" if isinstance(error, RecursionError) else str(error)
             raise _unreadable(line, reason, expected) from None
         return envelope
-    envelope = _envelope(wire)
-    if envelope is None:
+    if found is None:
         raise _unreadable(line, "is not a request", expected)
-    if _has_repeats(line, envelope, wire):
+    if _has_repeats(line, found, wire):
         raise _unreadable(line, "has a field twice", expected)
-    return envelope
+    return found
 
 
 def _has_repeats(line: bytes, envelope: Envelope, wire: _Wire) -> bool:
@@ -128,25 +136,35 @@ def _has_repeats(line: bytes, envelope: Envelope, wire: _Wire) -> bool:
     start = len(line) - 1 - len(envelope.carried)
     if not line.startswith(envelope.carried, start):
         return has_repeats(line)
-    num_strings = 3 + 2 * ((wire.method is not _UNSET) + (wire.url is not _UNSET))
-    return line[:start].count(b'"') != 2 * num_strings and has_repeats(line[:start] + b"0}")
+    num_quotes = 6 + 4 * ((wire.method is not _UNSET) + (wire.url is not _UNSET))
+    if wire.metadata is not _UNSET:
+        num_quotes += 2 + bytes(wire.metadata).count(b'"')
+    return line[:start].count(b'"') != num_quotes and has_repeats(line[:start] + b"0}")
 
 
 def _envelope(wire: _Wire) -> Envelope | None:
     custom_id = id_text(wire.custom_id)
     if not custom_id:
         return None
+    metadata = b"null" if wire.metadata is _UNSET else bytes(wire.metadata)
     if wire.params is not _UNSET:
         params = bytes(wire.params)
         is_alone = wire.body is _UNSET and wire.method is _UNSET and wire.url is _UNSET
         if params[:1] == b"{" and is_alone:
-            hint = None if wire.metadata is None else wire.metadata.model_hint
-            return Envelope(custom_id, "native", params, hint)
+            return Envelope(custom_id, "native", params, _hint_of(metadata))
     elif wire.body is not _UNSET:
         body = bytes(wire.body)
-        if body[:1] == b"{" and wire.metadata is None:
+        if body[:1] == b"{" and metadata == b"null":
             return Envelope(custom_id, "openai", body, None, wire.method or None, wire.url or None)
     return None
+
+
+def _hint_of(metadata: bytes) -> str | None:
+    """Raises: msgspec.MsgspecError where it is not an object, or its hint is not text."""
+    if metadata[:1] == b"{" and b"model_hint" not in metadata and b"\\" not in metadata:
+        return None
+    found = _metadata_of.decode(metadata)
+    return None if found is None else found.model_hint
 
 
 def _around_lone_surrogates(line: bytes) -> Envelope | None:

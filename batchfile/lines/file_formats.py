@@ -36,6 +36,12 @@ PARQUET_HINT = "give the file to `batchfile submit`, or put it into the inbox"
 _ENDINGS: tuple[tuple[str, FileFormat], ...] = ((".gz", "gzip"), (".zst", "zstd"), (".parquet", "parquet"))
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 _OTHERS = ((b"PK\x03\x04", "a zip archive (or an .xlsx)"), (b"BZh", "bzip2 data"), (b"\xfd7zX", "xz data"))
+_FOREIGN = (
+    (b"%PDF", "a PDF"),
+    (b"\x89PNG", "a PNG image"),
+    (b"\xff\xd8\xff", "a JPEG image"),
+    (b"\xd0\xcf\x11\xe0", "an .xls or .doc file"),
+)
 _DAMAGE = (zlib.error, zstd.ZstdError)
 
 
@@ -148,6 +154,9 @@ def _format_of(name: str, head: bytes) -> FileFormat:
     for magic, what in _OTHERS:
         if head.startswith(magic):
             raise InvalidFile(f"{name}: is {what}; decompress it (.gz and .zst can be read as they are)")
+    for magic, what in _FOREIGN:
+        if head.startswith(magic):
+            raise InvalidFile(f"{name}: is {what}; save its requests or rows as text, such as JSONL or CSV")
     return next((kind for kind, magic in _MAGIC.items() if head.startswith(magic)), "jsonl")
 
 
@@ -236,9 +245,13 @@ def open_lines(
     return open_text(path, kind, stream)
 
 
-def parquet_columns(path: str) -> tuple[str, ...]:
-    """The names of the columns, read by a child process. Raises: InvalidFile, ConverterKilled, SettingsError."""
-    return tuple(json.loads(b"".join(_converted(path, "parquet-columns", None))))
+def parquet_columns(path: str) -> tuple[tuple[str, ...], str]:
+    """The names of the columns and their types (an Arrow schema as base64), read by a child process.
+
+    Raises: InvalidFile, ConverterKilled, SettingsError.
+    """
+    names, types = json.loads(b"".join(_converted(path, "parquet-columns", None)))
+    return tuple(names), types
 
 
 def _converted(path: str, kind: Conversion, stream: BinaryIO | None) -> Iterator[bytes]:

@@ -12,6 +12,7 @@ from batchfile.types import LINE_BYTES_MAX
 
 BOM = b"\xef\xbb\xbf"
 NO_REQUEST = "contains no requests: it is empty, or every line is blank"
+NO_ROW = "has a header and no rows"
 NUL_TAIL = "ends in NUL bytes, which are not a request; it was probably cut off while it was written"
 LONG_HEAD_BYTES = 4096  # kept of a line over the limit
 _CR = 13

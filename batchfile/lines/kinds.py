@@ -9,7 +9,7 @@ import json
 import re
 import shlex
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import PurePath
 from typing import Literal
@@ -17,7 +17,7 @@ from typing import Literal
 import msgspec
 
 from batchfile.errors import UNREADABLE
-from batchfile.lines.envelope import ROW_PROBLEM, own_fields
+from batchfile.lines.envelope import KEYS, ROW_PROBLEM, own_fields
 from batchfile.lines.framing import BOM
 from batchfile.lines.json_scan import keys_of
 from batchfile.lines.key_advice import typo_of
@@ -31,7 +31,7 @@ PROMPT, MESSAGES = "prompt", "messages"  # columns that hold the prompt of a row
 PACKED = (".gz", ".zst")
 TEXT_ENDINGS = (".txt", ".text", ".md")
 JSON_ENDINGS = (".jsonl", ".ndjson", ".jsonlines", ".json")
-_CSV_ENDINGS = (".csv", ".tsv", ".tab")
+CSV_ENDINGS = (".csv", ".tsv", ".tab")
 _DELIMITERS = ",;\t|"
 _RECORDS_LOOKED_AT = 20
 _LINES_LOOKED_AT = 100
@@ -44,20 +44,23 @@ _REQUESTS = re.compile(rb'"requests"\s*:\s*\[\s*')
 _HEADER = re.compile(r"[^\W\d][\w.-]*( [\w.-]+)*")  # a column's name where a file's name does not say that it is CSV
 _NAME = re.compile(r"[^\W\d]\w*")
 _members = msgspec.json.Decoder(dict[str, msgspec.Raw])
-_text = msgspec.json.Decoder(str)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kind:
     """`layout`: how the items are written; `content`: what they are. `columns`: of rows, as far as the first bytes show
-    them; () for Parquet, whose columns are at its end. `delimiter`: of CSV. `own_fields`: of requests that all have
-    fields of their user next to custom_id; `metadata`: where jq is to move them.
+    them; () for Parquet, whose columns are at its end. `example`: the one with the most text, if values are known.
+    `types`: of the columns of Parquet, an Arrow schema as base64. `delimiter`, `has_bom`: of CSV. `own_fields`: of
+    requests that all have fields of their user next to custom_id; `metadata`: where jq is to move them.
     """
 
     layout: Layout
     content: Content
     columns: tuple[str, ...] = ()
+    types: str = ""
+    example: str = field(default="", compare=False)
     delimiter: str = ""
+    has_bom: bool = False
     own_fields: tuple[str, ...] = ()
     metadata: str = ""
 
@@ -86,11 +89,9 @@ class Kind:
         if not self.columns:
             return "a Parquet table"
         named = {",": "CSV", "\t": "TSV"}.get(self.delimiter, f"CSV, separated by {self.delimiter!r},")
-        what = {"csv": named, "jsonl": "JSONL of rows", "parquet": "a Parquet table"}.get(
-            self.layout, "a JSON array of rows"
-        )
+        known = {"csv": named, "jsonl": "JSONL of rows", "parquet": "a Parquet table"}
         columns = "column" if len(self.columns) == 1 else "columns"
-        return f"{what or 'a JSON array of rows'} with the {columns} {_some(self.columns)}"
+        return f"{known.get(self.layout, 'a JSON array of rows')} with the {columns} {_some(self.columns)}"
 
 
 def _some(names: tuple[str, ...]) -> str:
@@ -124,24 +125,28 @@ def detect(name: str, first_bytes: bytes) -> Kind:
     An ending .csv, .tsv or .txt decides, unless the first line is a request. Without a known ending, as for stdin, the
     content alone decides.
     """
+    kind = _detected(name, first_bytes)
+    return replace(kind, has_bom=kind.layout == "csv" and first_bytes.startswith(BOM))
+
+
+def _detected(name: str, first_bytes: bytes) -> Kind:
     if first_bytes.startswith(PARQUET_MAGIC):
         return Kind(layout="parquet", content="rows")
     head = first_bytes[:KIND_BYTES].removeprefix(BOM).lstrip(b"\r\n\t ")
     is_whole = len(first_bytes) < KIND_BYTES
     lines = [*islice(_lines(head, is_whole), _LINES_LOOKED_AT)]
     ending = ending_of(name)
-    if ending in _CSV_ENDINGS or ending in TEXT_ENDINGS:
-        if lines and is_request(lines[0]):
+    if ending in CSV_ENDINGS or ending in TEXT_ENDINGS:
+        if lines and _is_request(_outline(lines[0])):
             return _of_objects("jsonl", [*map(_outline, lines)])
-        return _of_csv(head, is_whole, ending) if ending in _CSV_ENDINGS else _TEXT
+        return _of_csv(head, is_whole, ending) if ending in CSV_ENDINGS else _TEXT
     return _of_json(name, head, lines) or _of_prose(head, lines, is_whole, ending)
 
 
-def detect_array(name: str, first_bytes: bytes) -> Kind | None:
+def _of_array(name: str, head: bytes) -> Kind | None:
     """The kind if the items are the elements of one JSON array, else None; decodes none of them."""
-    head, ending = first_bytes.removeprefix(BOM).lstrip(b"\r\n\t "), ending_of(name)
     array = _ARRAY_START.match(head)
-    if array is not None and (array[1] in {b"{", b"]"} or ending == ".json"):
+    if array is not None and (array[1] in {b"{", b"]"} or ending_of(name) == ".json"):
         return _of_items("array", head[array.start(1) :])
     items = _REQUESTS.search(head) if head.startswith(b"{") and b"requests" in _keys(head) else None
     return None if items is None else _of_items("document", head[items.end() :])
@@ -149,7 +154,7 @@ def detect_array(name: str, first_bytes: bytes) -> Kind | None:
 
 def _of_json(name: str, head: bytes, lines: list[bytes]) -> Kind | None:
     """None: it is not JSON, and not named so."""
-    array = detect_array(name, head)
+    array = _of_array(name, head)
     if array is not None:
         return array
     outlines = [*map(_outline, lines)]
@@ -169,11 +174,6 @@ def _of_prose(head: bytes, lines: list[bytes], is_whole: bool, ending: str) -> K
     num = len(set(table.columns))
     is_table = is_header and 1 < num == _num_fields(head.decode("utf-8", "replace"), table.delimiter)
     return table if is_table else _TEXT
-
-
-def is_request(line: bytes) -> bool:
-    """Has this line the outline of a request in any input format, whatever its values are?"""
-    return _is_request(_outline(line))
 
 
 def refusal(kind: Kind, path: str, name: str | None = None) -> str:
@@ -197,8 +197,8 @@ def refusal(kind: Kind, path: str, name: str | None = None) -> str:
 
 def command_for(kind: Kind, path: str) -> str:
     """The command that runs a file of rows or text; an example, as its prompt is for the user to write."""
-    out = f"answers{ending_of(path) if ending_of(path) in (*_CSV_ENDINGS, '.parquet') else '.jsonl'}"
-    prompt = "" if kind.has_prompts else f" --prompt {shlex.quote(_example(kind.columns))}"
+    out = f"answers{ending_of(path) if ending_of(path) in (*CSV_ENDINGS, '.parquet') else '.jsonl'}"
+    prompt = "" if kind.has_prompts else f" --prompt {shlex.quote(_example(kind))}"
     return f"batchfile run {shlex.quote(path)}{prompt} -o {out}"
 
 
@@ -218,8 +218,12 @@ def _moved(kind: Kind, path: str) -> str:
 _TEXT = Kind(layout="text", content="rows", columns=(PROMPT,))
 
 
-def _example(columns: tuple[str, ...]) -> str:
-    name = next((name for name in columns if name.lower() not in _IDS), "COLUMN")
+def _is_id(name: str) -> bool:
+    return name.lower() in _IDS or name.lower().endswith("_id")
+
+
+def _example(kind: Kind) -> str:
+    name = kind.example or next((name for name in kind.columns if not _is_id(name)), "COLUMN")
     return "... {{ %s }} ..." % (name if _NAME.fullmatch(name) else f'row["{name}"]')
 
 
@@ -264,6 +268,8 @@ def _is_request(outline: dict[str, bytes]) -> bool:
         return True  # of a row that cannot become a request
     if has_id and not outline.keys().isdisjoint({"method", "url"}) and len(outline) > 2:
         return True
+    if outline.get("metadata") == b"" and outline.keys() <= {*KEYS}:
+        return True  # cut within its metadata, which is long
     for name in ("params", "body"):
         value = outline.get(name)
         if value is not None and (has_id or value[:1] in {b"{", b""}):
@@ -294,8 +300,9 @@ def _of_objects(layout: Layout, outlines: list[dict[str, bytes]]) -> Kind:
         return Kind(layout=layout, content="requests", own_fields=tuple(names), metadata=inside if own else "")
     if all(map(_is_result, outlines)):
         return Kind(layout=layout, content="results")
-    columns = dict.fromkeys(name for outline in outlines for name in outline)
-    return Kind(layout=layout, content="rows", columns=tuple(columns))
+    columns = tuple(dict.fromkeys(name for outline in outlines for name in outline))
+    values = [[outline.get(name, b"").decode("utf-8", "replace") for name in columns] for outline in outlines]
+    return Kind(layout=layout, content="rows", columns=columns, example=_with_most_text(columns, values))
 
 
 def _of_items(layout: Layout, items: bytes) -> Kind:
@@ -312,8 +319,22 @@ def _of_csv(head: bytes, is_whole: bool, ending: str) -> Kind:
     if not is_whole:
         text = text[: text.rfind("\n") + 1] or text
     found = "\t" if ending in {".tsv", ".tab"} else max(_DELIMITERS, key=lambda one: _num_fields(text, one))
-    header = next(iter(_records(text, found)), [])
-    return Kind(layout="csv", content="rows", columns=tuple(name.strip() for name in header), delimiter=found)
+    records = _records(text, found)
+    columns = tuple(name.strip() for name in next(records, []))
+    example = _with_most_text(columns, islice(records, _RECORDS_LOOKED_AT))
+    return Kind(layout="csv", content="rows", columns=columns, example=example, delimiter=found)
+
+
+def _with_most_text(columns: tuple[str, ...], rows: Iterable[list[str]]) -> str:
+    """The column whose values have the most words, then the most characters, but an id only if there is nothing else.
+    "": there are no values.
+    """
+    sizes = dict.fromkeys(columns, (0, 0))
+    for row in rows:
+        for name, value in zip(columns, row, strict=False):
+            words, chars = sizes[name]
+            sizes[name] = words + value.count(" "), chars + len(value)
+    return max((name for name in sizes if sizes[name][1]), key=lambda name: (not _is_id(name), sizes[name]), default="")
 
 
 def _num_fields(text: str, delimiter: str) -> int:
@@ -323,7 +344,7 @@ def _num_fields(text: str, delimiter: str) -> int:
     return len(records[0]) if records and num_alike * 2 > len(records) else 0
 
 
-def _records(text: str, delimiter: str) -> Iterable[list[str]]:
+def _records(text: str, delimiter: str) -> Iterator[list[str]]:
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
     try:
         yield from reader

@@ -6,6 +6,7 @@ columns are ignored.
 """
 
 import math
+from base64 import b64encode
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from decimal import Decimal
@@ -17,6 +18,7 @@ from batchfile.errors import UNREADABLE, InvalidFile
 from batchfile.lines.formats import native, openai_chat, openai_completions, openai_embeddings
 from batchfile.lines.formats.shared import without_effect
 from batchfile.lines.key_advice import NOT_SERVED, OTHERWISE, SAME, typo_of
+from batchfile.lines.kinds import Kind
 from batchfile.lines.result import NativeResult, decode_result
 from batchfile.types import LINE_BYTES_MAX
 
@@ -63,6 +65,12 @@ def wanted_columns(path: str, schema: Any) -> list[str]:
 def is_request_table(columns: Sequence[str]) -> bool:
     """Whether a table with these columns has requests and nothing else."""
     return "custom_id" in columns and {*columns} <= {*COLUMNS} and not {"messages", "prompt"}.isdisjoint(columns)
+
+
+def kind_of_table(columns: Sequence[str], types: str, *, is_table: bool = False) -> Kind:
+    """The kind of a Parquet file, of what `parquet_columns` says. `is_table`: its rows are wanted, not requests."""
+    is_requests = is_request_table(columns) and not is_table
+    return Kind(layout="parquet", content="requests" if is_requests else "rows", columns=tuple(columns), types=types)
 
 
 def check_request_columns(path: str, names: Sequence[str]) -> None:
@@ -178,7 +186,11 @@ RESULT_COLUMNS = (
 )
 _COUNTS = frozenset({"input_tokens", "output_tokens", "cached_tokens"})
 
+DECIMAL_DIGITS_MAX = 15  # that a JSON number keeps in every reader
+
 _encoder = msgspec.json.Encoder(decimal_format="number")
+# Arrow gives times with nanoseconds as those of pandas, if it is installed.
+_row_encoder = msgspec.json.Encoder(decimal_format="number", enc_hook=lambda value: value.isoformat())
 
 
 def parquet_lines(path: str, stream: BinaryIO | None = None, *, as_rows: bool = False) -> Iterator[bytes]:
@@ -203,7 +215,7 @@ def parquet_lines(path: str, stream: BinaryIO | None = None, *, as_rows: bool = 
                 row_bytes = _row_bytes(path, file.metadata.row_group(group), columns, group)
                 rows = min(BATCH_ROWS, max(1, BATCH_BYTES // max(1, row_bytes)))
                 for batch in file.iter_batches(rows, row_groups=[group], columns=columns, use_threads=False):
-                    for part in _slices(batch):
+                    for part in _slices(_exact(batch) if as_rows else batch):
                         yield b"".join(map(encode, part.to_pylist()))
                         row += part.num_rows
     except MemoryError:  # also Arrow's, which is an ArrowException too and does not mean damage
@@ -219,12 +231,17 @@ def parquet_lines(path: str, stream: BinaryIO | None = None, *, as_rows: bool = 
 
 
 def parquet_columns(path: str, stream: BinaryIO) -> Iterator[bytes]:
-    """The names of the columns, as one JSON list. Raises: as `parquet_lines`."""
+    """The names of the columns and their types (an Arrow schema as base64), as one JSON list.
+
+    Raises: as `parquet_lines`.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        yield msgspec.json.encode(all_columns(path, pq.read_schema(stream)))
+        schema = pq.read_schema(stream)
+        types = b64encode(schema.remove_metadata().serialize()).decode()
+        yield msgspec.json.encode([all_columns(path, schema), types])
     except (pa.ArrowException, OSError) as error:
         raise InvalidFile(damaged(path, error)) from None
 
@@ -238,7 +255,17 @@ def all_columns(path: str, schema: Any) -> list[str]:
 
 
 def _row_line(values: dict[str, Any]) -> bytes:
-    return _encoder.encode(values) + b"\n"
+    return _row_encoder.encode(values) + b"\n"
+
+
+def _exact(batch: Any) -> Any:
+    """With long decimals as text, whose digits a JSON number would lose."""
+    import pyarrow as pa
+
+    for number, field in enumerate(batch.schema):
+        if _is(field.type, "decimal") and field.type.precision > DECIMAL_DIGITS_MAX:
+            batch = batch.set_column(number, field.name, batch.column(number).cast(pa.string()))
+    return batch
 
 
 def _row_bytes(path: str, group: Any, columns: list[str], number: int) -> int:

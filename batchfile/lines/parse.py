@@ -75,6 +75,8 @@ _carried = msgspec.json.Decoder(_Carried)
 def parse_request(line: bytes | Envelope, defaults: Defaults) -> Request:
     """Raises: InvalidRequest that names the place, as in `params.max_tokens: must be at least 1, got 0`."""
     envelope = decode_envelope(line) if isinstance(line, bytes) else line
+    if defaults.url is not None and envelope.url is None:
+        envelope = msgspec.structs.replace(envelope, url=defaults.url)
     made: Request = _module_of(envelope).to_request(envelope.custom_id, read_carried(envelope), defaults)
     return made
 

@@ -95,7 +95,8 @@ def csv_records(chunks: Iterable[bytes], delimiter: str, name: str) -> Iterator[
             return
         except csv.Error as error:
             if is_at_end:
-                raise InvalidFile(f"{name}: a quote in the record that begins on line {line} is never closed") from None
+                told = f"a quote in the record that begins on line {line} is never closed"
+                raise InvalidFile(f"{name}: {told}; close it, or write a quote inside a field twice") from None
             problem = f"is not valid CSV: {error}"
         yield CsvRecord(line, fields, b"".join(held), problem)
         line, size = line + len(held), 0
@@ -159,22 +160,21 @@ def drawn(total: int, num: int, seed: int) -> Iterator[int]:
             yield index
 
 
-def picked(found: Iterable[Piece], indexes: Iterable[int]) -> Iterator[bytes]:
-    """The bytes of the records with these ascending indexes, after the header of CSV."""
+def picked(found: Iterable[Piece], indexes: Iterable[int], *, instead: bytes = b"") -> Iterator[bytes]:
+    """The bytes of the records with these ascending indexes, after the header of CSV. `instead`: of each other line
+    before the last of them.
+    """
     wanted = iter(indexes)
     following = next(wanted, None)
     for piece in found:
-        if piece.record is None:
-            continue
-        if piece.record == HEADER:
-            yield piece.data
-            continue
-        while following is not None and following < piece.record:
+        while following is not None and piece.record is not None and following < piece.record:
             following = next(wanted, None)
         if following is None:
             return
-        if piece.record == following:
+        if piece.record in {following, HEADER}:
             yield piece.data
+        elif instead and piece.data.endswith(b"\n"):
+            yield instead
 
 
 def ends_of_parts(total: int, *, lines: int | None = None, parts: int | None = None) -> list[int]:

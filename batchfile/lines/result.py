@@ -133,6 +133,28 @@ def decode_result(line: bytes) -> NativeResult:
     return _decoder.decode(line)
 
 
+_ID_START = b'{"custom_id":"'
+_STATUS_START = b'","status":"'
+_SUCCEEDED = b'","status":"succeeded",'
+
+
+def after_id(result: bytes) -> bytes | None:
+    """All that follows the custom_id in a succeeded line from `encode_result`; None for any other line.
+
+    Inside a JSON string no quote stands without a backslash, so the first `","status":"` ends the id, whatever it is.
+    """
+    at = result.find(_STATUS_START) if result.startswith(_ID_START) else -1
+    return result[at + 1 :] if at >= 0 and result.startswith(_SUCCEEDED, at) else None
+
+
+def with_id(custom_id: str, rest: bytes) -> bytes:
+    """The result line of the request with this custom_id. `rest`: from `after_id`.
+
+    Nothing in it depends on the line of the request: the ids of tool calls only have to differ within one answer.
+    """
+    return _ID_START[:-1] + escape_separators(_encoder.encode(custom_id)) + rest
+
+
 def _error(failure: Failure) -> dict[str, object]:
     error: dict[str, object] = {"type": failure.type, "message": failure.message}
     if failure.http_status is not None:
@@ -223,7 +245,7 @@ def explanation(stop_reason: str) -> str:
     return f"{_WHAT[stop_reason]}."
 
 
-class FinishedLine(Struct, frozen=True):
+class FinishedLine(Struct, frozen=True, gc=False):
     """One finished request: its position in the range, its status and its native result line (no newline).
 
     `gpu_s`: its share of the GPU time in seconds; 0 without GPUs.

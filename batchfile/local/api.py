@@ -16,10 +16,11 @@ from batchfile.local.display import Progress
 from batchfile.local.display import say as say_on_stderr
 from batchfile.local.engines import EngineChoice, choose_engine
 from batchfile.local.folder import plan_folder
-from batchfile.local.options import STDOUT, RunArguments, RunOptions
+from batchfile.local.options import STDOUT, RunArguments, RunOptions, check_arguments
 from batchfile.local.receipt import Receipt
 from batchfile.local.session import Look, Observer, Session, grace_s_of, open_session, work_on
 from batchfile.local.several import FileRun, open_files, work_on_files
+from batchfile.local.summary import full_summary, summary
 from batchfile.runner.runner import Runner
 from batchfile.settings import Settings, load_settings
 
@@ -68,7 +69,7 @@ def run(
     resumes a run that was stopped, for any reason, and runs lines that were added at the end of `input`; once all is
     done it returns the same receipt. Failed requests do not raise: see `receipt.counts` and `receipt.errors`. Ctrl-C
     finishes the requests in flight, for up to `grace_s` seconds, and raises KeyboardInterrupt; a second one stops now,
-    a third does not wait. `progress`: show it on stderr.
+    a third does not wait. `progress`: show it, and how the run ended: in a notebook in the cell, elsewhere on stderr.
 
     Raises: InvalidFile where the input cannot be used (with `strict` also for one line that cannot run); SettingsError
     for a wrong option, model or endpoint; OutputTaken where the output belongs to another run; EngineDead; StoreError.
@@ -77,6 +78,7 @@ def run(
     >>> receipt.counts.succeeded, receipt.is_all_succeeded
     (2, True)
     """
+    check_arguments("run", RunArguments, options)
     given = RunOptions(output=os.fspath(output), store=None if store is None else os.fspath(store), **options)
     if given.output == STDOUT:
         raise SettingsError("output: must be a path; only the command can write to stdout")
@@ -92,9 +94,11 @@ def _run_file(options: RunOptions, say: Callable[[str], None], *, is_shown: bool
     choice = choose_engine(settings, options)
     with ExitStack() as stack:
         session = open_session(stack, settings, options, choice, say)
-        assert session.path is not None
+        assert session.options.output is not None
         batch = end_batch(session, settings, choice, say, is_shown=is_shown)
-        receipt = outputs.export(session.ledger, batch, session.path)
+        receipt = outputs.export(session.ledger, batch, session.options.output, say, gpu_hour=session.options.gpu_hour)
+        for text in full_summary(receipt, outputs.error_column(batch)):
+            say(text)
         if session.is_added_to(batch.reason):
             say(f"lines were added to {options.input} while it ran; the same call runs them")
         return receipt
@@ -126,6 +130,10 @@ def _run_files(inputs: list[str], options: RunOptions, say: Callable[[str], None
         worker, observer = _watched(say, is_shown=is_shown)
         grace_s = grace_s_of(settings, options.grace_s)
         worker.run(lambda: work_on_files(files, choice, observer, grace_s=grace_s))
+    for file in files:
+        if file.receipt is not None and file.session is not None:
+            column = outputs.error_column(file.session.opened.batch)
+            say(f"{file.input}: {summary(file.receipt, file.output, column)}")
     return _receipts(files)
 
 
@@ -162,8 +170,9 @@ class _Worker:
 
     def run(self, work: Callable[[], T]) -> T:
         """Returns or raises what `work` does. Raises: KeyboardInterrupt."""
-        threading.Thread(target=self._work, args=(work,), name="batchfile-run", daemon=True).start()
+        worker = threading.Thread(target=self._work, args=(work,), name="batchfile-run", daemon=True)
         try:
+            worker.start()  # it may work, and be interrupted, before this returns
             return cast(T, self._wait())
         except KeyboardInterrupt:
             self._stop(Runner.stop, "stopping: finishing the requests in flight; interrupt again to stop now")
@@ -172,6 +181,7 @@ class _Worker:
         except KeyboardInterrupt:
             self._stop(Runner.stop_now, "stopping now")
             self._wait()
+        self._say("stopped; what has finished is kept, and the same call resumes")
         raise KeyboardInterrupt
 
     def _wait(self) -> object:

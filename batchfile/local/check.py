@@ -12,10 +12,10 @@ from dataclasses import dataclass, field, replace
 from typing import BinaryIO
 
 from batchfile.errors import InvalidFile, InvalidRequest
-from batchfile.lines import parse_request
 from batchfile.lines.envelope import decode_envelope
 from batchfile.lines.file_formats import CHUNK_BYTES
 from batchfile.lines.framing import NO_REQUEST, iter_lines
+from batchfile.lines.parse import parse_request
 from batchfile.lines.validate import Problem, Scan, Summary, nul_tail, repeated, validate
 from batchfile.local.inputs import Source, requests_of
 from batchfile.types import REQUESTS_MAX, Defaults, InputFormat, Request, RoutingTable
@@ -90,9 +90,9 @@ class Check:
             self.summary.num_problems += 1
             yield nul_tail()
         if self.summary.num_requests == 0:
-            raise InvalidFile(f"{path}: {NO_REQUEST}")
+            raise InvalidFile(f"{self._source.shown}: {NO_REQUEST}")
         if self.summary.num_requests > REQUESTS_MAX:
-            raise InvalidFile(f"{path}: contains more than {REQUESTS_MAX:,} requests; split it")
+            raise InvalidFile(f"{self._source.shown}: contains more than {REQUESTS_MAX:,} requests; split it")
         suspects = total.duplicates.suspects()
         if suspects:
             for problem in repeated(requests_of(self._source), suspects):
@@ -106,15 +106,9 @@ def _last_byte(path: str) -> bytes:
         return file.read(1)
 
 
-def valid_requests(source: Source, defaults: Defaults) -> Iterator[Request]:
-    """The requests of the lines that can run."""
-    for _, request in _valid_lines(source, defaults):
-        yield request
-
-
 def token_problems(source: Source, defaults: Defaults, fit: Callable[[Request], None]) -> Iterator[Problem]:
     """A problem for each valid line that `fit` rejects with InvalidRequest."""
-    for row, request in _valid_lines(source, defaults):
+    for row, request in valid_lines(source, defaults):
         try:
             fit(request)
         except InvalidRequest as error:
@@ -128,7 +122,8 @@ def token_problems(source: Source, defaults: Defaults, fit: Callable[[Request], 
             )
 
 
-def _valid_lines(source: Source, defaults: Defaults) -> Iterator[tuple[int, Request]]:
+def valid_lines(source: Source, defaults: Defaults) -> Iterator[tuple[int, Request]]:
+    """The numbers of the lines that can run, and their requests."""
     for line in iter_lines(requests_of(source)):
         with suppress(InvalidRequest):  # the check reports what is wrong with it
             yield line.row, parse_request(line.data or b"", defaults)

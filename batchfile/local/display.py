@@ -1,16 +1,21 @@
-"""Shows numbers and progress: a bar on a terminal, elsewhere a line every few seconds, or JSON. Knows no batch."""
+"""Shows numbers and progress: a bar on a terminal or in a notebook, elsewhere a line every few seconds, or JSON.
+
+Knows no batch.
+"""
 
 import json
 import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from batchfile.local.progress import Snapshot
+from batchfile.types import Counts, FailureGroup
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -30,9 +35,48 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
+def dollars(usd: float) -> str:
+    """`$3.40`; below a cent `$0.0034`."""
+    return f"${usd:,.2f}" if usd >= 0.01 or not usd else f"${usd:.4f}"
+
+
+def printable(text: str) -> str:
+    """On one line, with ? for control characters, which could move the terminal's cursor."""
+    return "".join(char if char.isprintable() else "?" for char in text)
+
+
 def counted(num: int, noun: str) -> str:
     """`1 request`, `2,000 requests`."""
     return f"{num:,} {noun}" if num == 1 else f"{num:,} {noun}s"
+
+
+def outcomes(counts: Counts) -> list[str]:
+    """Requests without an answer by how they ended: `2 rejected`, `1 failed`, ..."""
+    found = {
+        "rejected": counts.rejected,
+        "failed": counts.failed,
+        "canceled": counts.canceled,
+        "expired": counts.expired,
+    }
+    return [f"{num:,} {what}" for what, num in found.items() if num]
+
+
+def failure_lines(failures: Sequence[FailureGroup], counts: Counts, *, num_max: int | None = None) -> list[str]:
+    """The reasons why requests did not succeed, each with an example, and what to do about it."""
+    lines, told, shown = list[str](), set[str](), failures[:num_max]
+    for group in shown:
+        status = "" if group.http_status is None else f" {group.http_status}"
+        where = "" if group.line is None else f"; for example line {group.line:,}"
+        if group.custom_id is not None:
+            where += f" ({printable(group.custom_id)})"
+        lines.append(f"{group.num_requests:,} {printable(group.type)}{status}: {printable(group.message)}{where}")
+        if group.advice and group.type not in told:
+            told.add(group.type)
+            lines.append(f"    {printable(group.advice)}")
+    others = counts.finished - counts.succeeded - sum(group.num_requests for group in shown)
+    if others > 0 and shown:
+        lines.append(f"{others:,} for other reasons")
+    return lines
 
 
 def about(seconds: float) -> str:
@@ -66,9 +110,7 @@ def state(snap: Snapshot) -> str:
 def details(snap: Snapshot) -> list[str]:
     """The state of the engine. Unknown rates are left out instead of shown as 0."""
     is_done = snap.done == snap.total
-    parts = []
-    if snap.failed:
-        parts.append(f"{snap.failed:,} failed")
+    parts = outcomes(Counts(errored=snap.failed + snap.rejected, rejected=snap.rejected))
     if snap.num_running or snap.num_waiting:
         parts.append(f"{snap.num_running:,} running, {snap.num_waiting:,} waiting")
     if snap.input_tokens:
@@ -79,9 +121,11 @@ def details(snap: Snapshot) -> list[str]:
         parts.append(f"usage unknown for {counted(snap.usage_unknown, 'result')}")
     if snap.cache_hit_rate >= 0.005:
         parts.append(f"{100 * snap.cache_hit_rate:.0f} % cached")
+    if snap.cost_usd is not None:
+        parts.append(f"{dollars(snap.cost_usd)} so far")
     if snap.quiet_s >= QUIET_S:
         parts.append(f"in one step for {duration(snap.quiet_s)}")
-    if is_done:
+    if is_done and snap.num_files_done < snap.num_files:
         parts.append("writing the results")
     return parts
 
@@ -102,8 +146,17 @@ def _left(snap: Snapshot) -> list[str]:
 
 
 def say(text: str) -> None:
-    """Print a line on stderr, above a live display. click.echo would write past it, into the line that it redraws."""
-    print(text, file=sys.stderr, flush=True)
+    """Print a line on stderr, above a live display. click.echo would write past it, into the line that it redraws.
+
+    In a notebook it is printed on stdout: on stderr it would look like an error.
+    """
+    print(text, file=sys.stdout if is_notebook() else sys.stderr, flush=True)
+
+
+def is_notebook() -> bool:
+    """Is this process the kernel of a notebook?"""
+    ipython = sys.modules.get("IPython")
+    return ipython is not None and getattr(ipython.get_ipython(), "kernel", None) is not None
 
 
 def is_terminal() -> bool:
@@ -120,6 +173,7 @@ class Progress:
     def __init__(self, look: Callable[[], Snapshot | None], *, is_json: bool) -> None:
         self._look = look
         self._is_json = is_json
+        self._last = (0, 0)
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._show_forever, name="progress", daemon=True)
 
@@ -134,42 +188,71 @@ class Progress:
         self._thread.join()
 
     def _show_forever(self) -> None:
-        if is_terminal() and not self._is_json:
-            self._show_live()
+        if self._is_json:
+            self._show_plain()
+        elif is_notebook():
+            self._show_live(_cell)
+        elif is_terminal():
+            self._show_live(_terminal)
         else:
             self._show_plain()
 
-    def _show_live(self) -> None:
-        from rich.console import Console
-        from rich.live import Live
-
-        # Live replaces sys.stderr, and shows other output above the bar.
-        console = Console(stderr=True, highlight=False)
-        with Live(console=console, auto_refresh=False, redirect_stdout=False) as live:
+    def _show_live(self, display: Callable[[], AbstractContextManager[Callable[[Snapshot], None]]]) -> None:
+        with display() as update:
             while True:
                 is_over = self._over.wait(LOOK_S)
                 snap = self._look()
                 if snap is not None and not (is_over and snap.is_loading):
-                    live.update(picture(snap), refresh=True)
+                    update(snap)
                 if is_over:
                     return
 
     def _show_plain(self) -> None:
         shown_at = time.monotonic()
-        snap = None
         while not self._over.wait(LOOK_S):
             snap = self._look()  # also between the lines: the estimates need regular looks
-            if time.monotonic() - shown_at >= PLAIN_S:
+            if snap is not None and time.monotonic() - shown_at >= PLAIN_S:
                 shown_at = time.monotonic()
-                self._print(snap)
+                self.show(snap)
         snap = self._look()
         if snap is not None and not snap.is_loading:  # else the run ended before an engine was loaded
-            self._print(snap)
+            self.show(snap)
 
-    def _print(self, snap: Snapshot | None) -> None:
-        if snap is not None:
+    def show(self, snap: Snapshot) -> None:
+        """As one line. Once all requests are done, only if another file is: to write the results may take a while."""
+        if snap.done < snap.total or self._last != (snap.done, snap.num_files_done):
+            self._last = snap.done, snap.num_files_done
             text = json.dumps({"event": "progress", **_rounded(asdict(snap))}) if self._is_json else line(snap)
             print(text, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def _terminal() -> Iterator[Callable[[Snapshot], None]]:
+    from rich.console import Console
+    from rich.live import Live
+
+    # Live replaces sys.stderr, and shows other output above the bar.
+    console = Console(stderr=True, highlight=False)
+    with Live(console=console, auto_refresh=False, redirect_stdout=False) as live:
+        yield lambda snap: live.update(picture(snap), refresh=True)
+
+
+@contextmanager
+def _cell() -> Iterator[Callable[[Snapshot], None]]:
+    """One output of the cell that is running, which is replaced by each update."""
+    from IPython.display import display
+
+    handle: Any = None
+
+    def update(snap: Snapshot) -> None:
+        nonlocal handle
+        shown = {"text/plain": line(snap), "text/html": html(snap)}
+        if handle is None:
+            handle = display(shown, raw=True, display_id=True)
+        else:
+            handle.update(shown, raw=True)
+
+    yield update
 
 
 def picture(snap: Snapshot) -> "RenderableType":
@@ -181,19 +264,33 @@ def picture(snap: Snapshot) -> "RenderableType":
 
     if snap.is_loading or snap.down_s:
         return Text(state(snap), no_wrap=True, overflow="ellipsis")
-    share = snap.done / max(1, snap.total) if snap.share is None else snap.share
-    left = f", {about(snap.eta_s)} left" if snap.eta_s is not None and snap.done < snap.total else ""
-    # The percentage is the bar's, not that of the requests: those in flight count with their tokens.
-    counts = f"{100 * share:.0f} %, {snap.done:,}/{snap.total:,} requests"
-    text = ", ".join([counts, *_files(snap), duration(snap.elapsed_s)]) + left
     # Until the share is known, the bar only moves.
-    bar = ProgressBar(total=1.0, completed=share, width=BAR_CELLS, pulse=snap.share is None and not snap.done)
+    bar = ProgressBar(total=1.0, completed=_share(snap), width=BAR_CELLS, pulse=snap.share is None and not snap.done)
     row = Table.grid(padding=(0, 1))
     row.add_column(width=BAR_CELLS)
     row.add_column(no_wrap=True, overflow="ellipsis")
-    row.add_row(bar, text)
-    style = "yellow" if snap.failed else "dim"
+    row.add_row(bar, _headline(snap))
+    style = "yellow" if snap.failed or snap.rejected else "dim"
     return Group(row, Text(", ".join(details(snap)), style=style, no_wrap=True, overflow="ellipsis"))
+
+
+def html(snap: Snapshot) -> str:
+    """The same two lines for a notebook."""
+    if snap.is_loading or snap.down_s:
+        return state(snap)
+    bar = f'<progress value="{_share(snap):.3f}" style="width: {BAR_CELLS}ch"></progress>'
+    return f"{bar} {_headline(snap)}<br><small>{', '.join(details(snap))}</small>"
+
+
+def _share(snap: Snapshot) -> float:
+    """Of the bar, from 0 to 1."""
+    return snap.done / max(1, snap.total) if snap.share is None else snap.share
+
+
+def _headline(snap: Snapshot) -> str:
+    # The percentage is the bar's, not that of the requests: those in flight count with their tokens.
+    counts = f"{100 * _share(snap):.0f} %, {snap.done:,}/{snap.total:,} requests"
+    return ", ".join([counts, *_files(snap), duration(snap.elapsed_s), *_left(snap)])
 
 
 def _rounded(values: dict[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 from batchfile.errors import InvalidFile, OutputTaken, SettingsError
 from batchfile.lines import records
-from batchfile.lines.framing import NO_REQUEST
+from batchfile.lines.framing import NO_REQUEST, NO_ROW
 from batchfile.lines.kinds import ending_of
 from batchfile.local.inputs import Source
 from batchfile.local.options import STDOUT
@@ -53,7 +53,7 @@ def write_parts(original: Source, folder: str, *, lines: int | None, parts: int 
     total = _count(original)
     num_parts = -(-total // lines) if lines is not None else min(parts or 1, total)
     if num_parts > PARTS_MAX:
-        raise SettingsError(f"{original.name}: would be {num_parts:,} parts; the limit is {PARTS_MAX:,}")
+        raise SettingsError(f"{original.shown}: would be {num_parts:,} parts; the limit is {PARTS_MAX:,}")
     ends = records.ends_of_parts(total, lines=lines, parts=parts)
     stem, ending = stem_and_ending(original)
     names = [f"{stem}-{n:04}-of-{num_parts:04}{ending}" for n in range(1, num_parts + 1)]
@@ -83,8 +83,7 @@ def _share_out(original: Source, targets: list[str], ends: list[int]) -> None:
 def _count(original: Source) -> int:
     total = records.count(pieces_of(original))
     if not total:
-        is_csv = original.kind.layout == "csv"
-        raise InvalidFile(f"{original.name}: {'has no rows below its header' if is_csv else NO_REQUEST}")
+        raise InvalidFile(f"{original.shown}: {NO_ROW if original.kind.layout == 'csv' else NO_REQUEST}")
     return total
 
 

@@ -123,14 +123,17 @@ def _files_in(folder: str, notes: list[str], *, is_rows: bool) -> list[str]:
     taken = [path for path in files if ending_of(path) in ENDINGS or path in wanted]
     table = next((path for path, kind in kinds.items() if kind.content == "rows"), None)
     told = "" if table is None or is_rows else f". {refusal(kinds[table], table)}"
+    whose, endings = "requests", _ENDINGS_SHOWN
+    if is_rows:
+        whose, endings = "rows", f"*{', *'.join(ROW_ENDINGS)}, {_ENDINGS_SHOWN}"
     if not taken:
-        raise InvalidFile(f"{folder}: has no file of requests in it; they are named {_ENDINGS_SHOWN}{told}")
+        raise InvalidFile(f"{folder}: has no file of {whose} in it; they are named {endings}{told}")
     known = set(taken)
     skipped = [name for name, path in zip(names, paths, strict=True) if path not in known]
     if skipped:
         more = f" and {len(skipped) - _SHOWN_MAX:,} more" if len(skipped) > _SHOWN_MAX else ""
         shown = ", ".join(skipped[:_SHOWN_MAX])
-        notes.append(f"{folder}: skipped {shown}{more}; files of requests are named {_ENDINGS_SHOWN}{told}")
+        notes.append(f"{folder}: skipped {shown}{more}; files of {whose} are named {endings}{told}")
     return taken
 
 
@@ -143,15 +146,15 @@ def _kind_of(path: str) -> Kind | None:
 
 
 def _is_of_run(path: str) -> bool:
-    stem = path.removesuffix(outputs.RECEIPT_ENDING).removesuffix(outputs.ERRORS_ENDING)
-    return os.path.exists(stem + outputs.RECEIPT_ENDING)
+    stems = (path.removesuffix(ending) for ending in outputs.ENDINGS)
+    return any(os.path.exists(stem + outputs.RECEIPT_ENDING) for stem in stems)
 
 
 def _files_of(targets: Sequence[Target]) -> dict[str, str]:
     """Every file that the results may consist of, and its input. Raises: SettingsError where two have one name."""
     found: dict[str, str] = {}
     for target in targets:
-        for ending in ("", outputs.ERRORS_ENDING, outputs.RECEIPT_ENDING):
+        for ending in outputs.ENDINGS:
             other = found.setdefault(target.output + ending, target.input)
             if other != target.input:
                 raise SettingsError(

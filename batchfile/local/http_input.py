@@ -125,7 +125,7 @@ def _reason(error: Exception) -> str:
         case aiohttp.TooManyRedirects():
             reason = f"more than {REDIRECTS_MAX} redirects"
         case aiohttp.ClientConnectorCertificateError():
-            reason = f"the certificate is not trusted: {error.certificate_error}"
+            reason = f"the certificate is not trusted: {error.certificate_error}. Name its authority with SSL_CERT_FILE"
         case aiohttp.ClientConnectorSSLError():
             reason = "the server does not speak TLS as https needs it; check the address and its port"
         case aiohttp.ClientConnectorDNSError():

@@ -10,13 +10,13 @@ import shutil
 import stat
 import sys
 import tempfile
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, BinaryIO, cast
 
 from batchfile.errors import InvalidFile
+from batchfile.lines import records
 from batchfile.lines.file_formats import (
     CHUNK_BYTES,
     HEAD_BYTES,
@@ -26,13 +26,12 @@ from batchfile.lines.file_formats import (
     open_lines,
     plain_head,
 )
-from batchfile.lines.framing import iter_lines
+from batchfile.lines.framing import BOM, NO_REQUEST
 from batchfile.lines.kinds import KIND_BYTES, Kind
 from batchfile.lines.kinds import detect as detect_kind
-from batchfile.lines.records import drawn
 from batchfile.lines.split_document import elements
 from batchfile.local.options import STDIN
-from batchfile.local.remote_inputs import RemoteFile, is_url, open_remote, path_of
+from batchfile.local.remote_inputs import RemoteFile, changed, is_url, open_remote, path_of
 from batchfile.rows.table import Table
 from batchfile.store.base import Store
 
@@ -41,15 +40,16 @@ OnBytes = Callable[[int], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """An inspected input. `name`: for messages; of a file, its absolute path. `path` None: it is at an address
-    (`remote`), or stdin.
+    """An inspected input. `name`: of a file, its absolute path; `shown`: for messages, its path as given. `path` None:
+    it is at an address (`remote`), or stdin.
 
     `stamp`: stays equal while the file is not modified (inode, size, mtime, ctime; or of a server); may be empty.
-    `size` in bytes; 0: unknown. `table`: how its rows become requests; None if it has requests. `sample`: run only so
-    many of them, chosen by a seed.
+    `size` in bytes; 0: unknown. `copy`: the path of a copy on disk. `table`: how its rows become requests; None if it
+    has requests. Of all requests, only the first `limit` are wanted, or a `sample`: so many, chosen by a seed.
     """
 
     name: str
+    given: str = ""
     path: str | None
     format: FileFormat
     kind: Kind
@@ -57,14 +57,25 @@ class Source:
     stamp: str = ""
     size: int = 0
     head: bytes = b""
+    limit: int | None = None
     sample: tuple[int, int] | None = None
     remote: RemoteFile | None = None
+    copy: str | None = None
+
+    @property
+    def shown(self) -> str:
+        return self.given or self.name
 
     @property
     def is_plain(self) -> bool:
         """Are its own bytes the JSONL of its requests?"""
-        is_jsonl = self.format == "jsonl" and self.kind.layout == "jsonl"
-        return is_jsonl and self.table is None and self.sample is None
+        is_whole = self.limit is None and self.sample is None
+        return is_whole and self.table is None and self.format == "jsonl" and self.kind.layout == "jsonl"
+
+    @property
+    def id_name(self) -> str:
+        """What messages call the ids of its requests."""
+        return "custom_id" if self.table is None else self.table.prompt.id_name(self.kind.columns)
 
     @property
     def is_repeatable(self) -> bool:
@@ -92,7 +103,9 @@ def inspect(path: str) -> Source:
     except OSError as error:
         raise InvalidFile(f"{path}: cannot be read: {error.strerror}") from None
     if stat.S_ISDIR(status.st_mode):
-        raise InvalidFile(f"{path}: is a directory; use a file of requests, or a folder as the output: -o results/")
+        raise InvalidFile(
+            f"{path}: is a directory; use a file in it, or for `batchfile run` a folder as output: -o out/"
+        )
     if not stat.S_ISREG(status.st_mode):
         raise InvalidFile(f"{path}: is not a regular file; pipe it to stdin and use - as the input")
     if status.st_size == 0:
@@ -102,12 +115,28 @@ def inspect(path: str) -> Source:
             head = file.read(KIND_BYTES)
     except OSError as error:
         raise InvalidFile(f"{path}: cannot be read: {error.strerror}; check its permissions") from None
-    return _detected(path, head, name=absolute, path=absolute, stamp=stamp_of(status), size=status.st_size)
+    return _detected(path, head, name=absolute, given=path, path=absolute, stamp=stamp_of(status), size=status.st_size)
+
+
+@contextmanager
+def opened(path: str) -> Iterator[Source]:
+    """As `inspect`. Parquet at an address is downloaded once, and kept on disk until the end: its columns are read
+    first. Raises: as `inspect`.
+    """
+    source = inspect(path)
+    if source.remote is None or source.format != "parquet":
+        yield source
+        return
+    with on_disk(source) as copy:
+        yield replace(source, copy=copy)
 
 
 def _detected(name: str, head: bytes, /, **more: Any) -> Source:
     found = detect(name, head[:HEAD_BYTES])
-    return Source(format=found, kind=detect_kind(name, plain_head(name, found, head, KIND_BYTES)), **more)
+    plain = plain_head(name, found, head, KIND_BYTES)
+    if found == "jsonl" and len(plain) < KIND_BYTES and not plain.removeprefix(BOM).strip(b"\r\n\t \0"):
+        raise InvalidFile(f"{name}: {NO_REQUEST}")
+    return Source(format=found, kind=detect_kind(name, plain), **more)
 
 
 def stamp_of(status: os.stat_result) -> str:
@@ -123,6 +152,14 @@ def digest_of(source: Source) -> str:
     return digest
 
 
+def digest_of_requests(source: Source) -> str:
+    """sha256 of their JSONL: of an input that is not a file. Raises: InvalidFile."""
+    digest = hashlib.sha256()
+    for chunk in requests_of(source):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
 def file_digest(path: str) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -131,7 +168,7 @@ def file_digest(path: str) -> str:
 def check_untouched(source: Source) -> None:
     """Raises: InvalidFile where the file is no longer the one that was inspected."""
     if source.path is not None and stamp_of(os.stat(source.path)) != source.stamp:
-        raise InvalidFile(f"{source.path}: was changed while it was read; run the command again once it is complete")
+        raise changed(source.shown)
 
 
 def is_added_to(source: Source) -> bool:
@@ -142,47 +179,35 @@ def is_added_to(source: Source) -> bool:
         return False
 
 
-def bring_in(store: Store, source: Source, key: str, *, limit: int | None = None) -> bool:
-    """Store the first `limit` requests of `source` as the object `key`. True: the object refers to the file itself.
+def bring_in(store: Store, source: Source, key: str) -> bool:
+    """Store the requests of `source` as the object `key`. True: the object refers to the file itself.
 
     Raises: InvalidFile (damaged data, a missing column); OSError where the disk is full.
     """
-    is_linkable = source.is_plain and source.path is not None and limit is None
-    if is_linkable and source.path is not None and store.link(key, source.path) is not None:
+    if source.is_plain and source.path is not None and store.link(key, source.path) is not None:
         return True
     with store.writer(key, is_new=True) as writer:
-        for chunk in requests_of(source, limit):
+        for chunk in requests_of(source):
             writer.write(chunk)
         check_untouched(source)
         writer.commit()
     return False
 
 
-def begins_with(source: Source, size: int, sha256: str, *, limit: int | None) -> bool:
-    """Do the first `size` bytes of the source's JSONL have this digest? Not for a source that can be read only once.
+def requests_of(source: Source, on_bytes: OnBytes = lambda num_bytes: None) -> Iterator[bytes]:
+    """The JSONL of the requests that are wanted. Raises: InvalidFile.
 
-    Raises: InvalidFile.
+    A sample is the lines that `batchfile sample` writes. The others are blank, so that lines keep their numbers.
     """
-    digest = hashlib.sha256()
-    for chunk in requests_of(source, limit):
-        digest.update(chunk[:size])
-        size -= min(size, len(chunk))
-        if not size:
-            break
-    return size == 0 and digest.hexdigest() == sha256
-
-
-def requests_of(
-    source: Source, limit: int | None = None, on_bytes: OnBytes = lambda num_bytes: None
-) -> Iterator[bytes]:
-    """The JSONL of the source's requests, or of the first `limit` of them. Raises: InvalidFile."""
     if source.sample is not None:
-        lines = sampled(lambda: requests_of(replace(source, sample=None)), *source.sample)
-    elif source.table is not None:
-        lines = source.table.requests(lines_of(source, on_bytes), source.name)
-    else:
-        lines = lines_of(source, on_bytes)
-    return lines if limit is None else first_requests(lines, limit)
+        num, seed = source.sample
+        whole = replace(source, sample=None)
+        total = records.count(records.pieces(requests_of(whole)))
+        return records.picked(records.pieces(requests_of(whole)), records.drawn(total, num, seed), instead=b"\n")
+    lines = lines_of(source, on_bytes)
+    if source.table is not None:
+        lines = source.table.requests(lines, source.shown)
+    return lines if source.limit is None else first_requests(lines, source.limit)
 
 
 def lines_of(source: Source, on_bytes: OnBytes = lambda num_bytes: None) -> Iterator[bytes]:
@@ -192,33 +217,18 @@ def lines_of(source: Source, on_bytes: OnBytes = lambda num_bytes: None) -> Iter
     changed since it was inspected.
     """
     chunks = _unpacked(source, on_bytes)
-    yield from elements(chunks, source.name) if source.kind.is_array else chunks
+    yield from elements(chunks, source.shown) if source.kind.is_array else chunks
     check_untouched(source)
 
 
 def _unpacked(source: Source, on_bytes: OnBytes) -> Iterator[bytes]:
     if source.format != "parquet":
         with _stream_of(source, on_bytes) as stream:
-            yield from open_lines(source.name, source.format, stream)
+            yield from open_lines(source.shown, source.format, stream)
         return
-    if not source.is_repeatable:
-        raise InvalidFile("stdin: Parquet cannot be read from a pipe; use the path of the file")
     with on_disk(source) as path, open(path, "rb") as file:
-        yield from open_lines(source.name, source.format, file, as_rows=source.kind.content == "rows")
+        yield from open_lines(source.shown, source.format, file, as_rows=source.kind.content == "rows")
     on_bytes(source.size)
-
-
-def sampled(lines: Callable[[], Iterable[bytes]], num: int, seed: int) -> Iterator[bytes]:
-    """`num` of the lines, chosen at random by `seed`, in their order: those that `batchfile sample` writes. The others
-    are blank, so that lines keep their numbers. `lines` is called twice.
-    """
-    total = sum(1 for _ in iter_lines(lines()))
-    chosen = drawn(total, num, seed)
-    following, at = next(chosen, None), 1
-    for number, line in enumerate(iter_lines(lines())):
-        if number == following:
-            yield b"\n" * (line.row - at) + (line.head if line.data is None else line.data) + b"\n"
-            following, at = next(chosen, None), line.row + 1
 
 
 @contextmanager
@@ -236,8 +246,9 @@ def _stream_of(source: Source, on_bytes: OnBytes) -> Iterator[BinaryIO]:
 @contextmanager
 def on_disk(source: Source) -> Iterator[str]:
     """The path of the file, or of a temporary copy of what is at an address or on stdin."""
-    if source.path is not None:
-        yield source.path
+    path = source.path or source.copy
+    if path is not None:
+        yield path
         return
     with tempfile.NamedTemporaryFile(prefix="batchfile-") as file:
         with _stream_of(source, lambda num_bytes: None) as stream:
@@ -257,24 +268,10 @@ def repeatable(source: Source) -> Iterator[Source]:
 
 def first_requests(chunks: Iterable[bytes], num: int) -> Iterator[bytes]:
     """The bytes up to the end of the `num`-th line that is not blank; reads no further than its chunk."""
-    read: deque[bytes] = deque()
-    sent = 0
-
-    def remembered() -> Iterator[bytes]:
-        for chunk in chunks:
-            read.append(chunk)
-            yield chunk
-
-    for line in iter_lines(remembered()):
-        while read and sent + len(read[0]) <= line.end:
-            sent += len(read[0])
-            yield read.popleft()
-        num -= 1
-        if num == 0:
-            if read and line.end > sent:
-                yield read[0][: line.end - sent]
+    for piece in records.pieces(chunks):
+        yield piece.data
+        if piece.record == num - 1 and piece.data.endswith(b"\n"):
             return
-    yield from read
 
 
 def _inspect_stdin(stream: BinaryIO) -> Source:

@@ -19,6 +19,7 @@ import msgspec
 from batchfile.errors import SettingsError
 from batchfile.local.engines import CACHE_FOLDER, CACHE_VARIABLE
 from batchfile.open_ledger import STORE_FOLDER
+from batchfile.store.files import translated
 
 KEPT_S = 30 * 86400  # how long the cache keeps a run that is not used
 ANSWERS = "answers"  # names the output of a run; nothing is written there
@@ -36,11 +37,11 @@ class MapState:
 
     @contextmanager
     def written(self, lines: Iterable[bytes]) -> Iterator["RowsFile"]:
-        """The lines in a file that is removed at the end, unless it was moved. Raises: InvalidFile, OSError."""
+        """The lines in a file that is removed at the end, unless it was moved. Raises: InvalidFile, StoreError."""
         fd, path = tempfile.mkstemp(prefix=_PREFIX, suffix=".unfinished", dir=self.root)
         digest, num = hashlib.sha256(), 0
         try:
-            with open(fd, "wb") as file:
+            with translated(path), open(fd, "wb") as file:
                 for line in lines:
                     digest.update(line)
                     file.write(line)

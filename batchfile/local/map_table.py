@@ -1,6 +1,7 @@
 """Answers each row of a table, for `batchfile.map`. Such a run is a local run whose output is not written."""
 
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -14,7 +15,7 @@ from batchfile import logs
 from batchfile.errors import InvalidFile, OutputTaken, SettingsError
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.records import BatchRecord
-from batchfile.lines.diagnostics import shown
+from batchfile.lines.diagnostics import short, shown
 from batchfile.lines.kinds import Kind, refusal
 from batchfile.lines.result import decode_result
 from batchfile.local import outputs
@@ -23,8 +24,9 @@ from batchfile.local.display import say as say_on_stderr
 from batchfile.local.engines import EngineChoice, choose_engine
 from batchfile.local.inputs import Source, digest_of, inspect, stamp_of
 from batchfile.local.map_state import ANSWERS, MapState, open_state
-from batchfile.local.options import EngineArguments, RunOptions
+from batchfile.local.options import EngineArguments, RunOptions, check_arguments
 from batchfile.local.session import completed, open_session
+from batchfile.local.summary import rows_summary
 from batchfile.local.tables import kind_of
 from batchfile.rows.answers import Check, added, answered_rows
 from batchfile.rows.frames import NAME, ArrowStream, Frame, json_rows, open_frame
@@ -53,7 +55,6 @@ class Dataset(Protocol):
     def shape(self) -> tuple[int, int]: ...
 
 
-T = TypeVar("T")
 TableT = TypeVar("TableT", bound=ArrowTable | Dataset)
 
 
@@ -111,6 +112,7 @@ def map(
     >>> rows[1]
     {'review': 'It broke.', 'answer': 'Good or bad? It broke.', 'error': None}
     """
+    check_arguments("map", EngineArguments, options)
     row_prompt = RowPrompt(
         prompt=prompt,
         system=system,
@@ -156,21 +158,20 @@ class _Job:
             raise InvalidFile(f"{NAME}: has no columns")
         table = self._table(NAME, Kind(layout="jsonl", content="rows", columns=columns))
 
-        def answers(ledger: Ledger, batch: BatchRecord) -> Any:
-            check = self._check(table.columns)
+        def answers(ledger: Ledger, batch: BatchRecord) -> Rows:
+            check, error = self._check(table.columns), table.columns.error
             results = (decode_result(line) for line in outputs.result_lines(ledger, batch))
             values = [added(result, table.columns, check) for result in results]
             for number, row in enumerate(values, 1):
-                reason = row[table.columns.error]
-                row[table.columns.error] = reason and reason.removeprefix(f"line {number}: ")
-            return frame.answered(values)
+                row[error] = row[error] and row[error].removeprefix(f"line {number}: ")
+            return values
 
         used = self.prompt.used(columns) or columns[:1]
         with self.state.written(json_rows(frame.rows(used))) as rows:
             if not rows.num:
                 raise InvalidFile(f"{NAME}: has no rows")
             folder = self._folder(rows.sha256, table)
-            return self._run(folder, _source(rows.move_to(folder), table), answers)
+            return frame.answered(self._run(folder, _source(rows.move_to(folder), table), answers))
 
     def of_file(self, path: str) -> Rows:
         """The rows of a file with their answers. Values are as JSON has them; those of CSV are text."""
@@ -182,7 +183,7 @@ class _Job:
             raise InvalidFile(f"{path}: is {kind.described}, not of rows; run it with batchfile.run")
         if kind.content != "rows":
             raise InvalidFile(refusal(kind, path))
-        table = self._table(source.name, kind)
+        table = self._table(source.shown, kind)
 
         def answers(ledger: Ledger, batch: BatchRecord) -> Rows:
             requests = ledger.store.stream(batch.input.key, match=batch.input.etag)
@@ -206,20 +207,31 @@ class _Job:
             {**asdict(self.prompt), **identity, "rows": digest, "layout": kind.layout, "delimiter": kind.delimiter}
         )
 
-    def _run(self, folder: Path, source: Source, answers: Callable[[Ledger, BatchRecord], T]) -> T:
+    def _run(self, folder: Path, source: Source, answers: Callable[[Ledger, BatchRecord], Rows]) -> Rows:
+        """`answers`: makes the rows of the ended batch."""
+        assert source.table is not None
         say: Callable[[str], None] = say_on_stderr if self.is_shown else lambda text: None
         options = replace(
             self.options, input=source.name, output=str(folder / ANSWERS), store=self.state.store_of(folder)
         )
+        started_at = time.monotonic()
         with ExitStack() as stack:
             try:
                 session = open_session(stack, self.settings, options, self.choice, say, source)
             except OutputTaken:
+                stack.close()  # our own lock
+                if not outputs.is_being_written(str(folder / ANSWERS)):
+                    raise  # the files of the model have changed
                 raise OutputTaken(
                     "the same rows are being answered by another call; wait for it, or pass another folder as store"
                 ) from None
             batch = end_batch(session, self.settings, self.choice, say, is_shown=self.is_shown)
-            return answers(session.ledger, batch)
+            rows = answers(session.ledger, batch)
+        seconds = None if session.opened.batch.state == "ended" else time.monotonic() - started_at
+        column = source.table.columns.error
+        for text in rows_summary([row[column] for row in rows], batch.usage, seconds, column):
+            say(text)
+        return rows
 
     def _check(self, columns: AnswerColumns) -> Check:
         def check(answer: Any) -> str | None:
@@ -246,9 +258,11 @@ def _source(path: Path, table: Table) -> Source:
 
 def _choices(choices: Sequence[str] | None) -> tuple[str, ...]:
     """Raises: SettingsError."""
-    if isinstance(choices, str) or not all(isinstance(one, str) for one in choices or ()):
-        raise SettingsError(f"choices: {choices!r} is not a list of texts, such as ['good', 'bad']")
-    return tuple(choices or ())
+    if choices is None:
+        return ()
+    if not isinstance(choices, list | tuple) or not choices or not all(isinstance(one, str) for one in choices):
+        raise SettingsError(f"choices: {short(repr(choices))} is not a list of texts, such as ['good', 'bad']")
+    return tuple(choices)
 
 
 def _json_schema(schema: object) -> dict[str, Any] | None:
@@ -259,4 +273,4 @@ def _json_schema(schema: object) -> dict[str, Any] | None:
         return schema.model_json_schema()
     if isinstance(schema, Mapping):
         return dict(schema)
-    raise SettingsError(f"schema: {shown(repr(schema))} is not a Pydantic model or a JSON schema as a dict")
+    raise SettingsError(f"schema: {short(repr(schema))} is not a Pydantic model or a JSON schema as a dict")

@@ -1,16 +1,19 @@
-"""The options of a run, and the check that a repeated command asks for the same run.
+"""The options of a run, and what a repeated command has changed.
 
 A batch is found by the path of its output. Its metadata keeps the digest of the input, the engine, the model and the
-other options that change the answers; a repeated command must match them. Pure.
+other options that change the answers. A repeated command that matches them resumes it. Pure.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cache
 from hashlib import sha256
 from typing import Any, Literal, TypedDict, get_args, get_origin, get_type_hints
 
-from batchfile.errors import OutputTaken, SettingsError
+import msgspec
+
+from batchfile.engine.identity import DIGEST, EngineIdentity
+from batchfile.errors import SettingsError
 from batchfile.types import EngineKind, Task
 
 STDIN = "-"  # as an input
@@ -22,8 +25,8 @@ INPUT = "run.input"
 OUTPUT = "run.output"
 REPLACES = "run.replaces"  # the batch whose receipt was at the output when this one was created
 LINKED = "run.linked"  # the key of the object with which the store refers to the input file itself
-REUSED = "run.reused"  # how many results were taken over when this one was created
-REUSED_FROM = "run.reused_from"  # from which batch
+EARLIER = "run.earlier"  # a batch of the output that it replaced, with results that are not among its own
+ANSWERS_BY = "run.answers_by"  # the parts of the engine's identity, as JSON; empty: unknown
 ENGINE_VERSION = "run.engine_version"
 TABLE = "run.table"  # how the results of rows are written
 SPEED = "run.speed"  # what one process of the run measured, as JSON
@@ -48,18 +51,19 @@ class EngineArguments(TypedDict, total=False):
     wait_for_endpoint: bool
     max_tokens: int | None
     temperature: float | None
+    gpu_hour: float | None
     max_model_len: int | None
     max_num_seqs: int | None
     dtype: Dtype | None
     reasoning_parser: str | None
     grace_s: float | None
+    reuse: bool
     restart: bool
 
 
-class RunArguments(EngineArguments, total=False):
-    """The options of `batchfile.run`: fields of RunOptions."""
+class TableArguments(TypedDict, total=False):
+    """The options of a batch that runs elsewhere which decide what its input becomes."""
 
-    stage: str | None
     limit: int | None
     sample: int | None
     seed: int | None
@@ -70,6 +74,16 @@ class RunArguments(EngineArguments, total=False):
     schema: str | None
     into: str | None
     id_column: str | None
+
+
+TABLE_OPTIONS = tuple(TableArguments.__annotations__)
+INPUT_OPTIONS = (*TABLE_OPTIONS, "raw")  # they decide which requests an input becomes, and how answers become rows
+
+
+class RunArguments(EngineArguments, TableArguments, total=False):
+    """The options of `batchfile.run`: fields of RunOptions."""
+
+    stage: str | None
     raw: bool
     strict: bool
     task: Task
@@ -104,8 +118,8 @@ class RunOptions:
         default=False,
     )
     stage: str | None = _option("The stage of the requests; stored with the batch.")
-    limit: int | None = _option("Run only the first N requests of each INPUT.", least=1, metavar="N")
-    sample: int | None = _option("Run only N requests, chosen at random by --seed.", least=1, metavar="N")
+    limit: int | None = _option("Use only the first N requests of each input.", least=1, metavar="N")
+    sample: int | None = _option("Use only N requests, chosen at random by --seed.", least=1, metavar="N")
     seed: int | None = _option("With --sample: another number chooses others.  [default: 0]", least=0, metavar="N")
     prompt: str | None = _option(
         "For rows and text: the prompt of a row, a Jinja2 template over its columns.  [default: the column prompt or "
@@ -126,8 +140,15 @@ class RunOptions:
     )
     raw: bool = _option("Take a text as one prompt, and write its answer as it is.", default=False)
     strict: bool = _option("Reject the file if any line cannot run, before the engine loads.", default=False)
+    reuse: bool = _option(
+        "Keep finished answers even if nobody knows that the same model made them, as with --engine http.",
+        default=False,
+    )
     restart: bool = _option("Discard the previous run of this output, and start over.", default=False)
     max_tokens: int | None = _option("The default for requests without it.  [default: 2048]", least=1)
+    gpu_hour: float | None = _option(
+        "The price of a GPU per hour, to show what the run has cost so far.", least=0, metavar="USD"
+    )
     temperature: float | None = _option("The default for requests without it.", least=0, most=2)
     max_model_len: int | None = _option("The context length: tokens of prompt and answer together.", least=16)
     max_num_seqs: int | None = _option("How many requests run at the same time.", least=1)
@@ -164,15 +185,23 @@ class RunOptions:
         """The first option that was given for rows and text."""
         return next((name for name in (*_ROW_OPTIONS, "prompt_file") if getattr(self, name) not in {None, False}), None)
 
-    def identity(self, digest: str) -> dict[str, str]:
+    def identity(self, digest: str, engine: EngineIdentity | None = None) -> dict[str, str]:
         """The metadata that identifies a run; empty where not given. `digest`: of the input as given."""
         values = {name: getattr(self, name) for name in _GUARDED}
-        return {SHA256: digest} | {f"run.{name}": _kept(one) for name, one in values.items()}
+        parts = "" if engine is None else msgspec.json.encode(engine.parts).decode()
+        return {SHA256: digest, ANSWERS_BY: parts} | {f"run.{name}": _kept(one) for name, one in values.items()}
 
 
 def _kept(value: object) -> str:
     text = "" if value is None or value is False else str(value)
     return text if len(text) <= _KEPT_MAX else f"{text[:_SHOWN_MAX]}... (sha256 {sha256(text.encode()).hexdigest()})"
+
+
+def check_arguments(function: str, arguments: type, given: Iterable[str]) -> None:
+    """Raises: TypeError where a keyword is not in the TypedDict `arguments`, as Python for a function without it."""
+    for name in given:
+        if name not in arguments.__annotations__:
+            raise TypeError(f"{function}() got an unexpected keyword argument {name!r}")
 
 
 @cache  # reading the annotations takes a millisecond
@@ -189,19 +218,38 @@ def _check_range(name: str, value: float, least: float, most: float | None) -> N
     raise SettingsError(f"{name}: {value!r} must be {limits}")
 
 
-def is_same_but_for_input(metadata: Mapping[str, str], wanted: Mapping[str, str]) -> bool:
-    return not changes(metadata, {**wanted, SHA256: metadata.get(SHA256, "")})
-
-
 def changes(metadata: Mapping[str, str], wanted: Mapping[str, str]) -> list[str]:
-    """The differences from the run with this `metadata`, as text."""
-    return [
+    """The differences from the run with this `metadata`, as text. An engine that is unknown counts as the same."""
+    found = [
         "the input has changed"
         if name == SHA256
         else f"{_name_of(name)} was {_shown(metadata.get(name, ''))} and is {_shown(value)} now"
         for name, value in wanted.items()
-        if metadata.get(name, "") != value
+        if name != ANSWERS_BY and metadata.get(name, "") != value
     ]
+    was, now = _parts(metadata), _parts(wanted)
+    for name in [*was, *(name for name in now if name not in was)] if was and now else ():
+        is_told = any(text.startswith(f"{name} ") for text in found)
+        if was.get(name, "") != now.get(name, "") and not is_told:
+            found.append(_part_change(name, was.get(name, ""), now.get(name, "")))
+    return found
+
+
+def fingerprint_of(metadata: Mapping[str, str]) -> str | None:
+    """Of the engine that was expected when the batch was planned."""
+    parts = _parts(metadata)
+    return EngineIdentity(parts).fingerprint if parts else None
+
+
+def _parts(metadata: Mapping[str, str]) -> dict[str, str]:
+    text = metadata.get(ANSWERS_BY)
+    return msgspec.json.decode(text, type=dict[str, str]) if text else {}
+
+
+def _part_change(name: str, was: str, now: str) -> str:
+    if DIGEST in was + now:
+        return f"{name} has changed"
+    return f"{name} was {_shown(was)} and is {_shown(now)} now"
 
 
 def _name_of(key: str) -> str:
@@ -211,23 +259,6 @@ def _name_of(key: str) -> str:
 
 def flag_of(option: str) -> str:
     return "--" + option.replace("_", "-")
-
-
-def check_same(metadata: Mapping[str, str], wanted: Mapping[str, str], output: str) -> None:
-    """Raises: OutputTaken that says what changed."""
-    different = changes(metadata, wanted)
-    if not different:
-        return
-    if is_same_but_for_input(metadata, wanted):
-        raise OutputTaken(
-            f"{output} belongs to a run of other requests: {different[0]}, and not only by lines that were added at "
-            "its end. Restore the input to resume that run, choose another output for the new requests, or add "
-            "--restart to discard that run and its results"
-        )
-    raise OutputTaken(
-        f"{output} belongs to a run with other options: {'; '.join(different)}. "
-        "Choose another output, or add --restart to discard that run and its results"
-    )
 
 
 def _shown(value: str) -> str:

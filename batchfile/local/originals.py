@@ -24,14 +24,13 @@ def opened(name: str) -> Iterator[Source]:
     if source.kind.layout == "object":
         raise InvalidFile(refusal(source.kind, name))
     with repeatable(source) as found:
-        shown = name if source.path is not None else source.name
-        yield replace(found, name=shown, kind=kind_of(found, is_table=False))
+        yield replace(found, kind=kind_of(found, is_table=False))
 
 
 def pieces_of(source: Source) -> Iterator[Piece]:
     """The records, and the blank lines between them."""
     if source.kind.layout == "csv":
-        return records.csv_pieces(lines_of(source), source.kind.delimiter, source.name)
+        return records.csv_pieces(lines_of(source), source.kind.delimiter, source.shown)
     return records.pieces(lines_of(source))
 
 

@@ -1,4 +1,4 @@
-"""Writes the files of a run: the results, the input lines that failed, and the receipt. Each is replaced atomically.
+"""Writes the files of a run: the results, the lines that failed, why they did, and the receipt, each atomically.
 
 Only one process writes an output at a time, even with different stores. Knows no engine and no terminal.
 """
@@ -8,9 +8,10 @@ import hashlib
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,11 +19,11 @@ from batchfile.errors import OutputTaken, SettingsError, check_installed
 from batchfile.inbox import documents
 from batchfile.inbox.documents import FileFacts
 from batchfile.ledger.base import Ledger
-from batchfile.ledger.records import BatchRecord
+from batchfile.ledger.records import BatchRecord, FileRef
 from batchfile.lines.formats.openai_results import openai_file
 from batchfile.lines.framing import iter_lines
 from batchfile.lines.kinds import ending_of
-from batchfile.lines.result import RESULT_BYTES_MAX, decode_result
+from batchfile.lines.result import RESULT_BYTES_MAX
 from batchfile.local import past_runs
 from batchfile.local.inputs import file_digest
 from batchfile.local.options import REPLACES, TABLE
@@ -31,7 +32,9 @@ from batchfile.rows.table import AnsweredTable, Table, decode_table
 from batchfile.store.locks import close_in_children, is_locked, unlock
 
 ERRORS_ENDING = ".errors.jsonl"
+REASONS_ENDING = ".reasons.jsonl"
 RECEIPT_ENDING = ".receipt.json"
+ENDINGS = ("", ERRORS_ENDING, REASONS_ENDING, RECEIPT_ENDING)  # of the files of a run
 PARQUET_ENDING = ".parquet"
 # Endings of other formats than the ones that are written.
 _OTHER_FORMATS = frozenset({".csv", ".tsv", ".xls", ".xlsx", ".arrow", ".feather", ".gz", ".zst", ".zip"})
@@ -81,7 +84,7 @@ def check_place(output: str, input_path: str | None) -> str:
         )
     if os.path.exists(path) and not os.path.isfile(path):
         raise SettingsError(f"{output}: is not a regular file; use `-o -` to write the results to stdout")
-    for ending in ("", ERRORS_ENDING, RECEIPT_ENDING):
+    for ending in ENDINGS:
         if os.path.exists(path + ending) and not os.path.isfile(path + ending):
             raise SettingsError(
                 f"{output}{ending}: is not a regular file, so it cannot be written; choose another output"
@@ -105,8 +108,16 @@ def is_writable(path: str) -> bool:
     return Path(path).suffix.lower() not in _NOT_TABLES
 
 
-def export(ledger: Ledger, batch: BatchRecord, output: str) -> Receipt:
-    """Write the files of an ended batch, the receipt last. Idempotent.
+def export(
+    ledger: Ledger,
+    batch: BatchRecord,
+    output: str,
+    say: Callable[[str], None] = lambda text: None,
+    *,
+    gpu_hour: float | None = None,
+) -> Receipt:
+    """Write the files of an ended batch, the receipt last. Idempotent. `say`: tells of a file that was edited.
+    `gpu_hour`: the price of a GPU, for the receipt.
 
     Raises: OSError where the disk is full (each file is then complete or unchanged); OutputTaken where another run has
     written there since this one started.
@@ -114,38 +125,50 @@ def export(ledger: Ledger, batch: BatchRecord, output: str) -> Receipt:
     assert batch.results is not None
     assert batch.errors is not None
     old = check_not_taken(ledger, batch, output)
-    if old is not None and old.batch_id == batch.batch_id and _is_there(old):
-        return old
+    if old is not None:
+        edited = [
+            facts.path for facts in (old.output, old.errors, old.reasons) if facts is not None and not _is_there(facts)
+        ]
+        if not edited and old.batch_id == batch.batch_id:
+            return old
+        for path in edited:
+            _keep_edited(path, say)
     if output.endswith(PARQUET_ENDING) and table_of(batch) is None:
         from batchfile.lines.parquet import write_results
 
-        with _replaced(output) as temporary:
+        with replaced(output) as temporary:
             write_results(result_lines(ledger, batch), temporary)
     else:
-        with _replaced(output) as temporary, open(temporary, "wb") as file:
+        with replaced(output) as temporary, open(temporary, "wb") as file:
             write_results_to(ledger, batch, file, output)
-    errors = output + ERRORS_ENDING
-    if batch.errors.num_lines:
-        with _replaced(errors) as temporary, open(temporary, "wb") as file:
-            for chunk in ledger.store.stream(batch.errors.key):
-                file.write(chunk)
-    else:
-        with suppress(FileNotFoundError):
-            os.unlink(errors)
     receipt = make_receipt(
         batch,
-        _facts(output, batch.total),
-        _facts(errors, batch.errors.num_lines) if batch.errors.num_lines else None,
+        facts_of(output, batch.total),
+        _export_file(ledger, batch.errors, output + ERRORS_ENDING),
+        _export_file(ledger, batch.reasons, output + REASONS_ENDING),
+        gpu_hour,
     )
-    with _replaced(output + RECEIPT_ENDING) as temporary:
+    with replaced(output + RECEIPT_ENDING) as temporary:
         Path(temporary).write_bytes(documents.encode(receipt))
     past_runs.keep(receipt)
     return receipt
 
 
+def _export_file(ledger: Ledger, stored: FileRef | None, path: str) -> FileFacts | None:
+    """Write a file of a batch, or remove that of an earlier run where it has no lines."""
+    if stored is None or not stored.num_lines:
+        with suppress(FileNotFoundError):
+            os.unlink(path)
+        return None
+    with replaced(path) as temporary, open(temporary, "wb") as file:
+        for chunk in ledger.store.stream(stored.key):
+            file.write(chunk)
+    return facts_of(path, stored.num_lines)
+
+
 def check_not_taken(ledger: Ledger, batch: BatchRecord, output: str) -> Receipt | None:
     """The receipt at the output. Raises: OutputTaken where another run has written there since this one started."""
-    old = _read_receipt(output)
+    old = read_receipt(output)
     if old is None or old.batch_id in {batch.batch_id, batch.metadata.get(REPLACES)}:
         return old
     raise OutputTaken(
@@ -156,7 +179,7 @@ def check_not_taken(ledger: Ledger, batch: BatchRecord, output: str) -> Receipt 
 
 def batch_at(output: str) -> str | None:
     """The batch whose results are at `output`, according to the receipt."""
-    found = _read_receipt(output)
+    found = read_receipt(output)
     return None if found is None else found.batch_id
 
 
@@ -184,45 +207,50 @@ def result_lines(ledger: Ledger, batch: BatchRecord) -> Iterator[bytes]:
         yield line.data or b""
 
 
-def first_reason(ledger: Ledger, batch: BatchRecord) -> str | None:
-    """Why the first request of an ended batch failed; None if it did not, or there is none."""
-    first = next(result_lines(ledger, batch), None)
-    error = None if first is None else decode_result(first).error
-    return None if error is None else error.message
-
-
 def table_of(batch: BatchRecord) -> AnsweredTable | None:
     """How the results of a batch are written as rows; None if its input had requests."""
     text = batch.metadata.get(TABLE)
     return None if text is None else decode_table(text)
 
 
-def _read_receipt(output: str) -> Receipt | None:
+def error_column(batch: BatchRecord) -> str | None:
+    """The column with the reasons of failed rows; None if its input had requests."""
+    table = table_of(batch)
+    return None if table is None else table.columns.error
+
+
+def read_receipt(output: str) -> Receipt | None:
     try:
         return documents.read(Path(output + RECEIPT_ENDING).read_bytes(), Receipt)
     except OSError:
         return None
 
 
-def _is_there(receipt: Receipt) -> bool:
-    """Do the files of a receipt still exist, unchanged?"""
-    for facts in (receipt.output, receipt.errors):
-        if facts is not None:
-            try:
-                if os.path.getsize(facts.path) != facts.bytes or file_digest(facts.path) != facts.sha256:
-                    return False
-            except OSError:
-                return False
-    return True
+def _is_there(facts: FileFacts) -> bool:
+    """Does a file of a receipt still exist, unchanged?"""
+    try:
+        return os.path.getsize(facts.path) == facts.bytes and file_digest(facts.path) == facts.sha256
+    except OSError:
+        return False
 
 
-def _facts(path: str, num_lines: int) -> FileFacts:
+def _keep_edited(path: str, say: Callable[[str], None]) -> None:
+    """Keep a file that is not as it was written, before it is written again. Raises: OSError."""
+    if not os.path.isfile(path) or not os.path.getsize(path):
+        return
+    names = (f"{path}.edited{number or ''}" for number in count())
+    kept = next(name for name in names if not os.path.lexists(name))
+    os.replace(path, kept)
+    say(f"{path} was changed since it was written; the changed file is kept as {os.path.basename(kept)}")
+
+
+def facts_of(path: str, num_lines: int) -> FileFacts:
     return FileFacts(path=path, bytes=os.path.getsize(path), sha256=file_digest(path), lines=num_lines)
 
 
 @contextmanager
-def _replaced(path: str) -> Iterator[str]:
-    """`with _replaced(path) as temporary`: at the end, the file `temporary` is synced and replaces `path`.
+def replaced(path: str) -> Iterator[str]:
+    """`with replaced(path) as temporary`: at the end, the file `temporary` is synced and replaces `path`.
 
     The temporary name is fixed, so that a killed run leaves at most one such file and the next one reuses it.
     """

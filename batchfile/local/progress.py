@@ -35,7 +35,7 @@ class Snapshot:
 
     total: int
     done: int
-    failed: int
+    failed: int  # ran without a valid answer
     input_tokens: int
     output_tokens: int
     input_rate: float
@@ -50,9 +50,16 @@ class Snapshot:
     quiet_s: float = 0.0
     is_loading: bool = False  # the engine is not ready yet
     down_s: float = 0.0  # for how long the endpoint has taken no work
+    rejected: int = 0  # invalid requests
     usage_unknown: int = 0  # answers for which the endpoint reported no tokens
+    cost_usd: float | None = None  # of the GPUs so far; None: not known
     num_files: int = 1
     num_files_done: int = 0  # their results are written
+
+
+def cost_usd(gpu_s: float, gpu_hour: float | None) -> float | None:
+    """None where no GPU or no price is known. `gpu_hour`: US dollars for an hour of one GPU."""
+    return None if gpu_hour is None or not gpu_s else round(gpu_s / 3600 * gpu_hour, 4)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +124,8 @@ class Meter:
         return Snapshot(
             total=self._total,
             done=done,
-            failed=self._before.finished - self._before.succeeded + runner_stats.errored,
+            failed=self._before.failed + runner_stats.failed,
+            rejected=self._before.rejected + runner_stats.rejected,
             input_tokens=self._usage_before.input_tokens + last.tokens_in,
             output_tokens=self._usage_before.output_tokens + last.tokens_out,
             input_rate=(last.tokens_in - first.tokens_in) / span_s if span_s >= RATE_S_MIN else 0.0,

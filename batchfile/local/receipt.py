@@ -9,8 +9,10 @@ import msgspec
 from batchfile import __version__
 from batchfile.inbox.documents import FileFacts
 from batchfile.ledger.records import BatchRecord
+from batchfile.lines.failures import with_advice
 from batchfile.local import options
-from batchfile.types import Counts, Usage
+from batchfile.local.progress import cost_usd
+from batchfile.types import Counts, FailureGroup, Usage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,8 +53,11 @@ class Receipt:
     """What a run did: its input, results and engine. Also in the file OUTPUT.receipt.json.
 
     `seconds`: from the batch's creation to its end, including pauses between runs. `errors`: the file of the input
-    lines that did not succeed; None if all did. `reused`: how many results are from an earlier run of the output, the
-    batch `reused_from`; `usage` and `seconds` do not include it. `speed`: None where nothing was measured.
+    lines that did not succeed; None if all did. `reasons`: the file that says why; `failures` has the most frequent
+    reasons, with what to do. `gpu_seconds`: None if no GPU is known; `cost_usd`: of these, if `gpu_hour` was given.
+    `reused`: how many results are from earlier runs of the output, the batches `reused_from`; `usage` and `seconds` do
+    not include it. `merged`: how many results `batchfile merge` has replaced since. `speed`: None where nothing was
+    measured.
 
     >>> receipt = batchfile.run("requests.jsonl", "results.jsonl", engine="echo", progress=False)
     >>> receipt.input.requests, receipt.counts.succeeded, receipt.errors
@@ -76,7 +81,12 @@ class Receipt:
     python_version: str
     reused: int = 0
     reused_from: str = ""
+    merged: int = 0
     speed: Speed | None = None
+    gpu_seconds: float | None = None
+    cost_usd: float | None = None
+    reasons: FileFacts | None = None
+    failures: tuple[FailureGroup, ...] = ()
     version: int = 1
 
     @property
@@ -84,8 +94,14 @@ class Receipt:
         return self.counts.succeeded == self.input.requests
 
 
-def make_receipt(batch: BatchRecord, output: FileFacts, errors: FileFacts | None) -> Receipt:
-    """The receipt of an ended batch."""
+def make_receipt(
+    batch: BatchRecord,
+    output: FileFacts,
+    errors: FileFacts | None = None,
+    reasons: FileFacts | None = None,
+    gpu_hour: float | None = None,
+) -> Receipt:
+    """The receipt of an ended batch. `gpu_hour`: the price of a GPU, if it is known."""
     meta = batch.metadata
     ended_at = batch.ended_at or batch.created_at
     return Receipt(
@@ -118,9 +134,13 @@ def make_receipt(batch: BatchRecord, output: FileFacts, errors: FileFacts | None
         },
         batchfile_version=__version__,
         python_version=platform.python_version(),
-        reused=int(meta.get(options.REUSED, "0")),
-        reused_from=meta.get(options.REUSED_FROM, ""),
+        reused=sum(batch.reused.values()),
+        reused_from=", ".join(source for source, num in batch.reused.items() if num),
         speed=speed_of(meta),
+        gpu_seconds=batch.gpu_s or None,
+        cost_usd=cost_usd(batch.gpu_s, gpu_hour),
+        reasons=reasons,
+        failures=with_advice(batch.failures),
     )
 
 

@@ -28,6 +28,10 @@ class RemoteFile:
     chunks: Callable[[], Iterator[bytes]]
 
 
+def changed(name: str) -> InvalidFile:
+    return InvalidFile(f"{name}: was changed while it was read; run the command again once it is complete")
+
+
 def is_url(name: str) -> bool:
     return name.lower().startswith(_SCHEMES)
 
@@ -70,7 +74,7 @@ def _of_server(url: str) -> RemoteFile:
         again = Download(url, name)
         if again.head.version != version:
             again.close()
-            raise InvalidFile(f"{name}: was changed while it was read; run the command again once it is complete")
+            raise changed(name)
         yield from again.chunks()
 
     return RemoteFile(name=name, size=download.head.size or 0, version=version, head=head[:KIND_BYTES], chunks=chunks)
@@ -98,9 +102,7 @@ def _of_bucket(url: str) -> RemoteFile:
         try:
             yield from store.stream(key, match=etag)
         except ObjectChanged:
-            raise InvalidFile(
-                f"{url}: was changed while it was read; run the command again once it is complete"
-            ) from None
+            raise changed(url) from None
         except StoreError as error:
             raise InvalidFile(f"{url}: cannot be read to its end: {error}") from error
 

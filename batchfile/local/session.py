@@ -9,16 +9,19 @@ from functools import partial
 from pathlib import Path
 
 from batchfile.ledger.base import LOCAL, Ledger
+from batchfile.ledger.batch_status import BatchStatus
 from batchfile.ledger.records import BatchRecord
 from batchfile.ledger.status import StatusReader
 from batchfile.local import outputs
 from batchfile.local.display import counted
 from batchfile.local.engines import EngineChoice
-from batchfile.local.inputs import Source, inspect, is_added_to
+from batchfile.local.inputs import Source, is_added_to
+from batchfile.local.inputs import opened as opened_input
 from batchfile.local.options import RunOptions
-from batchfile.local.progress import Meter, Snapshot
-from batchfile.local.run import Opened, open_batch, work
+from batchfile.local.progress import Meter, Snapshot, cost_usd
+from batchfile.local.run import Opened, open_batch
 from batchfile.local.tables import prepared, with_contents
+from batchfile.local.work import work
 from batchfile.open_ledger import STORE_FOLDER, open_ledger
 from batchfile.routing import check_stage
 from batchfile.runner.runner import Runner
@@ -43,22 +46,22 @@ class Observer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Session:
-    """An existing batch and its store. `path` None: results go to stdout. `is_kept`: its store outlives the session.
-
-    `options`: completed from the settings.
+    """An existing batch. `options`: completed from the settings. Their output is an absolute path, and their store is
+    None if it does not outlive the session.
     """
 
     options: RunOptions
     ledger: Ledger
     source: Source
     opened: Opened
-    path: str | None
-    store: str
-    is_kept: bool
+
+    @property
+    def noun(self) -> str:
+        return "request" if self.source.table is None else "row"
 
     def is_added_to(self, reason: str | None) -> bool:
         """Were lines added to the input since it was read? `reason`: why its batch ended."""
-        return reason == "completed" and self.options.limit is None and is_added_to(self.source)
+        return reason == "completed" and self.source.limit is None and is_added_to(self.source)
 
 
 def open_session(
@@ -76,24 +79,36 @@ def open_session(
     """
     options = completed(options, settings, choice)
     if source is None:
-        source = prepared(inspect(options.input), options)
+        source = prepared(stack.enter_context(opened_input(options.input)), options)
     if source.table is not None and source.table.prompt.is_constant:
         say("the prompt uses no column, so every row gets the same one; insert a column as {{ NAME }}")
     path = None if options.output is None else outputs.check_output(options.output, source.path, source.table)
-    url = options.store or settings.store
-    is_kept = url is not None
+    url, is_temporary = options.store or settings.store, False
     if url is None and path is not None:
         url = str(Path(path).parent / STORE_FOLDER)
     elif url is None:
-        url = stack.enter_context(tempfile.TemporaryDirectory(prefix="batchfile-"))
-        say(f"results are written to stdout at the end; until then they are in {url}. This run cannot be resumed")
+        url, is_temporary = stack.enter_context(tempfile.TemporaryDirectory(prefix="batchfile-")), True
     stack.enter_context(outputs.lock_output(path))
-    ledger = open_ledger(url, settings)
-    options = replace(options, output=path)
-    opened = open_batch(ledger, source, options, before_plan=partial(choice.check, say))
+    options = replace(options, output=path, store=None if is_temporary else url)
+    session = begin(open_ledger(url, settings), source, options, choice, partial(choice.check, say), say)
+    if is_temporary and session.opened.batch.total > 1:
+        say(f"results are written to stdout at the end; until then they are in {url}. This run cannot be resumed")
+    return session
+
+
+def begin(
+    ledger: Ledger,
+    source: Source,
+    options: RunOptions,
+    choice: EngineChoice,
+    check: Callable[[], None],
+    say: Callable[[str], None],
+) -> Session:
+    """Find or create the batch of the output, which is locked. `check`, `Raises`: as `before_plan` of `open_batch`."""
+    opened = open_batch(ledger, source, options, before_plan=check, engine=choice.identity)
     for note in opened.notes:
         say(note)
-    return Session(options=options, ledger=ledger, source=source, opened=opened, path=path, store=url, is_kept=is_kept)
+    return Session(options=options, ledger=ledger, source=source, opened=opened)
 
 
 def completed(options: RunOptions, settings: Settings, choice: EngineChoice) -> RunOptions:
@@ -106,6 +121,7 @@ def completed(options: RunOptions, settings: Settings, choice: EngineChoice) -> 
         model=choice.model,
         max_tokens=options.max_tokens or settings.run.max_tokens,
         temperature=settings.run.temperature if options.temperature is None else options.temperature,
+        gpu_hour=settings.run.gpu_hour if options.gpu_hour is None else options.gpu_hour,
     )
 
 
@@ -113,8 +129,8 @@ def work_on(session: Session, choice: EngineChoice, observer: Observer, *, grace
     """Run the rest; returns the ended batch, or None where it was stopped before. Raises: as `work`."""
     ended: list[BatchRecord] = []
     if not session.opened.is_new:
-        batch, counts = session.opened.batch, _progress_of(session)[0]
-        observer.say(f"resuming {batch.batch_id}: {counts.finished:,} of {batch.total:,} requests are done")
+        batch, counts = session.opened.batch, _progress_of(session).counts
+        observer.say(f"resuming {batch.batch_id}: {counts.finished:,} of {batch.total:,} {session.noun}s are done")
     work_on_all([session], choice, observer, ended.append, grace_s=grace_s)
     return ended[0] if ended else None
 
@@ -132,8 +148,10 @@ def work_on_all(
     batches = [session.opened.batch for session in sessions]
     left = [batch for batch in batches if batch.state != "ended"]
     total = sum(batch.total for batch in batches)
-    counts, usage = zip(*map(_progress_of, sessions), strict=True)
-    meter = Meter(total, sum(counts, Counts()), sum(usage, Usage()), time.monotonic())
+    before = [_progress_of(session) for session in sessions]
+    counts = sum((status.counts for status in before), Counts())
+    meter = Meter(total, counts, sum((status.usage for status in before), Usage()), time.monotonic())
+    gpu_s = sum(status.gpu_s for status in before)
     runners: list[Runner] = []
     ended = {batch.batch_id for batch in batches if batch.state == "ended"}
 
@@ -141,25 +159,28 @@ def work_on_all(
         observer.on_runner(runner)
         runners.append(runner)
         files = f" in {counted(len(batches), 'file')}" if len(batches) > 1 else ""
-        observer.say(f"{counted(total, 'request')}{files}; loading {choice.label}")
+        observer.say(f"{counted(total, sessions[0].noun)}{files}; loading {choice.label}")
 
     def end(batch: BatchRecord) -> None:
         on_ended(batch)
         ended.add(batch.batch_id)
 
     def look() -> Snapshot | None:
-        seen = _look(meter, runners[0]) if runners else None
-        return seen and replace(seen, num_files=len(batches), num_files_done=len(ended))
+        if not runners:
+            return None
+        seen = _look(meter, runners[0])
+        cost = cost_usd(gpu_s + runners[0].runner_stats.gpu_s, sessions[0].options.gpu_hour)
+        return replace(seen, cost_usd=cost, num_files=len(batches), num_files_done=len(ended))
 
     with observer.show(look):
         runner_id = f"local-{ledger.new_id()[:12]}"
         work(ledger, left, choice.noted(observer.say), runner_id, on_runner, end, grace_s=grace_s)
 
 
-def _progress_of(session: Session) -> tuple[Counts, Usage]:
+def _progress_of(session: Session) -> BatchStatus:
     found = StatusReader(session.ledger).read(session.opened.batch.batch_id)
     assert found is not None
-    return found.status.counts, found.status.usage
+    return found.status
 
 
 def _look(meter: Meter, runner: Runner) -> Snapshot:

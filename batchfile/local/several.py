@@ -7,17 +7,15 @@ from functools import cache, partial
 from pathlib import Path
 
 from batchfile.errors import BatchDamaged, BatchfileError, InvalidFile, OutputTaken
-from batchfile.ledger.base import Ledger
 from batchfile.ledger.records import BatchRecord
 from batchfile.local import outputs
 from batchfile.local.display import counted
 from batchfile.local.engines import EngineChoice
 from batchfile.local.folder import Plan
-from batchfile.local.inputs import inspect
+from batchfile.local.inputs import opened
 from batchfile.local.options import RunOptions
 from batchfile.local.receipt import Receipt
-from batchfile.local.run import open_batch
-from batchfile.local.session import Observer, Session, completed, work_on_all
+from batchfile.local.session import Observer, Session, begin, completed, work_on_all
 from batchfile.local.tables import prepared
 from batchfile.open_ledger import STORE_FOLDER, open_ledger
 from batchfile.settings import Settings
@@ -38,11 +36,13 @@ class FileRun:
     receipt: Receipt | None = None
     error: BatchfileError | OSError | None = None
 
-    def export(self, batch: BatchRecord) -> None:
+    def export(self, batch: BatchRecord, say: Say) -> None:
         """Write the results of the ended batch, or note why that fails."""
         assert self.session is not None
         try:
-            self.receipt = outputs.export(self.session.ledger, batch, self.output)
+            self.receipt = outputs.export(
+                self.session.ledger, batch, self.output, say, gpu_hour=self.session.options.gpu_hour
+            )
         except (BatchfileError, OSError) as error:
             self.error = error
 
@@ -57,13 +57,19 @@ def open_files(
     """
     options = completed(options, settings, choice)
     stack.enter_context(outputs.lock_folder(plan.folder))
-    url = options.store or settings.store or str(Path(plan.folder) / STORE_FOLDER)
-    ledger = open_ledger(url, settings)
+    ledger = open_ledger(options.store or settings.store or str(Path(plan.folder) / STORE_FOLDER), settings)
     check = cache(partial(choice.check, say))  # once for all files
     files = [FileRun(input=target.input, output=target.output) for target in plan.targets]
     for file in files:
         try:
-            _open(ledger, url, replace(options, input=file.input, output=file.output), file, check, say)
+            with opened(file.input) as found:
+                given = replace(options, input=file.input, output=file.output)
+                source = prepared(found, given)
+                outputs.check_format(file.output, source.table)
+                outputs.check_unlocked(file.output)
+                file.session = begin(ledger, source, given, choice, check, partial(_say_of, say, file.input))
+            if file.session.opened.batch.state == "ended":
+                file.export(file.session.opened.batch, say)
         except (InvalidFile, OutputTaken, BatchDamaged) as error:
             file.error = error
             say(str(error))
@@ -72,29 +78,19 @@ def open_files(
 
 def work_on_files(files: Sequence[FileRun], choice: EngineChoice, observer: Observer, *, grace_s: float) -> None:
     """Run the rest, and write the results of each input as soon as its batch ends. Raises: as `work`."""
-    opened = [(file, file.session) for file in files if file.session is not None]
-    by_id = {session.opened.batch.batch_id: file for file, session in opened}
-    num_done = sum(file.receipt is not None for file, _ in opened)
-    if len(opened) == sum(session.opened.batch.state == "ended" for _, session in opened):
+    sessions = [file.session for file in files if file.session is not None]
+    by_id = {file.session.opened.batch.batch_id: file for file in files if file.session is not None}
+    if all(session.opened.batch.state == "ended" for session in sessions):
         return
-    if any(not session.opened.is_new for _, session in opened):
-        observer.say(f"resuming: {num_done:,} of {counted(len(opened), 'file')} are done")
+    if any(not session.opened.is_new for session in sessions):
+        num_done = sum(file.receipt is not None for file in by_id.values())
+        observer.say(f"resuming: {num_done:,} of {counted(len(sessions), 'file')} are done")
 
     def end(batch: BatchRecord) -> None:
-        by_id[batch.batch_id].export(batch)
+        by_id[batch.batch_id].export(batch, observer.say)
 
-    work_on_all([session for _, session in opened], choice, observer, end, grace_s=grace_s)
+    work_on_all(sessions, choice, observer, end, grace_s=grace_s)
 
 
-def _open(ledger: Ledger, url: str, options: RunOptions, file: FileRun, check: Callable[[], None], say: Say) -> None:
-    source = prepared(inspect(options.input), options)
-    outputs.check_format(file.output, source.table)
-    outputs.check_unlocked(file.output)
-    opened = open_batch(ledger, source, options, before_plan=check)
-    for note in opened.notes:
-        say(f"{file.input}: {note}")
-    file.session = Session(
-        options=options, ledger=ledger, source=source, opened=opened, path=file.output, store=url, is_kept=True
-    )
-    if opened.batch.state == "ended":
-        file.export(opened.batch)
+def _say_of(say: Say, name: str, text: str) -> None:
+    say(f"{name}: {text}")

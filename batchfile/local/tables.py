@@ -9,7 +9,7 @@ from pathlib import Path
 from batchfile.errors import InvalidFile, SettingsError
 from batchfile.lines.file_formats import parquet_columns
 from batchfile.lines.kinds import Kind, refusal
-from batchfile.lines.parquet import is_request_table
+from batchfile.lines.parquet import kind_of_table
 from batchfile.local.inputs import Source, on_disk
 from batchfile.local.options import STDIN, RunOptions, flag_of
 from batchfile.rows.prompt import RowPrompt
@@ -35,8 +35,8 @@ def prepared(source: Source, options: RunOptions) -> Source:
     """
     given = options.row_option
     kind = kind_of(source, is_table=given is not None)
-    source = replace(source, kind=kind, sample=_sample_of(source, options))
-    shown = source.name if source.remote is not None else STDIN if source.path is None else options.input
+    source = replace(source, kind=kind, limit=options.limit, sample=_sample_of(source, options))
+    shown = source.shown if source.is_repeatable else STDIN
     if kind.content == "requests":
         if given is not None:
             raise SettingsError(f"{flag_of(given)} is for rows and text; {shown} is {kind.described}")
@@ -63,12 +63,13 @@ def prepared(source: Source, options: RunOptions) -> Source:
 
 def kind_of(source: Source, *, is_table: bool) -> Kind:
     """The kind, with the columns of Parquet, which has rows if `is_table`. Raises: InvalidFile."""
-    if source.format != "parquet" or not source.is_repeatable:
+    if source.format != "parquet":
         return source.kind
+    if not source.is_repeatable:
+        raise InvalidFile("stdin: Parquet cannot be read from a pipe; use the path of the file")
     with on_disk(source) as path:
-        columns = parquet_columns(path)
-    is_requests = is_request_table(columns) and not is_table
-    return replace(source.kind, columns=columns, content="requests" if is_requests else "rows")
+        columns, types = parquet_columns(path)
+    return kind_of_table(columns, types, is_table=is_table)
 
 
 def _sample_of(source: Source, options: RunOptions) -> tuple[int, int] | None:

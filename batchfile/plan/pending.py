@@ -5,9 +5,11 @@ of the file. A file that is not plain JSONL is converted once: unpacked, or its 
 """
 
 import io
+import json
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import PurePath
 from typing import Any, BinaryIO, cast
 
 import structlog
@@ -29,11 +31,16 @@ from batchfile.ledger.cas import update_batch
 from batchfile.ledger.records import BatchRecord, EndReason, InputRef, LineError, PlanRules, Source
 from batchfile.ledger.shards import Lease
 from batchfile.lines.converter import convert
-from batchfile.lines.file_formats import CHUNK_BYTES, HEAD_BYTES, ChunkReader, detect, plain_head
-from batchfile.lines.kinds import KIND_BYTES, detect_array, refusal
+from batchfile.lines.file_formats import CHUNK_BYTES, HEAD_BYTES, ChunkReader, FileFormat, detect, plain_head
+from batchfile.lines.kinds import KIND_BYTES, Kind, refusal
+from batchfile.lines.kinds import detect as detect_kind
+from batchfile.lines.parquet import kind_of_table
 from batchfile.lines.split_document import elements
 from batchfile.plan.planner import plan_input
 from batchfile.plan.policy import LinesRefused, policy_of
+from batchfile.plan.reuse import Reuse, source_of
+from batchfile.rows.prompt import RowPrompt, request_lines
+from batchfile.rows.read import read_rows
 from batchfile.store.base import Store
 
 log = structlog.get_logger()
@@ -136,42 +143,69 @@ def _read(ledger: Ledger, batch: BatchRecord, beat: Callable[[], None]) -> Plann
         policy=policy_of(rules),
         beat=beat,
         name=f"{_name(batch)}:" if rules.endpoint is None else _name(batch),
+        defaults=batch.defaults,
+        reuse=_reuse(ledger, rules),
     )
     if key == batch.input.key and planned.input.etag != batch.input.etag:
         raise ObjectChanged(f"{batch.input.key} is not the object that the batch was made from")
     return planned
 
 
-def _readable(ledger: Ledger, batch: BatchRecord, beat: Callable[[], None]) -> str:
-    """The key of the requests as plain lines: of the object itself, or of its conversion.
+def _reuse(ledger: Ledger, rules: PlanRules) -> Reuse | None:
+    if not (rules.reuse_from or rules.reuse_notes):
+        return None
+    sources = tuple(source_of(ledger, batch_id) for batch_id in rules.reuse_from)
+    return Reuse(sources=sources, is_sampled_too=rules.is_sampled_reused, notes=rules.reuse_notes)
 
-    Raises: InvalidFile (damaged data, a missing column, too much for one process), ConverterKilled, ObjectChanged,
-    ObjectMissing, StoreUnavailable.
+
+def _readable(ledger: Ledger, batch: BatchRecord, beat: Callable[[], None]) -> str:
+    """The key of the requests as plain lines: of the object itself, or of its conversion. A dropped table with a column
+    prompt or messages becomes requests.
+
+    Raises: InvalidFile (no requests, damaged data, a missing column, too much for one process), ConverterKilled,
+    ObjectChanged, ObjectMissing, StoreUnavailable.
     """
     store, pinned, name = ledger.store, batch.input, _name(batch)
+    is_dropped = _endpoint(batch) is None
     head = b"".join(store.stream(pinned.key, 0, min(KIND_BYTES, pinned.size), match=pinned.etag))
-    kind = detect(name, head[:HEAD_BYTES])
-    array = detect_array(name, plain_head(name, kind, head, KIND_BYTES))
-    if kind == "jsonl" and array is None:
-        return pinned.key
-    if array is not None and not array.is_ready:
-        raise InvalidFile(refusal(array, "FILE" if _endpoint(batch) is not None else name, name))
-    if kind == "parquet" and _endpoint(batch) is not None:
+    form = detect(name, head[:HEAD_BYTES])
+    if form == "parquet" and not is_dropped:
         raise InvalidFile(f"{name}: is Parquet data, which has no url and body; write its requests as JSONL")
-    source = (
-        io.BufferedReader(_Ranges(store, pinned), CHUNK_BYTES)
-        if kind == "parquet"
-        else ChunkReader(store.stream(pinned.key, match=pinned.etag))
-    )
-    key = keys.input_key(batch.batch_id, ledger.new_id()[:12])
     # In another process, because this one may hold an engine or be a service.
-    chunks = _limited(convert(name, kind, cast(BinaryIO, source), beat=beat), name)
+    if form == "parquet":
+        said = b"".join(convert(name, "parquet-columns", _stream(store, pinned, form), beat=beat))
+        kind = kind_of_table(*json.loads(said))
+    else:
+        kind = detect_kind(name, plain_head(name, form, head, KIND_BYTES))
+    is_table = is_dropped and kind.content == "rows" and kind.layout != "text" and kind.has_prompts
+    if not is_table and not kind.is_ready:
+        raise InvalidFile(refusal(kind, PurePath(name).name if is_dropped else "FILE", name))
+    if form == kind.layout == "jsonl" and not is_table:
+        return pinned.key
+    stream = _stream(store, pinned, form)
+    conversion = "parquet-rows" if form == "parquet" and is_table else form
+    chunks = _limited(convert(name, conversion, stream, beat=beat), name)
+    chunks = elements(chunks, name) if kind.is_array else chunks
+    key = keys.input_key(batch.batch_id, ledger.new_id()[:12])
     with store.writer(key, is_new=True) as writer:
-        for chunk in chunks if array is None else elements(chunks, name):
+        for chunk in _requests(chunks, kind, name) if is_table else chunks:
             beat()
             writer.write(chunk)
         writer.commit()
     return key
+
+
+def _stream(store: Store, pinned: InputRef, form: FileFormat) -> BinaryIO:
+    if form == "parquet":
+        return io.BufferedReader(_Ranges(store, pinned), CHUNK_BYTES)
+    return cast(BinaryIO, ChunkReader(store.stream(pinned.key, match=pinned.etag)))
+
+
+def _requests(chunks: Iterator[bytes], kind: Kind, name: str) -> Iterator[bytes]:
+    """The requests of a table with a column prompt or messages."""
+    prompt = RowPrompt()
+    prompt.check(name, kind.columns)
+    return request_lines(read_rows(chunks, kind, name), prompt)
 
 
 def _limited(chunks: Iterator[bytes], name: str) -> Iterator[bytes]:
@@ -200,6 +234,9 @@ def _open(ledger: Ledger, batch: BatchRecord, planned: Planned) -> BatchRecord |
         plan_key=planned.plan_key,
         total=planned.total,
         planned_at=now,
+        reused=planned.reused_from,
+        fingerprints=planned.fingerprints,
+        reuse_note=planned.reuse_note,
     )
     if opened is None:  # it was canceled and deleted while this process slept
         with suppress(StoreError):

@@ -60,7 +60,8 @@ class Policy:
 
     `reads_params`: lines are checked inside `params` or `body` too. Otherwise a request with a problem there fails
     alone, when it is to run. Every line must be a request to `endpoint`, if given, in OpenAI's format. `custom_ids`:
-    what each must match. An input of more than `requests_max` requests is always rejected.
+    what each must match; `id_name`: what messages call them, as those of rows have the name of a column. An input of
+    more than `requests_max` requests is always rejected.
     """
 
     on_problem: Literal["reject", "refuse", "collect"] = "reject"
@@ -68,6 +69,7 @@ class Policy:
     reads_params: bool = False
     endpoint: str | None = None
     custom_ids: re.Pattern[str] | None = None
+    id_name: str = "custom_id"
     requests_max: int = REQUESTS_MAX
 
     @property
@@ -98,6 +100,8 @@ class Policy:
             raise InvalidRequest(
                 "body: is missing; a line needs custom_id, method, url and body (params belongs to another API)"
             )
+        if envelope.method is envelope.url is None:
+            return  # Mistral's lines: the endpoint of the batch is their url
         if envelope.method != "POST":
             raise InvalidRequest(f'method: must be "POST"{_got(envelope.method)}')
         if path_of(envelope.url) != path_of(self.endpoint):

@@ -1,6 +1,6 @@
 """Tables that Arrow can read, as rows, and back with further columns as tables of the library that they came from."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,8 @@ from batchfile.errors import InvalidFile
 from batchfile.rows.frames import NAME, Frame, check_names
 from batchfile.rows.write_parquet import type_of, typed_array
 
+Rows = Iterator[dict[str, Any]]
+
 CHUNK_ROWS = 1000
 # Each with a value for "missing", so that a failed row changes no type.
 _PANDAS = {pa.string(): "string", pa.int64(): "Int64", pa.float64(): "Float64", pa.bool_(): "boolean"}
@@ -17,22 +19,14 @@ _PANDAS = {pa.string(): "string", pa.int64(): "Int64", pa.float64(): "Float64", 
 
 @dataclass(frozen=True, slots=True)
 class _ArrowFrame:
-    """`columns`: all of the table's; `read`: some of them, as Arrow tables or record batches; `extend`: the table with
-    further columns.
-    """
+    """`columns`: all of the table's; `read`: the rows, with some of them; `extend`: the table with further columns."""
 
     columns: tuple[str, ...]
-    read: Callable[[list[str]], Any]
+    read: Callable[[list[str]], Rows]
     extend: Callable[[Any], Any]
 
-    def rows(self, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-        try:
-            for part in self.read([*columns]):
-                for start in range(0, part.num_rows, CHUNK_ROWS):
-                    yield from part.slice(start, CHUNK_ROWS).to_pylist()
-        except (pa.ArrowException, ValueError) as error:
-            reason = " ".join(" ".join(map(str, error.args)).split())
-            raise InvalidFile(f"{NAME}: Arrow cannot read it: {reason}; convert the column to text") from None
+    def rows(self, columns: Sequence[str]) -> Rows:
+        return self.read([*columns])
 
     def answered(self, added: Sequence[dict[str, Any]]) -> Any:
         columns = {name: _column([row[name] for row in added]) for name in added[0]}
@@ -59,12 +53,27 @@ def open_arrow(data: Any, owner: str | None) -> Frame:
         return whole.to_reader() if isinstance(data, pa.RecordBatchReader) else whole
 
     return _ArrowFrame(
-        check_names(table.column_names), lambda columns: table.select(columns).to_batches(), extend_table
+        check_names(table.column_names), lambda columns: _rows_of(table.select(columns).to_batches()), extend_table
     )
 
 
-def _read_pandas(data: Any, columns: list[str]) -> Any:
-    return pa.RecordBatchReader.from_stream(data[columns].reset_index(drop=True))
+def _rows_of(parts: Iterable[Any]) -> Rows:
+    """`parts`: Arrow tables or record batches."""
+    try:
+        for part in parts:
+            for start in range(0, part.num_rows, CHUNK_ROWS):
+                yield from part.slice(start, CHUNK_ROWS).to_pylist()
+    except (pa.ArrowException, ValueError) as error:
+        reason = " ".join(" ".join(map(str, error.args)).split())
+        raise InvalidFile(f"{NAME}: Arrow cannot read it: {reason}; convert the column to text") from None
+
+
+def _read_pandas(data: Any, columns: list[str]) -> Rows:
+    """Not with Arrow, which cannot read a column whose values have several types."""
+    for start in range(0, len(data), CHUNK_ROWS):
+        part = data.iloc[start : start + CHUNK_ROWS]
+        for values in zip(*(part[name].tolist() for name in columns), strict=True):
+            yield dict(zip(columns, values, strict=True))
 
 
 def _extend_pandas(data: Any, added: Any) -> Any:
@@ -78,14 +87,8 @@ def _extend_pandas(data: Any, added: Any) -> Any:
     )
 
 
-def _read_polars(data: Any, columns: list[str]) -> Any:
-    import polars
-
-    chosen = data.select(columns)
-    for name, kind in chosen.schema.items():
-        if kind == polars.Object:  # Arrow gets the addresses of the objects
-            raise InvalidFile(f"{NAME}: column {name!r} has Python objects; convert it to text")
-    return pa.RecordBatchReader.from_stream(chosen)
+def _read_polars(data: Any, columns: list[str]) -> Rows:
+    yield from data.select(columns).iter_rows(named=True)
 
 
 def _extend_polars(data: Any, added: Any) -> Any:
@@ -94,9 +97,8 @@ def _extend_polars(data: Any, added: Any) -> Any:
     return data.with_columns(polars.DataFrame(added).get_columns())
 
 
-def _read_dataset(data: Any, columns: list[str]) -> Any:
-    for part in data.with_format("arrow").iter(CHUNK_ROWS):
-        yield part.select(columns)
+def _read_dataset(data: Any, columns: list[str]) -> Rows:
+    return _rows_of(part.select(columns) for part in data.with_format("arrow").iter(CHUNK_ROWS))
 
 
 def _extend_dataset(data: Any, added: Any) -> Any:

@@ -22,6 +22,7 @@ from batchfile.lines.key_advice import typo_of
 from batchfile.lines.kinds import MESSAGES, PROMPT
 from batchfile.lines.parquet import COLUMNS, check_request_columns, params_of
 from batchfile.rows.read import Row
+from batchfile.schemas.rules import schema_problem
 
 ANSWER, ERROR = "answer", "error"
 ROW = "row"  # in templates, the row itself: for columns whose names are not identifiers. In metadata, its values
@@ -73,11 +74,16 @@ class RowPrompt:
     is_command: bool = True
 
     def __post_init__(self) -> None:
+        if self.prompt is not None and not self.prompt.strip():
+            raise SettingsError(f"{self._flag('prompt')}: is empty; write a prompt over the columns of a row")
         choices = self._flag("choices")
         if self.choices and self.schema is not None:
             raise SettingsError(f"{choices} and {self._flag('schema')} cannot be combined; put an enum into the schema")
         if len(set(self.choices)) != len(self.choices) or "" in self.choices:
             raise SettingsError(f"{choices}: each must be different and not empty, got {', '.join(self.choices)!r}")
+        problem = None if self.schema is None else schema_problem(self.schema)
+        if problem is not None:
+            raise SettingsError(f"{self._flag('schema')}: is not a valid JSON schema: {problem}")
         _ = self._templates  # so that an error shows at once
 
     def columns(self, name: str, columns: Iterable[str]) -> AnswerColumns:
@@ -141,6 +147,10 @@ class RowPrompt:
         except InvalidRequest as error:
             rest = {ROW_PROBLEM: str(error)}
         return _encoder.encode({"custom_id": custom_id, "metadata": {ROW: row.values}, **rest})
+
+    def id_name(self, columns: Iterable[str]) -> str:
+        """The one of the columns that the ids of requests are from; custom_id if they are numbers."""
+        return self.id_column or next((name for name in _ID_COLUMNS if name in columns), _ID_COLUMNS[0])
 
     def _custom_id(self, values: dict[str, Any]) -> str | None:
         columns = () if self.is_numbered else _ID_COLUMNS

@@ -12,7 +12,7 @@ import msgspec
 from batchfile.errors import UNREADABLE, InvalidFile
 from batchfile.lines.diagnostics import shown
 from batchfile.lines.envelope import diagnostics_of
-from batchfile.lines.framing import BOM, iter_lines
+from batchfile.lines.framing import BOM, NO_ROW, iter_lines
 from batchfile.lines.json_scan import has_repeats
 from batchfile.lines.kinds import PROMPT, Kind
 from batchfile.lines.records import CsvRecord, csv_records, not_utf8
@@ -37,8 +37,8 @@ def read_rows(chunks: Iterable[bytes], kind: Kind, name: str, *, is_one: bool = 
     """The rows of the file `name`, in order. A row that cannot be read has a problem, and the others are read.
 
     `is_one`: a text is one row, instead of one for each line.
-    Raises: InvalidFile where the file as a whole cannot be read: it is not UTF-8, its header is wrong, or a quote is
-    never closed.
+    Raises: InvalidFile where the file as a whole cannot be read: it is not UTF-8, its header is wrong or has no row
+    below it, or a quote is never closed.
     """
     if kind.layout == "csv":
         return _csv_rows(csv_records(chunks, kind.delimiter, name), kind.delimiter, name)
@@ -55,17 +55,18 @@ def _json_rows(chunks: Iterable[bytes]) -> Iterator[Row]:
             continue
         try:
             values = decode(line.data)
-        except UNREADABLE:
-            yield Row(line.row, {}, _json_problem(line.data))
+        except UNREADABLE as error:
+            yield Row(line.row, {}, _json_problem(line.data, error))
             continue
         yield Row(line.row, values, "has a column twice; keep one of them" if has_repeats(line.data) else None)
 
 
-def _json_problem(line: bytes) -> str:
+def _json_problem(line: bytes, error: Exception) -> str:
     try:
         return f"must be an object with the columns of the row, got {shown(msgspec.json.decode(line))}"
     except UNREADABLE:
-        return str(diagnostics_of(line, "native")[0])
+        faults = [found for found in diagnostics_of(line, "native") if not found.path]
+        return str(faults[0]) if faults else f"cannot be read: {error}"  # such as a number that is too large
 
 
 def _text_rows(chunks: Iterable[bytes], name: str) -> Iterator[Row]:
@@ -95,11 +96,13 @@ def _whole_text(chunks: Iterable[bytes], name: str) -> Iterator[Row]:
 
 def _csv_rows(records: Iterable[CsvRecord], delimiter: str, name: str) -> Iterator[Row]:
     header: list[str] | None = None
+    has_rows = False
     for record in records:
         fields = record.fields
         if record.problem is not None:
             if header is None:
                 raise InvalidFile(f"{name}: its header {record.problem}")
+            has_rows = True
             yield Row(record.line, {}, record.problem)
         elif fields and header is None:
             header = _checked_header([column.strip() for column in fields], name)
@@ -108,7 +111,10 @@ def _csv_rows(records: Iterable[CsvRecord], delimiter: str, name: str) -> Iterat
             if len(fields) != len(header):
                 problem = f"has {len(fields)} fields, but the header has {len(header)}; put quotes around fields that "
                 problem += f"contain {delimiter!r} or a quote"
+            has_rows = True
             yield Row(record.line, dict(zip(header, fields, strict=False)), problem)
+    if header is not None and not has_rows:
+        raise InvalidFile(f"{name}: {NO_ROW}")
 
 
 def _checked_header(header: list[str], name: str) -> list[str]:

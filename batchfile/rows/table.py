@@ -1,38 +1,53 @@
 """How the rows of one file become requests, and how their results become rows again."""
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import BinaryIO
 
 import msgspec
 
-from batchfile.lines.kinds import Kind
+from batchfile.lines.kinds import Kind, ending_of
 from batchfile.rows.answers import answered_rows
 from batchfile.rows.prompt import AnswerColumns, RowPrompt, request_lines
 from batchfile.rows.read import read_rows
-from batchfile.rows.write import TableFormat, format_of, write_rows
+from batchfile.rows.write import write_rows
 
 Chunks = Callable[[], Iterable[bytes]]  # opens the same bytes with each call
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnsweredTable:
-    """What is needed to write the answers as rows; stored with a batch. `layout`, `delimiter`: of the input."""
+    """What is needed to write the answers as rows; stored with a batch. `is_raw`: as of Table.
+
+    `layout`, `types`, `delimiter`, `has_bom`: of the input.
+    """
 
     columns: AnswerColumns
     layout: str
+    types: str = ""
     delimiter: str = ""
     is_raw: bool = False
-
-    def format_for(self, output: str | None) -> TableFormat:
-        """By the name of the output. None: stdout, which gets the layout of the input, or JSONL."""
-        same = {"csv": "-.tsv" if self.delimiter == "\t" else "-.csv", "text": "-.txt"}.get(self.layout, "-")
-        name = output or same
-        return format_of(name, delimiter=self.delimiter, column=self.columns.into, is_raw=self.is_raw)
+    has_bom: bool = False
 
     def write(self, requests: Chunks, results: Chunks, file: BinaryIO, output: str | None) -> None:
-        """`requests`: the lines that were made of the rows; `results`: a native line for each. Raises: OSError."""
-        write_rows(lambda: answered_rows(requests(), results(), self.columns), file, self.format_for(output))
+        """`requests`: the lines that were made of the rows; `results`: a native line for each. `output`: its name says
+        the format; None: stdout, which gets the layout of the input, or JSONL. Raises: OSError.
+        """
+        same = {"csv": ".tsv" if self.delimiter == "\t" else ".csv", "text": ".txt"}.get(self.layout, "")
+        name, columns = output or f"stdout{same}", self.columns
+        if ending_of(name) == ".txt":  # which has one value of each row
+            columns = replace(columns, fields=())
+        write_rows(
+            lambda: answered_rows(requests(), results(), columns),
+            file,
+            name,
+            column=columns.into,
+            last=columns.added,
+            delimiter=self.delimiter,
+            has_bom=self.has_bom,
+            types=self.types,
+            is_raw=self.is_raw,
+        )
 
     def encode(self) -> str:
         return msgspec.json.encode(self).decode()
@@ -60,6 +75,12 @@ class Table:
 
     @property
     def answered(self) -> AnsweredTable:
+        kind = self.kind
         return AnsweredTable(
-            columns=self.columns, layout=self.kind.layout, delimiter=self.kind.delimiter, is_raw=self.is_raw
+            columns=self.columns,
+            layout=kind.layout,
+            types=kind.types,
+            delimiter=kind.delimiter,
+            is_raw=self.is_raw,
+            has_bom=kind.has_bom,
         )

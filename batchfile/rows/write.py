@@ -2,59 +2,59 @@
 
 import csv
 import gzip
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import PurePath
-from typing import Any, BinaryIO, Literal, cast
+from typing import Any, BinaryIO, cast
 
 import msgspec
 
 from batchfile.lines.file_formats import zstd
+from batchfile.lines.framing import BOM
+from batchfile.lines.kinds import CSV_ENDINGS, ending_of
 from batchfile.lines.result import escape_separators
 
-TableLayout = Literal["csv", "jsonl", "text", "parquet"]
 Rows = Callable[[], Iterator[dict[str, Any]]]  # the same rows with each call: their columns are read first
 
 CHUNK_ROWS = 500
-_LAYOUTS: dict[str, TableLayout] = {".csv": "csv", ".tsv": "csv", ".tab": "csv", ".txt": "text", ".parquet": "parquet"}
 
 _encoder = msgspec.json.Encoder()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TableFormat:
-    """`delimiter`: of CSV. `column`: the one that text has, one value on each line; `is_raw`: as it is."""
+def write_rows(
+    rows: Rows,
+    file: BinaryIO,
+    name: str,
+    *,
+    column: str,
+    last: Collection[str] = (),
+    delimiter: str = "",
+    has_bom: bool = False,
+    types: str = "",
+    is_raw: bool = False,
+) -> None:
+    """In the format that the ending of `name` says; JSONL unless it is known. Columns are in the order in which they
+    appear first, and then the `last` ones. `file` stays open.
 
-    layout: TableLayout
-    delimiter: str = ","
-    packing: Literal["", ".gz", ".zst"] = ""
-    column: str = ""
-    is_raw: bool = False
-
-
-def format_of(name: str, *, delimiter: str, column: str, is_raw: bool = False) -> TableFormat:
-    """By the ending of a file's name: JSONL unless it is known. `delimiter`: for .csv, unless it is that of .tsv."""
-    path = PurePath(name.lower())
-    packing = cast(Literal["", ".gz", ".zst"], path.suffix if path.suffix in {".gz", ".zst"} else "")
-    ending = PurePath(path.stem).suffix if packing else path.suffix
-    delimiter = "\t" if ending != ".csv" else delimiter if delimiter in {";", "|"} else ","
-    layout = _LAYOUTS.get(ending, "jsonl")
-    return TableFormat(layout=layout, delimiter=delimiter, packing=packing, column=column, is_raw=is_raw)
-
-
-def write_rows(rows: Rows, file: BinaryIO, form: TableFormat) -> None:
-    """Columns are in the order in which they appear first. `file` stays open. Raises: OSError."""
-    with packed(file, form.packing) as stream:
-        if form.layout == "parquet":
+    `delimiter`, `has_bom`: of CSV. `types`: of the input's columns, for Parquet.
+    `column`: the one that text has, one value on each line; `is_raw`: as it is.
+    Raises: OSError.
+    """
+    ending = ending_of(name)
+    with packed(file, PurePath(name.lower()).suffix) as stream:
+        if ending == ".parquet":
             from batchfile.rows.write_parquet import write_parquet
 
-            write_parquet(rows, stream)
-            return
-        chunks = {"csv": _csv_chunks, "jsonl": _json_chunks, "text": _text_chunks}[form.layout](rows, form)
-        for chunk in chunks:
-            stream.write(chunk)
+            write_parquet(rows, stream, last, types)
+        elif ending in CSV_ENDINGS:
+            stream.write(BOM if has_bom else b"")
+            mark = "\t" if ending != ".csv" else delimiter if delimiter in {";", "|"} else ","
+            stream.writelines(_csv_chunks(rows, mark, last))
+        elif ending == ".txt":
+            stream.writelines(_text_chunks(rows, column, is_raw=is_raw))
+        else:
+            stream.writelines(_json_chunks(rows))
 
 
 @contextmanager
@@ -76,7 +76,7 @@ def grouped(rows: Rows, size: int) -> Iterator[list[dict[str, Any]]]:
         yield some
 
 
-def _json_chunks(rows: Rows, form: TableFormat) -> Iterator[bytes]:
+def _json_chunks(rows: Rows) -> Iterator[bytes]:
     for some in grouped(rows, CHUNK_ROWS):
         yield escape_separators(b"".join([_encoder.encode(row) + b"\n" for row in some]))
 
@@ -101,9 +101,9 @@ class _Records:
         return text.encode("utf-8", "replace")
 
 
-def _csv_chunks(rows: Rows, form: TableFormat) -> Iterator[bytes]:
-    records, columns = _Records(), columns_of(rows())
-    writer = csv.writer(records, delimiter=form.delimiter, lineterminator=_Records.ENDING)
+def _csv_chunks(rows: Rows, delimiter: str, last: Collection[str]) -> Iterator[bytes]:
+    records, columns = _Records(), in_order(columns_of(rows()), last)
+    writer = csv.writer(records, delimiter=delimiter, lineterminator=_Records.ENDING)
     writer.writerow(columns)
     yield records.take()
     for some in grouped(rows, CHUNK_ROWS):
@@ -111,12 +111,12 @@ def _csv_chunks(rows: Rows, form: TableFormat) -> Iterator[bytes]:
         yield records.take()
 
 
-def _text_chunks(rows: Rows, form: TableFormat) -> Iterator[bytes]:
+def _text_chunks(rows: Rows, column: str, *, is_raw: bool) -> Iterator[bytes]:
     for row in rows():
-        text = as_text(row.get(form.column))
-        if not form.is_raw:
+        text = as_text(row.get(column))
+        if not is_raw:
             text = text.replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r")
-        yield text.encode("utf-8", "replace") + (b"" if form.is_raw and text.endswith("\n") else b"\n")
+        yield text.encode("utf-8", "replace") + (b"" if is_raw and text.endswith("\n") else b"\n")
 
 
 def columns_of(rows: Iterable[dict[str, Any]]) -> list[str]:
@@ -126,6 +126,10 @@ def columns_of(rows: Iterable[dict[str, Any]]) -> list[str]:
         if row.keys() != columns.keys():
             columns |= dict.fromkeys(row)
     return list(columns)
+
+
+def in_order(names: Collection[str], last: Collection[str]) -> list[str]:
+    return [name for name in names if name not in last] + [name for name in last if name in names]
 
 
 def as_text(value: Any) -> str:

@@ -73,7 +73,7 @@ def _finish(state: SharedState, item: PendingRequest, outcome: Outcome, gpu_s: f
         _count_tokens(state, outcome.usage)
         line = FinishedLine(item.line, "succeeded", result, outcome.usage, gpu_s)
     else:
-        state.stats.failed += 1
+        preparer.count_failure(state, outcome)
         line = FinishedLine(item.line, outcome.status, result, Usage(), gpu_s)
     state.finish(item.shard, line)
 

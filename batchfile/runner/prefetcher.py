@@ -24,9 +24,9 @@ from batchfile.ledger import batches, bitmaps, lease, shards
 from batchfile.ledger.inputs import repin
 from batchfile.ledger.records import BatchRecord
 from batchfile.ledger.shards import Lease
-from batchfile.lines import custom_id_of, parse_request
-from batchfile.lines.envelope import Envelope, decode_envelope
+from batchfile.lines.envelope import Envelope, custom_id_of, decode_envelope
 from batchfile.lines.framing import iter_lines
+from batchfile.lines.parse import parse_request
 from batchfile.routing import route
 from batchfile.runner.claimer import Claimer
 from batchfile.runner.output_schema import output_schema_of, own_schema
@@ -213,7 +213,10 @@ class Prefetcher:
             bisect_set = lease.next_bisect_set(held.record, bitmaps.of(own)) if culprit is None else ()
             # Written before they run: a process crash until then must not count against these lines.
             shard.has_dispatched = shard.wants_to_announce = False
-            shards.checkpoint(self._ledger, held, finished, has_dispatched=False, bisect_set=bisect_set)
+            known = self._state.fingerprints
+            shards.checkpoint(
+                self._ledger, held, finished, has_dispatched=False, bisect_set=bisect_set, fingerprints=known
+            )
             self._state.forget(shard, len(finished))
             if not lease.is_bisecting(held.record):
                 shard.is_bisecting, wanted = False, bitmaps.of(own)

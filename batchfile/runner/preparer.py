@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from batchfile.engine.base import Prepared, SchemaUnchecked
 from batchfile.errors import InvalidRequest
+from batchfile.lines.failures import is_rejected
 from batchfile.lines.result import FinishedLine, encode_result
 from batchfile.runner.output_schema import unguided
 from batchfile.runner.queues import FairQueue
@@ -69,11 +70,18 @@ def prepare(state: SharedState, job: Job, thread: str) -> Prepared:
     return finish(job.batch_id)  # it has its own bounds
 
 
+def count_failure(state: SharedState, failure: Failure) -> None:
+    with state.changed:
+        if is_rejected(failure.type):
+            state.stats.rejected += 1
+        else:
+            state.stats.failed += 1
+
+
 def fail(
     state: SharedState, shard: ActiveShard, line: int, custom_id: str | None, error: InvalidRequest | Failure
 ) -> None:
     """Finish a line as failed that the engine never gets."""
     failure = error if isinstance(error, Failure) else Failure(type=error.type, message=str(error))
-    with state.changed:
-        state.stats.refused += 1
+    count_failure(state, failure)
     state.finish(shard, FinishedLine(line, failure.status, encode_result(custom_id, failure, "")))

@@ -200,6 +200,7 @@ class SharedState:
         self.in_flight: dict[int, PendingRequest] = {}
         self.engine: Engine | None = None
         self.info: EngineInfo | None = None
+        self.fingerprints: frozenset[str] = frozenset()  # of all engines so far; an empty one is unknown
         self.has_engine = False
         self.num_builds = 0
         self.calls = {

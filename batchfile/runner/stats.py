@@ -38,12 +38,13 @@ class RunnerStats:
     """Requests and tokens of this process; reads from other threads may be a moment old. Each count has one writer."""
 
     succeeded: int = 0
-    failed: int = 0  # by the engine; counted by the loop
-    refused: int = 0  # before the engine; counted where requests are prepared
+    failed: int = 0  # without a valid answer; counted under the lock
+    rejected: int = 0  # invalid requests, most of which never reached the engine; counted under the lock
     input_tokens: int = 0
     output_tokens: int = 0
     cached_tokens: int = 0
     usage_unknown: int = 0  # answers whose endpoint did not report tokens
+    gpu_s: float = 0.0  # GPU time of the engine's steps; 0 without GPUs
     busy_s: float = 0.0  # time with requests in flight, up to the last step
     num_engine_deaths: int = 0
     num_leases_lost: int = 0
@@ -58,7 +59,7 @@ class RunnerStats:
 
     @property
     def errored(self) -> int:
-        return self.failed + self.refused
+        return self.failed + self.rejected
 
 
 @dataclass(slots=True)
@@ -76,4 +77,5 @@ class StepTimes:
     def add(self, began_at: float, ended_at: float, *, num_in_flight: int, num_gpus: int) -> None:
         self.stats.busy_s += ended_at - (began_at if self.ended_at is None else self.ended_at)
         self.ended_at = ended_at
+        self.stats.gpu_s += (ended_at - began_at) * num_gpus
         self.gpu_s_each += (ended_at - began_at) * num_gpus / num_in_flight

@@ -30,7 +30,7 @@ Bound = Literal["time", "memory"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
+class CompileResult:
     """`answer`: of the compiler, in bytes; None if a limit was reached, which `bound` and `limit` (as text) describe.
 
     `time_s`: the time that was not enough.
@@ -58,7 +58,7 @@ class SchemaCheck:
         self._module = module
         self._payload = payload
         self._guard = guard
-        self._verdicts: OrderedDict[bytes, Verdict] = OrderedDict()
+        self._verdicts: OrderedDict[bytes, CompileResult] = OrderedDict()
         self._slow_owners = SlowOwners()
         self._worker: Child | None = None
         self._num_failed_starts = 0
@@ -72,11 +72,11 @@ class SchemaCheck:
         worker = self._worker
         return None if worker is None else worker.pid
 
-    def known(self, schema: bytes) -> Verdict | None:
+    def known(self, schema: bytes) -> CompileResult | None:
         """The verdict, without waiting. None: the schema has to be checked first."""
         return self._known(_digest(schema), TIME_S_MAX)
 
-    def check(self, schema: bytes, owner: str = "") -> Verdict | None:
+    def check(self, schema: bytes, owner: str = "") -> CompileResult | None:
         """Checks each schema once, in at most about a minute. None: it cannot be checked here.
 
         `owner`: one with many slow schemas gets less time for the next one. This does not affect other owners.
@@ -105,7 +105,7 @@ class SchemaCheck:
         if worker is not None:
             worker.kill()
 
-    def _known(self, digest: bytes, time_s: float) -> Verdict | None:
+    def _known(self, digest: bytes, time_s: float) -> CompileResult | None:
         """The verdict, unless it reached a time limit that is shorter than `time_s`."""
         with self._lock:
             found = self._verdicts.get(digest)
@@ -114,7 +114,7 @@ class SchemaCheck:
             self._verdicts.move_to_end(digest)
             return found
 
-    def _judged(self, schema: bytes, time_s: float) -> Verdict | None:
+    def _judged(self, schema: bytes, time_s: float) -> CompileResult | None:
         worker = self._started()
         if worker is None:
             return None
@@ -127,10 +127,10 @@ class SchemaCheck:
                 log.warning("schema.not_checked", reason=f"the process that compiles schemas ended: {error}")
             return None
         if kind == compile_worker.TOO_SLOW:
-            return Verdict(bound="time", limit=f"{time_s:g} s", time_s=time_s)
+            return CompileResult(bound="time", limit=f"{time_s:g} s", time_s=time_s)
         if kind == compile_worker.DIED:
-            return Verdict(bound="memory", limit=f"{MEMORY_MAX >> 30} GiB")
-        return Verdict(answer=answer)
+            return CompileResult(bound="memory", limit=f"{MEMORY_MAX >> 30} GiB")
+        return CompileResult(answer=answer)
 
     def _time_s(self, owner: str) -> float:
         """The time limit for the owner's next schema."""

@@ -154,7 +154,8 @@ def _with_only(reference: str, value: Any) -> Any:
 
 
 def _first_line(error: ValueError) -> str:
-    return str(error).splitlines()[0]
+    place = "/".join(map(str, getattr(error, "instance_path", ())))
+    return (f"{_cut(place)}: " if place else "") + str(error).splitlines()[0]
 
 
 @lru_cache(maxsize=SCHEMAS_KEPT)

@@ -8,8 +8,6 @@ an assembler is tried in one process by test_crash_at_every_write.py.
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -27,6 +25,7 @@ from batchfile.store.memory import MemoryStore
 from batchfile.testing.crash_points import VARIABLE, armed, kind_of
 from batchfile.types import Defaults
 from tests.chaos.servers import free_ports
+from tests.warm import Warm
 
 ROOT = Path(__file__).parents[2]
 NUM_REQUESTS = 90  # three shards
@@ -179,28 +178,26 @@ def create(store: Path) -> str:
     return batch_id
 
 
-def start(folder: Path, name: Path, command: list[str], point: str) -> subprocess.Popen[bytes]:
-    """`name`: its log and its file of executions begin with it. Its input is open for as long as this process lives."""
+def start(folder: Path, name: Path, command: list[str], point: str) -> Warm:
+    """`name`: its log and its file of executions begin with it. It has both ends of its input, which so never ends."""
     environ = {**os.environ, "PYTHONPATH": str(ROOT), VARIABLE: point, "BATCHFILE_ECHO_SLOTS": "16"}
     environ["BATCHFILE_ECHO_EXECUTIONS"] = f"{name}.executions"
-    with Path(f"{name}.log").open("wb") as log:
-        return subprocess.Popen(
-            [sys.executable, "-m", *command], cwd=folder, env=environ, stdin=subprocess.PIPE, stdout=log, stderr=log
-        )
+    os.mkfifo(f"{name}.in")
+    with Path(f"{name}.log").open("wb") as log, Path(f"{name}.in").open("rb+", buffering=0) as stdin:
+        return Warm(command[0], command[1:], cwd=folder, env=environ, stdin=stdin, stdout=log, stderr=log)
 
 
-def code_of(process: subprocess.Popen[bytes]) -> int:
-    with process:
-        return process.wait(WAIT_S)
+def code_of(process: Warm) -> int:
+    return process.wait(WAIT_S)
 
 
-def start_runner(store: Path, name: Path, point: str) -> subprocess.Popen[bytes]:
+def start_runner(store: Path, name: Path, point: str) -> Warm:
     """One runner without its supervisor, which ends with the work."""
     options = ["--pool", "mistral", "--engine", "echo", "--metrics-port", "0", "--drain", "--slot", "0"]
     return start(store.parent, name, ["runners", *options, "--store", str(store)], point)
 
 
-def start_api(store: Path, name: Path, point: str) -> tuple[subprocess.Popen[bytes], int]:
+def start_api(store: Path, name: Path, point: str) -> tuple[Warm, int]:
     [port] = free_ports(1)
     process = start(store.parent, name, ["api", "--port", str(port), "--store", str(store)], point)
     deadline = time.monotonic() + WAIT_S

@@ -7,8 +7,6 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +14,13 @@ from pathlib import Path
 import pytest
 
 from batchfile.store.directory import DirectoryStore
+from tests.warm import Warm
 
 NUM_REQUESTS = 400
 NUM_KILLS = 20
 SHORT_FORM = 5  # each of so many kills is one of the short form
 SECONDS_PER_TOKEN = 0.004  # an unbroken run then generates for about two seconds
+RUN = ("run", "in.jsonl", "-o", "out.jsonl", "--engine", "echo", "--quiet")
 RUN_TIMEOUT_S = 1200.0  # only against a hang: no test depends on a machine's speed
 
 
@@ -43,28 +43,16 @@ class Echo:
     def output(self) -> Path:
         return self.folder / "out.jsonl"
 
-    def start(self, executions: Path) -> subprocess.Popen[bytes]:
+    def start(self, executions: Path, seconds_per_token: float = SECONDS_PER_TOKEN) -> Warm:
         echo = {
             "BATCHFILE_ECHO_SLOTS": "16",
-            "BATCHFILE_ECHO_SECONDS_PER_TOKEN": str(SECONDS_PER_TOKEN),
+            "BATCHFILE_ECHO_SECONDS_PER_TOKEN": str(seconds_per_token),
             "BATCHFILE_ECHO_EXECUTIONS": str(executions),
         }
-        command = [
-            sys.executable,
-            "-m",
-            "batchfile",
-            "run",
-            "in.jsonl",
-            "-o",
-            "out.jsonl",
-            "--engine",
-            "echo",
-            "--quiet",
-        ]
-        return subprocess.Popen(command, cwd=self.folder, env={**os.environ, **echo}, stderr=subprocess.PIPE)
+        return Warm("batchfile", RUN, cwd=self.folder, env={**os.environ, **echo})
 
-    def finish(self, executions: Path) -> None:
-        process = self.start(executions)
+    def finish(self, executions: Path, seconds_per_token: float = SECONDS_PER_TOKEN) -> None:
+        process = self.start(executions, seconds_per_token)
         _, stderr = process.communicate(timeout=RUN_TIMEOUT_S)
         assert process.returncode == 0, stderr.decode()
 
@@ -149,13 +137,63 @@ def test_a_line_that_kills_its_process_is_found_and_errored_and_the_rest_succeed
             params = {"messages": [{"role": "user", "content": text}], "max_tokens": 5}
             file.write(json.dumps({"custom_id": f"lead_{number}", "params": params}) + "\n")
     env = {**os.environ, "BATCHFILE_ECHO_KILL": "DEADLY", "BATCHFILE_ECHO_SLOTS": "8"}
-    command = [sys.executable, "-m", "batchfile", "run", "in.jsonl", "-o", "out.jsonl", "--engine", "echo", "--quiet"]
-    codes = []
+    codes: list[int] = []
     while not codes or (codes[-1] == -signal.SIGKILL and len(codes) < restarts_max):
-        done = subprocess.run(command, cwd=tmp_path, env=env, timeout=RUN_TIMEOUT_S, check=False)
-        codes.append(done.returncode)
+        process = Warm("batchfile", RUN, cwd=tmp_path, env=env)
+        process.communicate(timeout=RUN_TIMEOUT_S)
+        codes.append(process.wait())
     assert codes[-1] == 3, codes
     rows = [json.loads(row) for row in (tmp_path / "out.jsonl").read_text().splitlines()]
     errors = {number: row["error"]["type"] for number, row in enumerate(rows) if row["error"]}
     assert errors == dict.fromkeys(poison, "runner_crash")
     assert len(rows) == num
+
+
+def write_changed(path: Path) -> set[str]:
+    """Change every second request; returns their ids."""
+    rows = [json.loads(row) for row in path.read_text().splitlines()]
+    for row in rows[::2]:
+        row["params"]["messages"][0]["content"] += " changed"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {row["custom_id"] for row in rows[::2]}
+
+
+@pytest.fixture(scope="module")
+def changed(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, float]:
+    """The bytes of a run of the changed input, and how long a run took that had to run only the changed requests."""
+    echo = Echo(tmp_path_factory.mktemp("changed"))
+    write_requests(echo.folder / "in.jsonl")
+    echo.finish(echo.folder / "first", 0.0)
+    ids = write_changed(echo.folder / "in.jsonl")
+    started_at = time.monotonic()
+    echo.finish(echo.folder / "second")
+    assert sorted(executed(echo.folder / "second")) == sorted(ids)
+    return echo.output.read_bytes(), time.monotonic() - started_at
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [pytest.param(n, marks=() if n in {5, 15} else pytest.mark.long) for n in range(NUM_KILLS)],
+)
+def test_a_killed_run_that_reuses_results_loses_none_and_runs_no_other_request(
+    moment: int, changed: tuple[bytes, float], tmp_path: Path
+) -> None:
+    expected, duration_s = changed
+    echo = Echo(tmp_path)
+    write_requests(tmp_path / "in.jsonl")
+    echo.finish(tmp_path / "first", 0.0)
+    first = echo.output.read_bytes()
+    ids = write_changed(tmp_path / "in.jsonl")
+    process = echo.start(tmp_path / "second")
+    time.sleep(random.Random(moment).uniform(moment, moment + 1) / NUM_KILLS * duration_s)
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=RUN_TIMEOUT_S)
+    assert echo.output.read_bytes() in {first, expected}, "the old results stay until the new ones are complete"
+    committed = echo.committed() & ids
+    had_ended = echo.output.read_bytes() == expected
+    echo.finish(tmp_path / "third")
+    assert echo.output.read_bytes() == expected
+    again = executed(tmp_path / "third")
+    assert {*executed(tmp_path / "second"), *again} == ids, "only what changed was generated"
+    assert not committed & {*again}
+    assert not (had_ended and again)

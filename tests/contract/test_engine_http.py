@@ -12,7 +12,7 @@ from batchfile.engine.http import dispatch
 from batchfile.engine.http.engine import UNFORESEEN, HttpEngine
 from batchfile.engine.http.wire import api_root
 from batchfile.errors import EngineDead, SettingsError
-from batchfile.lines import parse_request
+from batchfile.lines.parse import parse_request
 from batchfile.lines.result import decode_result, encode_result
 from batchfile.types import (
     Choice,

@@ -177,7 +177,7 @@ def test_a_resumed_run_keeps_the_larger_measurement(server: Any) -> None:
     write(30)
     first = answered(server.url)
     write(35)
-    second = answered(server.url)
+    second = answered(server.url, reuse=True)
     assert second.reused == 30
     assert (first.speed and first.speed.requests, second.speed and second.speed.requests) == (30, 5)
     kept = past_runs.last_run("served")
@@ -204,6 +204,7 @@ def test_answers_without_known_usage_measure_nothing(server: Any) -> None:
 
 def test_rows_and_text_are_estimated_as_the_requests_that_they_become() -> None:
     Path("reviews.csv").write_text("id,review\n1,good\n2,bad\n")
+    Path("prompts.txt").write_text("One\nTwo\n")
     without = CliRunner().invoke(root, ["estimate", "reviews.csv"])
     assert "batchfile run reviews.csv --prompt" in str(without.exception)
     arguments = ["reviews.csv", "--prompt", "Is it good? {{ review }}", "--model", "m"]
@@ -211,5 +212,8 @@ def test_rows_and_text_are_estimated_as_the_requests_that_they_become() -> None:
     assert (found["requests"], found["bad"], found["input_tokens"]) == (2, 0, 7)
     said = CliRunner().invoke(root, ["estimate", *arguments]).output
     assert "`batchfile run reviews.csv --model m --prompt 'Is it good? {{ review }}' -o trial-20.jsonl" in said
-    Path("prompts.txt").write_text("One\nTwo\n")
+    said = CliRunner().invoke(root, ["estimate", "prompts.txt", "--model", "m", "--raw", "--limit", "1"]).output
+    assert "`batchfile run prompts.txt --model m --raw -o trial-20.jsonl --limit 20`" in said
+    found = json.loads(CliRunner().invoke(root, ["estimate", *arguments, "--limit", "1", "--json"]).output)
+    assert found["requests"] == 1
     assert json.loads(CliRunner().invoke(root, ["estimate", "prompts.txt", "--json"]).output)["requests"] == 2

@@ -179,7 +179,7 @@ def test_a_table_without_requests_is_sampled_as_rows() -> None:
         ("split cut.jsonl.gz --lines 1 -o out", "cut.jsonl.gz: the gzip data is truncated", 4),
         ("split bad.parquet --lines 1 -o out", "bad.parquet: the Parquet data is damaged", 4),
         ("sample in.csv -n 1 -o out.jsonl", "a sample has the format of its file; use a name ending in .csv", 2),
-        ("sample head.csv -n 1 -o out.csv", "head.csv: has no rows below its header", 4),
+        ("sample head.csv -n 1 -o out.csv", "head.csv: has a header and no rows", 4),
         ("split open.csv --lines 1 -o out", "open.csv: a quote in the record that begins on line 2 is never closed", 4),
         ("sample one.json -n 1 -o out.jsonl", "one.json: is a JSON object that spans several lines", 4),
         ("split in.jsonl -o out", "give either --lines N or --parts N", 2),

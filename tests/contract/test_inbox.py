@@ -126,7 +126,8 @@ def test_a_file_that_is_replaced_while_it_runs_is_a_new_batch_and_nothing_mixes(
     [
         ("nowhere/a.jsonl", "is not a stage, pool or model; put it into one of email, llama, mistral"),
         ("a.jsonl", "is not in a folder"),
-        ("mistral/a.csv", "its name must end with"),
+        ("mistral/a.docx", "its name must end with"),
+        ("mistral/a.txt", "a.txt: is plain text, which `batchfile run a.txt -o answers.jsonl` runs"),
         ("mistral/empty.jsonl", "is empty"),
     ],
 )

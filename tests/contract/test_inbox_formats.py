@@ -60,8 +60,49 @@ def test_other_formats_become_an_input_once_and_keep_their_name_in_the_outbox(wo
 
 
 @pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("a.csv", b'\xef\xbb\xbfid;prompt;lead\r\nr0;text 0;Ann\r\nr1;text 1;"B\nC"\r\nr2;;\r\n'),
+        ("A.CSV.gz", gzip.compress(b"id,prompt\nr0,text 0\nr1,text 1\nr2,\n", mtime=0)),
+        ("a.tsv", b"id\tprompt\nr0\ttext 0\nr1\ttext 1\nr2\t\n"),
+        ("a.ndjson", b'{"id": "r0", "prompt": "text 0"}\n{"id": "r1", "prompt": "text 1"}\n{"id": "r2"}\n'),
+        ("a.json", b'[{"id": "r0", "prompt": "text 0"}, {"id": "r1", "prompt": "text 1"}, {"id": "r2"}]'),
+        ("a.parquet", parquet(2, lead=["Ann", "Bob"])),
+    ],
+)
+def test_rows_with_a_column_prompt_run_and_bad_rows_fail_alone(still: World, name: str, data: bytes) -> None:
+    assert still.clock is not None
+    still.store.put(f"inbox/mistral/{name}", data)
+    still.clock.sleep(10.0)
+    still.janitor.tick()
+    still.run(still.only())
+    still.janitor.tick()
+    results = [json.loads(line) for line in (still.out(f"mistral/{name}.results.jsonl") or b"").splitlines()]
+    answers = [(one["custom_id"], one["message"] and one["message"]["content"][0]["text"]) for one in results]
+    assert answers[:2] == [("r0", "text 0"), ("r1", "text 1")]
+    errors = [(one["custom_id"], one["error"]["message"]) for one in results[2:]]
+    assert name.endswith(".parquet") or [(one, "the prompt is empty" in said) for one, said in errors] == [("r2", True)]
+
+
+@pytest.mark.parametrize(
     ("name", "data", "why"),
     [
+        (
+            "a.csv",
+            b"review,n\nok,1\n",
+            "a.csv: is CSV with the columns review, n, not requests; write a prompt over its columns: "
+            "`batchfile run a.csv --prompt '... {{ review }} ...' -o answers.csv`",
+        ),
+        ("a.csv", b"prompt,prompt\na,b\n", "has 2 columns named 'prompt'"),
+        ("a.csv", b"prompt,messages\na,b\n", "has both columns prompt and messages"),
+        ("a.csv", b"prompt\ncaf\xe9\n", "line 2: byte 0xe9 is not UTF-8; save the file as UTF-8"),
+        ("a.csv", b'prompt\n"never closed\n', "a quote in the record that begins on line 2 is never closed"),
+        ("a.csv", b"prompt\n", "has a header and no rows"),
+        ("a.json", b'{"requests": [{"review": "ok"}]}', "is a JSON array of rows with the column review, not requests"),
+        ("a.parquet", parquet(3, n=[1, 2, 3]).replace(b"prompt", b"frompt"), "is a Parquet table with the columns"),
+        ("a.jsonl", b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n1 0 obj\n", "is a PDF"),
+        ("a.jsonl", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "is a PNG image"),
+        ("a.jsonl.gz", gzip.compress(gzip.compress(b"{}", mtime=0), mtime=0), "is compressed twice"),
         ("a.jsonl.gz", gzip.compress(json.dumps(native("a")).encode() * 2000, mtime=0)[:-40], "is truncated"),
         ("a.jsonl.gz", b"no gzip at all", "is named .gz but is not gzip data"),
         ("a.jsonl.zst", zstd.compress(b"x" * 1000)[:-5], "zstd data"),

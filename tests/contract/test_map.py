@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -173,11 +174,24 @@ def test_an_interrupted_call_raises_and_the_same_call_resumes(
     with pytest.raises(KeyboardInterrupt):
         batchfile.map(numbers(), "{{ n }}", engine="echo", grace_s=0)
     thread.join()
-    assert "stopping: finishing the requests in flight" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "stopping: finishing the requests in flight" in said
+    assert "stopped; what has finished is kept, and the same call resumes\n" in said
     monkeypatch.setenv("BATCHFILE_ECHO_LATENCY_S", "0")
     found = batchfile.map(numbers(), "{{ n }}", engine="echo")
-    assert "resuming batch_" in capsys.readouterr().err
+    assert re.search(rf"^resuming batch_\w+: \d+ of {NUM} rows are done$", capsys.readouterr().err, re.MULTILINE)
     assert [row["answer"] for row in found] == [str(number) for number in range(NUM)]
+
+
+def test_it_says_how_the_call_ended_and_why_the_first_rows_failed(capsys: pytest.CaptureFixture[str]) -> None:
+    def said(**more: Any) -> str:
+        batchfile.map([{"review": text} for text in ("good", "", "")], "{{ review }}", engine="echo", **more)
+        return re.sub(r"\d\.\d s", "0.1 s", capsys.readouterr().err)
+
+    failed = "; the column error says why\nrow 2 failed: the prompt is empty\nrow 3 failed: the prompt is empty\n"
+    assert said().endswith(f"\n3 rows: 1 answered, 2 failed; 1 tokens in, 1 tokens out; 0.1 s{failed}")
+    assert said() == f"3 rows: 1 answered, 2 failed; 1 tokens in, 1 tokens out; kept from an earlier call{failed}"
+    assert said(progress=False) == ""
 
 
 def test_a_killed_process_loses_nothing_that_had_finished(executions: Path, cache: Path) -> None:
@@ -237,9 +251,15 @@ def test_ids_are_numbers_unless_a_column_is_named() -> None:
         ({"data": pd.DataFrame(index=[1, 2])}, InvalidFile, "the table: has no columns"),
         ({"prompt": "{{ review"}, SettingsError, "prompt: line 1: unexpected"),
         ({"choices": "good,bad"}, SettingsError, r"choices: 'good,bad' is not a list of texts, such as \['good'"),
+        ({"choices": []}, SettingsError, r"choices: \[\] is not a list of texts"),
+        ({"choices": {"good", "bad"}}, SettingsError, "is not a list of texts"),
+        ({"choices": iter(["good", "bad"])}, SettingsError, "is not a list of texts"),
+        ({"prompt": " "}, SettingsError, "prompt: is empty; write a prompt over the columns"),
         ({"choices": ["a", "a"]}, SettingsError, "choices: each must be different and not empty, got 'a, a'"),
         ({"choices": ["a"], "schema": {}}, SettingsError, "choices and schema cannot be combined"),
         ({"schema": "review.json"}, SettingsError, "is not a Pydantic model or a JSON schema as a dict"),
+        ({"schema": {"type": "nope"}}, SettingsError, 'schema: is not a valid JSON schema: type: "nope" is not'),
+        ({"limit": 1}, TypeError, r"^map\(\) got an unexpected keyword argument 'limit'$"),
         ({"temperature": 3}, SettingsError, "temperature: 3 must be from 0 to 2"),
     ],
 )
@@ -266,3 +286,14 @@ def test_what_can_be_read_only_once_is_refused(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b"id,review\n1,good\n")))
     with pytest.raises(InvalidFile, match="stdin: map reads files of this machine only; download it and pass its path"):
         batchfile.map("-", "{{ review }}", engine="echo")
+
+
+def test_answers_of_a_model_whose_files_have_changed_are_not_taken_for_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"review": "good"}]
+    answered(rows)
+    monkeypatch.setenv("BATCHFILE_ECHO_GUIDED", "x")  # as another chat template would
+    with pytest.raises(
+        OutputTaken, match="1 finished answer of a run that differs: BATCHFILE_ECHO_GUIDED was not given"
+    ):
+        answered(rows)
+    assert answered(rows, restart=True) == answered(rows)

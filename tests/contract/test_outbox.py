@@ -80,20 +80,21 @@ def test_requests_in_openais_format_get_answers_in_it(world: World) -> None:
 
 
 def test_a_file_of_which_no_line_can_run_is_rejected_with_its_lines_and_nothing_else(world: World) -> None:
-    world.drop("mistral/a.jsonl", b"name,mail\n", b"\n", b"ann,a@b.c\n")
+    world.drop("mistral/a.jsonl", b'{"custom_id": "", "params": {}}\n', b"\n", b'{"custom_id": "a", "params": {}\n')
     world.janitor.tick()
     world.new_janitor("t").tick()
     told = world.told("mistral/a.jsonl.rejected.json")
     assert told["message"] == "inbox/mistral/a.jsonl: none of its 2 lines is a valid request"
     assert [error["line"] for error in told["errors"]] == [None, 1, 3]
-    assert "is not valid JSON" in told["errors"][1]["message"]
+    assert "custom_id" in told["errors"][1]["message"]
+    assert "is not valid JSON" in told["errors"][2]["message"]
     assert world.only().reason == "failed"
     assert world.outbox() == ["mistral/a.jsonl.rejected.json", "mistral/a.jsonl.status.json"]
 
 
 def test_a_rejection_names_no_more_than_the_first_hundred_lines(still: World) -> None:
     assert still.clock is not None
-    still.drop("mistral/a.jsonl", *(b"rubbish\n" for _ in range(5000)))
+    still.drop("mistral/a.jsonl", *(b'{"custom_id": "", "params": {}}\n' for _ in range(5000)))
     still.clock.sleep(10.0)
     still.janitor.tick()
     lines = [error["line"] for error in still.told("mistral/a.jsonl.rejected.json")["errors"]]
@@ -136,7 +137,8 @@ def test_the_outbox_has_the_same_bytes_when_it_is_written_twice(world: World) ->
     world.store.delete(outbox_task_key(ended.batch_id))
     assert outbox.publish(world.ledger, ended, runner="again")
     assert {name: world.out(name) for name in world.outbox()} == first
-    assert len(first) == 4
+    assert len(first) == 5
+    assert json.loads(world.out("mistral/a.jsonl.reasons.jsonl"))["line"] == 2
 
 
 def test_progress_is_told_at_most_every_fifteen_seconds_and_never_goes_back(still: World) -> None:

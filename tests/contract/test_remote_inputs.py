@@ -2,11 +2,17 @@
 
 import gzip
 import json
+import os
 import socket
+import ssl
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from ipaddress import IPv4Address
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +20,11 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 from click.testing import CliRunner
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 
 import batchfile
 from batchfile.cli.group import root
@@ -135,6 +146,62 @@ def test_compressed_files_and_parquet_are_read_at_addresses_too(site: Site, tmp_
     site.files |= {"/in.jsonl.gz": gzip.compress(LINES), "/in.parquet": (tmp_path / "in.parquet").read_bytes()}
     assert read(f"{site.url}/in.jsonl.gz") == LINES
     assert [json.loads(line)["custom_id"] for line in read(f"{site.url}/in.parquet").splitlines()] == ["a", "b"]
+
+
+def authority(folder: Path) -> tuple[Path, Path]:
+    """The files of a certificate for 127.0.0.1, which is its own authority, and of its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "a test")])
+    now = datetime.now(UTC)
+    made = (
+        x509.CertificateBuilder(issuer_name=name, subject_name=name, public_key=key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(IPv4Address("127.0.0.1"))]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    files = folder / "authority.pem", folder / "key.pem"
+    files[0].write_bytes(made.public_bytes(Encoding.PEM))
+    files[1].write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    return files
+
+
+@pytest.mark.slow
+def test_a_server_with_an_authority_of_its_own_is_read_once_that_is_named(site: Site, tmp_path: Path) -> None:
+    certificate, key = authority(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    site.server.socket = context.wrap_socket(site.server.socket, server_side=True)
+    site.files["/in.jsonl"] = LINES
+    address = f"https://127.0.0.1:{site.server.server_port}/in.jsonl"
+    started = [sys.executable, "-m", "batchfile", "run", address, "-o", "out.jsonl", "--engine", "echo", "--limit", "3"]
+    done = subprocess.run(started, capture_output=True, text=True, check=False)
+    assert done.returncode == 4
+    assert f"{address}: the download failed before the first byte: the certificate is not trusted: " in done.stderr
+    assert "Name its authority with SSL_CERT_FILE" in done.stderr
+    named = os.environ | {"SSL_CERT_FILE": str(certificate)}
+    done = subprocess.run(started, capture_output=True, text=True, env=named, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(Path("out.jsonl").read_text().splitlines()) == 3
+
+
+def test_parquet_is_downloaded_once(site: Site, tmp_path: Path) -> None:
+    pyarrow.parquet.write_table(pyarrow.table({"review": ["good", "bad"] * 30_000}), tmp_path / "in.parquet")
+    site.files["/in.parquet"] = (tmp_path / "in.parquet").read_bytes()
+    address = f"{site.url}/in.parquet"
+    for command in (
+        ["run", address, "-o", "out.csv", "--engine", "echo"],
+        ["run", address, "-o", "more/", "--engine", "echo"],
+        ["validate", address],
+        ["estimate", address],
+    ):
+        site.asked.clear()
+        done = CliRunner().invoke(root, [*command, "--prompt", "{{ review }}", "--limit", "2"])
+        assert done.exit_code == 0, done.output
+        assert len(site.asked) == 2, "the first bytes, and the whole file"
+    assert Path("out.csv").read_text() == "review,answer,error\ngood,good,\nbad,bad,\n"
 
 
 def test_a_redirect_is_followed(site: Site) -> None:
@@ -267,8 +334,8 @@ def test_lines_that_were_added_at_an_address_are_run_and_other_changes_are_not(s
     site.files["/in.jsonl"] = LINES + more
     second = batchfile.run(url, "out.jsonl", engine="echo", progress=False)
     assert (second.reused, second.reused_from, second.input.requests) == (3000, first.batch_id, 3001)
-    site.files["/in.jsonl"] = more
-    with pytest.raises(OutputTaken, match="a run of other requests"):
+    site.files["/in.jsonl"] = more.replace(b"hi there", b"bye")
+    with pytest.raises(OutputTaken, match="the input has changed"):
         batchfile.run(url, "out.jsonl", engine="echo", progress=False)
 
 

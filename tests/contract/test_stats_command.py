@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
-from batchfile.cli.stats import stats
+from batchfile.cli.group import root
 from batchfile.engine import fit
 from batchfile.errors import InvalidFile
 from batchfile.lines.file_formats import zstd
@@ -38,7 +38,7 @@ def table() -> bytes:
     ("name", "data"),
     [
         ("in.jsonl", jsonl(max_tokens=8)),
-        ("in.jsonl.gz", gzip.compress(jsonl(max_tokens=8))),
+        ("in.jsonl.gz", gzip.compress(jsonl(max_tokens=8), mtime=0)),
         ("in.jsonl.zst", zstd.compress(jsonl(max_tokens=8))),
         ("in.parquet", table()),
     ],
@@ -46,7 +46,7 @@ def table() -> bytes:
 def test_a_file_of_any_kind_has_the_same_figures(name: str, data: bytes, tmp_path: Path) -> None:
     path = tmp_path / name
     path.write_bytes(data)
-    text = CliRunner().invoke(stats, [str(path)]).output
+    text = CliRunner().invoke(root, ["stats", str(path)]).output
     assert "  requests      100\n" in text
     assert "  endpoints     params: 100\n" in text
     num = sum(map(len, REVIEWS))
@@ -54,7 +54,7 @@ def test_a_file_of_any_kind_has_the_same_figures(name: str, data: bytes, tmp_pat
     assert f"  input tokens  unknown: use --tokens MODEL; at 4 characters each, about {num // 4:,}\n" in text
     assert "  prefixes      at least 9" in text
     assert "  output        at most 800 tokens (the sum of max_tokens, by default 2,048)\n" in text
-    found = json.loads(CliRunner().invoke(stats, [str(path), "--json"]).output)
+    found = json.loads(CliRunner().invoke(root, ["stats", str(path), "--json"]).output)
     assert found["shared_prefixes"] == {"share": pytest.approx(0.93, abs=0.06), "is_lower_bound": True}
     assert (found["requests"], found["max_output_tokens"], found["input_tokens"]) == (100, 800, None)
 
@@ -64,26 +64,26 @@ def test_rows_have_their_columns_and_the_command_that_runs_them(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("in.csv").write_text('id,review\n1,"good,\nvery"\n\n2,bad\n')
-    text = CliRunner().invoke(stats, ["in.csv"]).output
+    text = CliRunner().invoke(root, ["stats", "in.csv"]).output
     assert "  rows          2\n" in text
     assert "  file          CSV with the columns id, review; " in text
     assert "  to run them   `batchfile run in.csv --prompt '... {{ review }} ...' -o answers.csv`\n" in text
-    found = json.loads(CliRunner().invoke(stats, ["in.csv", "--json"]).output)
+    found = json.loads(CliRunner().invoke(root, ["stats", "in.csv", "--json"]).output)
     assert (found["kind"], found["columns"], found["rows"]) == ("csv", ["id", "review"], 2)
     Path("in.txt").write_text("Say hi.\n")
-    assert "`batchfile run in.txt -o answers.jsonl`" in CliRunner().invoke(stats, ["in.txt"]).output
+    assert "`batchfile run in.txt -o answers.jsonl`" in CliRunner().invoke(root, ["stats", "in.txt"]).output
     pq.write_table(pa.table({"review": ["good", "bad"]}), "in.parquet")
-    text = CliRunner().invoke(stats, ["in.parquet"]).output
+    text = CliRunner().invoke(root, ["stats", "in.parquet"]).output
     assert "  rows          2\n  file          a Parquet table with the column review; " in text
     Path("in.json").write_text(json.dumps([json.loads(line) for line in jsonl().splitlines()], indent=1))
     assert (
         "  requests      100\n  file          a JSON array of requests; "
-        in CliRunner().invoke(stats, ["in.json"]).output
+        in CliRunner().invoke(root, ["stats", "in.json"]).output
     )
 
 
 def test_stdin_has_limits_by_default_and_lines_that_cannot_run() -> None:
-    done = CliRunner().invoke(stats, ["-"], input=jsonl() + b"{rubbish\n")
+    done = CliRunner().invoke(root, ["stats", "-"], input=jsonl() + b"{rubbish\n")
     assert "  requests      101; 1 of them cannot run: `batchfile validate` says why\n" in done.output
     assert "  output        at most 204,800 tokens (the sum of max_tokens, by default 2,048)\n" in done.output
 
@@ -91,7 +91,7 @@ def test_stdin_has_limits_by_default_and_lines_that_cannot_run() -> None:
 def test_what_is_no_file_of_requests_is_refused_with_its_name(tmp_path: Path) -> None:
     (tmp_path / "blank.jsonl").write_bytes(b"\n \n")
     for name, message in (("blank.jsonl", "blank.jsonl: contains no requests"), ("none.jsonl", "no such file")):
-        refused = CliRunner().invoke(stats, [str(tmp_path / name)])
+        refused = CliRunner().invoke(root, ["stats", str(tmp_path / name)])
         assert isinstance(refused.exception, InvalidFile)
         assert message in str(refused.exception)
 
@@ -99,5 +99,5 @@ def test_what_is_no_file_of_requests_is_refused_with_its_name(tmp_path: Path) ->
 def test_a_tokenizer_counts_the_tokens_of_every_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
     counter = fit.TokenCounter(count=lambda request: [7], max_model_len=None)
     monkeypatch.setattr(fit, "token_counter", lambda model: counter)
-    done = CliRunner().invoke(stats, ["-", "--tokens", "mistral"], input=jsonl())
+    done = CliRunner().invoke(root, ["stats", "-", "--tokens", "mistral"], input=jsonl())
     assert "  input tokens  700 tokens, 7 per request, 7 at most (mistral's tokenizer)\n" in done.output

@@ -22,7 +22,7 @@ from batchfile.lines.result import FinishedLine, encode_result
 from batchfile.plan.planner import plan_input
 from batchfile.store.memory import MemoryStore
 from batchfile.store.metered import MeteredStore
-from batchfile.types import Choice, Completion, Defaults, RoutingTable, Usage
+from batchfile.types import Choice, Completion, Defaults, Failure, RoutingTable, Usage
 
 TWO_POOLS = RoutingTable(pools={"mistral": ("m",), "llama": ("l",)})
 
@@ -259,3 +259,85 @@ def test_for_a_stage_every_finished_request_that_did_not_succeed_is_errored() ->
     ending.finish(world.ledger, "b", runner="r")
     counts = stage_counts(world.look().status)
     assert (counts.total, counts.succeeded, counts.errored, counts.pending) == (10, 2, 8, 0)
+
+
+def fail(world: World, held: Lease, *places: int, why: str = "answer {} is too long") -> None:
+    lines = [
+        FinishedLine(n, "errored", encode_result(f"r{n}", Failure(type="model_error", message=why.format(n)), ""))
+        for n in places
+    ]
+    shards.checkpoint(world.ledger, held, lines, has_dispatched=True)
+
+
+def test_a_running_batch_says_why_requests_failed_without_reading_a_part() -> None:
+    world = World()
+    world.create("b", 16, num_bad=2)
+    first, second = world.claim("b", "mistral", 0), world.claim("b", "mistral", 2)
+    fail(world, first, 1, 2)
+    fail(world, second, 1)
+    fail(world, second, 2, 3, why="another reason")
+    before = {call: figure.num for call, figure in world.store.figures().items()}
+    found = world.look().status
+    assert [
+        (group.type, group.message, group.num_requests, group.line, group.custom_id) for group in found.failures
+    ] == [
+        ("model_error", "answer … is too long", 3, 2, "r1"),
+        ("invalid_request_error", "is not valid JSON: unexpected … at column …", 2, 17, None),
+        ("model_error", "another reason", 2, 11, "r2"),
+    ]
+    assert found.failures[0].advice.startswith("Run it again.")
+    assert (found.errored, found.rejected, found.num_failed) == (7, 2, 5)
+    gets = sum(figure.num - before.get(call, 0) for call, figure in world.store.figures().items() if call.verb == "get")
+    assert gets <= 1 + 1 + 3, "batch.json, the plan, and the records"
+    fail(world, first, 3)
+    assert world.look().status.failures[0].num_requests == 4
+    assert world.look() == StatusReader(world.ledger).read("b")
+
+
+def test_the_end_has_the_reasons_of_all_also_of_those_that_never_ran() -> None:
+    world = World()
+    world.create("b", 8, num_bad=1)
+    held = world.claim("b", "mistral", 0)
+    fail(world, held, 1)
+    world.answer(held, 2)
+    batches.end(world.ledger, "b", "canceled")
+    batch = ending.finish(world.ledger, "b", runner="r")
+    assert batch is not None
+    assert batch.reasons is not None
+    assert (batch.counts.canceled, batch.counts.rejected, batch.counts.failed) == (6, 1, 1)
+    assert [(group.type, group.num_requests, group.line) for group in batch.failures] == [
+        ("canceled", 6, 1),
+        ("model_error", 1, 2),
+        ("invalid_request_error", 1, 9),
+    ]
+    lines = [json.loads(row) for row in b"".join(world.store.stream(batch.reasons.key)).splitlines()]
+    assert [(line["line"], line["custom_id"], line["status"]) for line in lines] == [
+        (1, "r0", "canceled"),
+        (2, "r1", "errored"),
+        (4, "r3", "canceled"),
+        *((n + 1, f"r{n}", "canceled") for n in range(4, 8)),
+        (9, None, "errored"),
+    ]
+    assert batch.errors is not None
+    assert batch.errors.num_lines == batch.reasons.num_lines == 8
+    assert "Run it again" not in world.look().status.failures[0].advice
+    assert world.look().status.failures[0].advice.startswith("The batch was canceled")
+
+
+def test_a_record_of_an_older_version_has_no_reasons_and_a_damaged_one_hides_only_its_own() -> None:
+    world = World()
+    world.create("b", 16)
+    older, newer = world.claim("b", "mistral", 0), world.claim("b", "mistral", 1)
+    fail(world, older, 1)
+    fail(world, newer, 1, why="it answered {}")
+    document = json.loads(world.store.get(older.key).data)
+    del document["failures"], document["counts"]["rejected"]
+    world.store.put(older.key, json.dumps(document).encode())
+    found = world.look().status
+    assert (found.errored, [group.message for group in found.failures]) == (2, ["it answered …"])
+    world.store.put(older.key, b"{rubbish")
+    reader = StatusReader(world.ledger)
+    ill = reader.read("b")
+    assert ill is not None
+    assert ill.problem is not None
+    assert [group.message for group in ill.status.failures] == ["it answered …"]

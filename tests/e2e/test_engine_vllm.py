@@ -17,7 +17,7 @@ import pytest
 
 from batchfile.engine.prompts import ChatPrompts, fold_system
 from batchfile.engine.vllm.engine import VllmEngine
-from batchfile.engine.vllm.steps import Stall, lacking
+from batchfile.engine.vllm.steps import lacking
 from batchfile.engine.vllm.tasks import OneDecode, VllmOptions
 from batchfile.errors import EngineDead, InvalidRequest, SettingsError
 from batchfile.types import Completion, Message, Outcome, Request, Sampling
@@ -230,28 +230,6 @@ def test_a_killed_engine_process_is_a_dead_engine_even_while_a_step_waits(engine
     engine.close()
     engine.close()
     assert not process.is_alive()
-
-
-def test_an_engine_process_that_does_nothing_more_is_a_dead_engine(model_dir: Path) -> None:
-    built = VllmEngine(VllmOptions(model=str(model_dir), max_model_len=1024, stall_s=3600))
-    try:
-        [process] = built._processes
-        run(built, request("Hello"))
-        built._stall = Stall(5.0)
-        built._stall.is_warm = True
-        built.add(1, built.prepare(request("Tell a long story.", max_tokens=400)))
-        os.kill(process.pid, signal.SIGSTOP)
-
-        def steps() -> None:
-            while True:
-                built.step()
-
-        with pytest.raises(EngineDead, match="no step and no token for 5 s"):
-            steps()
-        process.join(60)
-        assert not process.is_alive()
-    finally:
-        built.close()
 
 
 def test_a_model_that_is_none_is_refused(tmp_path: Path) -> None:

@@ -5,8 +5,6 @@ import json
 import os
 import re
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,8 +14,10 @@ import pytest
 
 from batchfile.errors import SettingsError
 from batchfile.settings import load_settings
+from tests import warm
 from tests.contract import chat_server
 from tests.contract.conftest import free_port
+from tests.warm import Warm
 
 ROOT = Path(__file__).parents[2]
 WAIT_S = 1200.0  # only against a hang: no test depends on a machine's speed
@@ -54,11 +54,11 @@ def run(folder: Path, serve_api: Any, endpoint: str) -> Said:
     settings = pool | {"BATCHFILE_API_KEYS": f"acme:{digest}", "BATCHFILE_WEBHOOKS": hooks}
     api = serve_api(**settings)
     port = free_port()
-    command = [sys.executable, "-m", "runners", "--pool", "mistral", "--store", api.store, "--metrics-port", str(port)]
+    arguments = ["--pool", "mistral", "--store", api.store, "--metrics-port", str(port)]
     log = folder / "log"
     with log.open("wb") as file:
         environ = {**os.environ, **settings, "PYTHONPATH": str(ROOT)}
-        runner = subprocess.Popen(command, cwd=folder, env=environ, stdout=file, stderr=file)
+        runner = Warm("runners", arguments, cwd=folder, env=environ, stdout=file, stderr=file)
     try:
         mine = {"x-api-key": KEY}
         message = {"system": SYSTEM, "messages": [{"role": "user", "content": PROMPT}], "max_tokens": 8}
@@ -96,9 +96,9 @@ def until(is_so: Any, log: Path) -> None:
 
 
 def shown(folder: Path, settings: dict[str, str]) -> str:
-    command = [sys.executable, "-m", "batchfile", "config", "show"]
-    environ = {**os.environ, **settings, "PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, cwd=folder, env=environ, capture_output=True, text=True, check=True).stdout
+    done = warm.run("batchfile", ["config", "show"], cwd=folder, env={**os.environ, **settings})
+    assert done.returncode == 0
+    return done.stdout.decode()
 
 
 def test_no_secret_is_in_a_log_an_answer_or_the_store(said: Said) -> None:
@@ -127,14 +127,13 @@ def test_a_receipt_has_no_key_and_no_prompt(tmp_path: Path) -> None:
     line = {"custom_id": "a", "params": {"messages": [{"role": "user", "content": PROMPT}], "max_tokens": 8}}
     (tmp_path / "in.jsonl").write_text(json.dumps(line) + "\n")
     with chat_server.running() as endpoint:
-        command = [sys.executable, "-m", "batchfile", "run", "in.jsonl", "-o", "out.jsonl", "--engine", "http"]
-        command += ["--base-url", endpoint.url, "--model", "m"]
-        environ = {**os.environ, "OPENAI_API_KEY": POOL_KEY, "PYTHONPATH": str(ROOT)}
-        done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=WAIT_S)
+        arguments = ["run", "in.jsonl", "-o", "out.jsonl", "--engine", "http", "--base-url", endpoint.url]
+        environ = {**os.environ, "OPENAI_API_KEY": POOL_KEY}
+        done = warm.run("batchfile", [*arguments, "--model", "m"], cwd=tmp_path, env=environ)
         assert done.returncode == 0, done.stderr
         assert POOL_KEY in endpoint.seen[0]["headers"]["Authorization"]
     receipt = (tmp_path / "out.jsonl.receipt.json").read_text()
-    for text in (receipt, done.stdout, done.stderr):
+    for text in (receipt, done.stdout.decode(), done.stderr.decode()):
         assert POOL_KEY not in text
         assert PROMPT not in text
     stored = [path for path in (tmp_path / ".batchfile").rglob("*") if path.is_file()]

@@ -112,14 +112,14 @@ DEEP = 1_000_000
             JSON,
             id="many in params",
         ),
-        pytest.param([(b'{"stage": "', 1), (b"x" * MIB, 200), (b'"}', 1)], JSON, id="long stage"),
+        pytest.param([(b'{"stage": "', 1), (b"x" * MIB, 100), (b'"}', 1)], JSON, id="long stage"),
         pytest.param(
-            [(DOCUMENT + b'{"params": {}, "custom_id": "', 1), (b"x" * MIB, 200), (b'"}]}', 1)], JSON, id="long id"
+            [(DOCUMENT + b'{"params": {}, "custom_id": "', 1), (b"x" * MIB, 100), (b'"}]}', 1)], JSON, id="long id"
         ),
-        pytest.param([(b'{"', 1), (b"x" * MIB, 200), (b'": 1}', 1)], JSON, id="long key"),
-        pytest.param([(b'{"params": {}, "custom_id": "', 1), (b"x" * MIB, 200), (b'"}', 1)], LINES, id="long line"),
-        pytest.param([(b"\n" * MIB, 200)], LINES, id="no lines"),
-        pytest.param([(b"1" * MIB, 200)], JSON, id="long number"),
+        pytest.param([(b'{"', 1), (b"x" * MIB, 100), (b'": 1}', 1)], JSON, id="long key"),
+        pytest.param([(b'{"params": {}, "custom_id": "', 1), (b"x" * MIB, 100), (b'"}', 1)], LINES, id="long line"),
+        pytest.param([(b"\n" * MIB, 100)], LINES, id="no lines"),
+        pytest.param([(b"1" * MIB, 100)], JSON, id="long number"),
         pytest.param([(b"x" * MIB, 300)], JSON, id="300 MB"),
     ],
 )

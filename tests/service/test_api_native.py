@@ -5,14 +5,14 @@ import hashlib
 import json
 import os
 import re
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import httpx
+
+from tests import warm
 
 BATCHES = "/api/batches"
 ROOT = Path(__file__).parents[2]
@@ -104,6 +104,23 @@ def test_the_requests_without_an_answer_come_back_ready_to_run_again(api: Any, m
     api.work(batch_id)
     lines = api.http.get(f"{BATCHES}/{batch_id}/errors").text.splitlines()
     assert [json.loads(line) for line in lines] == [bad]
+    (why,) = map(json.loads, api.http.get(f"{BATCHES}/{batch_id}/reasons").text.splitlines())
+    assert (why["line"], why["custom_id"], why["status"]) == (2, "bad", "errored")
+    status = api.http.get(f"{BATCHES}/{batch_id}").json()
+    assert (status["errored"], status["rejected"]) == (1, 1)
+    (group,) = status["failures"]
+    assert group == {
+        "type": "invalid_request_error",
+        "message": why["message"],
+        "requests": 1,
+        "line": 2,
+        "custom_id": "bad",
+        "http_status": None,
+        "advice": "Fix the request as the message says, and run it again.",
+    }
+    good = api.submit("email", [make_request("good")])
+    api.work(good)
+    assert api.http.get(f"{BATCHES}/{good}/reasons").status_code == 404
 
 
 def test_results_can_be_followed_as_they_land(api: Any, make_request: Any) -> None:
@@ -123,7 +140,11 @@ def test_results_can_be_followed_as_they_land(api: Any, make_request: Any) -> No
 
 def test_pools_say_what_is_pending_and_who_is_there(start_api: Any, make_request: Any) -> None:
     api = start_api()
-    api.submit("email", [make_request(str(number)) for number in range(70)])
+    waits = api.submit("email", [make_request(str(number)) for number in range(70)])
+    for found in (api.http.get(f"{BATCHES}/{waits}").json(), api.http.get(BATCHES).json()["data"][0]):
+        (waiting,) = found["waiting_for"]
+        assert (waiting["pool"], waiting["cause"]) == ("mistral", "no_runner")
+        assert waiting["message"].startswith("No live runner for pool mistral for ")
     api.submit("polish", [make_request("a", metadata={"model_hint": "mistral"}), make_request("b")])
     scale = api.http.get("/api/pools/mistral/scale").json()
     assert scale == {
@@ -250,28 +271,22 @@ def test_a_repeated_retry_finds_its_batch_where_there_is_no_room(start_api: Any,
 
 
 def test_without_keys_it_stays_on_this_machine(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "api", "--host", "0.0.0.0", "--port", "0"]
-    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
-    refused = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=1200)
+    refused = warm.run("api", ["--host", "0.0.0.0", "--port", "0"], cwd=tmp_path, env=os.environ)
     assert refused.returncode == 2
-    assert "batchfile keys new" in refused.stderr
-    assert "BATCHFILE_ALLOW_ANONYMOUS" in refused.stderr
+    assert b"batchfile keys new" in refused.stderr
+    assert b"BATCHFILE_ALLOW_ANONYMOUS" in refused.stderr
 
 
 def test_a_port_that_is_taken_is_said(api: Any, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "api", "--port", str(api.port)]
-    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
-    refused = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=1200)
+    refused = warm.run("api", ["--port", str(api.port)], cwd=tmp_path, env=os.environ)
     assert refused.returncode == 1
-    assert f"port {api.port}" in refused.stderr
+    assert f"port {api.port}" in refused.stderr.decode()
 
 
 def test_a_port_that_is_none_is_said(tmp_path: Path) -> None:
-    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "api", "--port", "65536"]
-    refused = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=1200)
+    refused = warm.run("api", ["--port", "65536"], cwd=tmp_path, env=os.environ)
     assert refused.returncode == 2
-    assert "'65536' is not a port" in refused.stderr
+    assert b"'65536' is not a port" in refused.stderr
 
 
 def test_a_store_that_is_down_is_503_and_nothing_is_half_created(

@@ -1,16 +1,17 @@
 """What becomes of the files in `tests/cases` whose lines, ids, bytes or columns are odd, in every entry point."""
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.service.openai_kit import client, connect, served, until
+from tests.service.openai_kit import KEYS, client, connect, until
 from tests.service.test_cases import CASES, HEADERS, dropped, uploaded
 from tests.service.test_run_commands import batchfile
 
-__all__ = ["client", "connect", "served"]
+__all__ = ["client", "connect"]
 
 # By name: the id of each request, and what is said about it if it cannot run.
 LINES: dict[str, list[tuple[str | None, str]]] = {
@@ -54,14 +55,40 @@ REFUSED = {
     "shape-only-blank.jsonl": "contains no requests",
     "parquet-response_format.parquet": "response_format is not supported in Parquet; drop it",
 }
-# Rows and text, which only a local run reads: the command that the others name.
-ROWS = {
-    "shape-csv.csv": "is CSV with the columns custom_id, prompt, which `batchfile run",
-    "shape-prompt-lines.jsonl": "is JSONL of rows with the column prompt, which `batchfile run",
+# The same of data that are no case: kinds of files that users give by mistake.
+MISTAKEN = {
+    "photo.jsonl": (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "is a PNG image; save its requests or rows as text"),
+    "paper.CSV": (b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n", "is a PDF; save its requests or rows as text"),
+    "sheet.csv": (b"PK\x03\x04rest", "is a zip archive (or an .xlsx)"),
+    "twice.jsonl.gz": (gzip.compress(gzip.compress(b"{}", mtime=0), mtime=0), "is compressed twice"),
+    "cut.NDJSON.GZ": (gzip.compress(b'{"custom_id": "a", "params": {}}\n', mtime=0)[:-9], "the gzip data is truncated"),
+    "leads.csv": (
+        b"\xef\xbb\xbfreview;stars\r\ngood;5\r\n",
+        "is CSV, separated by ';', with the columns review, stars, not requests; write a prompt over its columns",
+    ),
+    "one.json": (
+        b'{\n"custom_id": "a"\n}',
+        "is a JSON object that spans several lines; write each request on one line",
+    ),
 }
+REFUSED |= {name: told for name, (_, told) in MISTAKEN.items()}
+# Rows, which commands and the inbox read: what is said about them where only requests are read.
+ROWS = {
+    "shape-csv.csv": "is CSV with the columns custom_id, prompt, which `batchfile run FILE -o answers",
+    "shape-prompt-lines.jsonl": "is JSONL of rows with the column prompt, which `batchfile run FILE -o answers",
+}
+STRICT = ("/v1/messages/batches", "/v1/messages/batches?stage=email", "/api/batches")
+
+
+@pytest.fixture(scope="module")
+def served(serve_api: Any) -> Any:
+    """With the pools and the stages of the settings."""
+    return serve_api(BATCHFILE_API_KEYS=KEYS)
 
 
 def data_of(name: str) -> bytes:
+    if name in MISTAKEN:
+        return MISTAKEN[name][0]
     data = (CASES / name).read_bytes()
     return data if name.endswith(".parquet") else data.replace(b'"m"', b'"mistral"')
 
@@ -98,27 +125,49 @@ def test_requests_run_and_bad_ones_fail_alone(tmp_path: Path, name: str) -> None
     check(dropped(f"email/{name}", data_of(name)).out(f"email/{name}.results.jsonl") or b"", name)
 
 
-@pytest.mark.parametrize("name", [*REFUSED, *ROWS])
-def test_a_file_without_requests_that_can_run_is_refused_once(
-    tmp_path: Path, served: Any, client: Any, name: str
-) -> None:
-    told = REFUSED.get(name) or ROWS[name]
-    commands = [("submit", "--store", "store", "--stage", "email")]
-    if name in REFUSED:
-        commands += [("run", "-o", "o.jsonl", "--engine", "echo"), ("validate",)]
-    for command in commands:
+@pytest.mark.parametrize("name", [name for name in LINES if not name.endswith(".parquet")])
+def test_the_same_lines_are_read_over_http(served: Any, client: Any, name: str) -> None:
+    wanted, data = LINES[name], data_of(name).replace(b'"body": {"max', b'"body": {"model": "mistral", "max')
+    bad = [number for number, (_, told) in enumerate(wanted, 1) if told]
+    batch = until(client, uploaded(client, data, name).id, "failed" if bad else "in_progress")
+    assert [error.line for error in batch.errors.data] == bad if bad else batch.request_counts.total == len(wanted)
+    for path in ("/api/batches?strict=false", *STRICT):
+        made = served.http.post(path, content=data, headers=HEADERS)
+        if name.endswith(".json"):
+            assert (made.status_code, "is a JSON array of requests; write each on its own" in made.text) == (400, True)
+        elif path in STRICT:  # where lines of OpenAI's format are not read
+            assert (made.status_code, "line 1: " in made.text) == (400, True), made.text
+        else:
+            assert (made.json()["total"], made.json()["errored"]) == (len(wanted), len(bad)), made.text
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_file_without_requests_that_can_run_is_refused_once(tmp_path: Path, name: str) -> None:
+    for command in (
+        ("submit", "--store", "store", "--stage", "email"),
+        ("run", "-o", "o.jsonl", "--engine", "echo"),
+        ("estimate",),
+        ("validate",),
+    ):
         code, said = run_of(tmp_path, name, *command)
-        assert (code, told in said) == (4, True), said
-        assert not (tmp_path / "o.jsonl").exists()
+        assert (code, REFUSED[name] in said) == (4, True), said
+    assert [*tmp_path.rglob("batch.json"), *tmp_path.glob("o.*")] == []
     rejected = dropped(f"email/{name}", data_of(name)).told(f"email/{name}.rejected.json")
     assert len(rejected["errors"]) == 1
-    assert told in json.dumps(rejected) or name.endswith(".csv"), rejected  # whose name is not accepted there
-    if name.endswith(".parquet"):
-        return
+    assert REFUSED[name] in rejected["message"]
+
+
+@pytest.mark.parametrize("name", [name for name in (*REFUSED, *ROWS) if not name.endswith(".parquet")])
+def test_a_body_or_a_file_without_requests_that_can_run_is_refused_once_over_http(
+    served: Any, client: Any, name: str
+) -> None:
+    told = REFUSED.get(name) or ROWS[name]
     (error,) = until(client, uploaded(client, data_of(name), name).id, "failed").errors.data
     assert told in error.message
-    refused = served.http.post("/api/batches?strict=false", content=data_of(name), headers=HEADERS)
-    assert (refused.status_code, told in refused.json()["detail"]) == (400, True), refused.text
+    for path in ("/api/batches?strict=false", *STRICT):
+        refused = served.http.post(path, content=data_of(name), headers=HEADERS)
+        assert (refused.status_code, told in refused.text) == (400, True), refused.text
+        assert ("send one request on each line, such as" in refused.text) == (name in ROWS or "write a prompt" in told)
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -127,6 +176,13 @@ def test_rows_with_prompts_run_as_they_are(tmp_path: Path, name: str) -> None:
     assert code == 0, said
     rows = [json.loads(line) for line in (tmp_path / "o.jsonl").read_bytes().splitlines()]
     assert [(row["answer"], row["error"]) for row in rows] == [(row["prompt"], None) for row in rows]
+    for command in (("submit", "--store", "store", "--stage", "email"), ("estimate",), ("validate",)):
+        code, said = run_of(tmp_path, name, *command)
+        assert code == 0, said
+    results = dropped(f"email/{name}", data_of(name)).out(f"email/{name}.results.jsonl") or b""
+    assert [json.loads(line)["message"]["content"][0]["text"] for line in results.splitlines()] == [
+        row["prompt"] for row in rows
+    ]
 
 
 def test_other_columns_of_parquet_come_back_with_the_answers(tmp_path: Path) -> None:

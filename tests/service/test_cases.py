@@ -257,7 +257,7 @@ def test_a_body_that_is_not_text_is_refused_in_one_sentence(
         ("in.jsonl", b"\n \n"),
         ("in.jsonl", b"\xef\xbb\xbf"),
         ("in.jsonl", b"\0" * 40),
-        ("in.jsonl.gz", gzip.compress(b"")),
+        ("in.jsonl.gz", gzip.compress(b"", mtime=0)),
         ("in.jsonl.zst", zstd.compress(b"\n")),
     ],
     ids=["no rows", "blank", "a mark", "NUL bytes", "packed nothing", "packed blank"],

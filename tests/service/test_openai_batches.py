@@ -169,6 +169,18 @@ def test_a_file_that_can_be_no_batch_fails_with_its_code(client: Any, data: byte
     assert [(error.code, error.line) for error in failed.errors.data] == [(code, number)]
 
 
+@pytest.mark.parametrize(("url", "given"), [(CHAT, "messages"), ("/v1/completions", "prompt")])
+def test_lines_of_only_custom_id_and_body_are_requests_to_the_endpoint(
+    served: Any, client: Any, url: str, given: str
+) -> None:
+    body = line("a")["body"] if given == "messages" else {"model": "mistral", "prompt": "Write.", "max_tokens": 8}
+    batch = submit(client, {"custom_id": "a", "body": body}, {"custom_id": "b", "body": body}, endpoint=url)
+    done = work(served, client, batch.id)
+    assert (done.status, done.request_counts.completed) == ("completed", 2)
+    kinds = {row["response"]["body"]["object"] for row in rows(client, done.output_file_id)}
+    assert kinds == {"chat.completion" if url == CHAT else "text_completion"}
+
+
 @pytest.mark.parametrize("body", [b"", b"[]", b"null", b'"data"'])
 def test_a_body_that_is_no_object_is_told_what_it_must_be(served: Any, body: bytes) -> None:
     answer = served.http.post("/v1/batches", content=body, headers={"authorization": f"Bearer {KEY}"})

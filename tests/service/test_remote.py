@@ -66,23 +66,35 @@ def test_a_file_is_submitted_watched_tailed_fetched_and_retried(shell: Shell) ->
     shell.work(batch_id)
     tailed = shell.end(tail, code=3)
     watched = shell.end(watch, code=3)
-    assert watched.stdout.decode().startswith(f"{batch_id}: 200 of 201 requests succeeded in ")
+    said = watched.stdout.decode().splitlines()
+    assert said[0].startswith(f"{batch_id}: 200 of 201 requests succeeded in ")
+    assert said[0].endswith("; 1 rejected")
+    assert said[1].startswith("  1 invalid_request_error: ")
+    assert said[1].endswith("; for example line 201 (bad)")
+    assert said[2] == "      Fix the request as the message says, and run it again."
 
     shell.run("results", batch_id, "-o", "out.jsonl", code=3)
     results = (shell.folder / "out.jsonl").read_bytes()
     assert [row["custom_id"] for row in rows(results)] == [f"r{number}" for number in range(200)] + ["bad"]
     assert sorted(tailed.stdout.splitlines()) == sorted(results.splitlines())
     assert rows((shell.folder / "out.jsonl.errors.jsonl").read_bytes()) == [BAD]
+    (why,) = rows((shell.folder / "out.jsonl.reasons.jsonl").read_bytes())
+    assert (why["line"], why["custom_id"], why["type"]) == (201, "bad", "invalid_request_error")
     assert b"exists" in shell.run("results", batch_id, "-o", "out.jsonl", code=7).stderr
 
     repeated = shell.run("retry", batch_id)  # its old name
     assert f"it reruns 1 request of {batch_id}" in repeated.stderr.decode()
     again = repeated.stdout.decode().strip()
     listed = shell.run("ls", "-n", "2").stdout.decode().splitlines()
-    assert [row.split()[5:7] for row in listed] == [["0", "failed"], ["1", "failed"]]
+    assert [again in listed[1], batch_id in listed[2]] == [True, True]
+    assert ["rejected" in row for row in listed] == [False, False, True]
+    filters = ("--state", "open", "--stage", "email", "--pool", "mistral", "--since", "1h")
+    assert [batch["batch_id"] for batch in shell.json("ls", *filters)] == [again]
+    assert b"that match the filters" in shell.run("ls", "--state", "expired").stderr
+    assert b"No live runner for pool mistral" in shell.run("status", again).stdout
     retried, first = shell.json("ls")[:2]
     assert (retried["batch_id"], first["batch_id"]) == (again, batch_id)
-    assert (first["state"], first["succeeded"], first["errored"]) == ("ended", 200, 1)
+    assert (first["state"], first["succeeded"], first["errored"], first["rejected"]) == ("ended", 200, 1, 1)
     assert (first["stage"], first["metadata"]) == ("email", {"team": "blue"})
     assert (retried["total"], retried["state"], retried["stage"]) == (1, "open", "email")
     assert retried["metadata"] == {"team": "blue", "retry_of": batch_id}
@@ -115,6 +127,32 @@ def test_waiting_for_a_batch_writes_its_results_and_exits_as_it_went(shell: Shel
     assert shell.end(waiting).stderr.count(b"40 of 40 requests succeeded") == 1
     assert len(rows((shell.folder / "out.jsonl").read_bytes())) == 40
     assert sorted(path.name for path in shell.folder.glob("out*")) == ["out.jsonl"]
+
+
+@over("service", "directory")
+@pytest.mark.parametrize("source", ["reviews.csv", "-"])
+def test_rows_are_submitted_with_a_prompt_and_come_back_with_their_answers(shell: Shell, source: str) -> None:
+    table = b"id,review\n1,good\n2,bad\n3,\n"
+    (shell.folder / "reviews.csv").write_bytes(table)
+    shell.run("submit", "reviews.csv", "--stage", "email", code=4)
+    prompt = ("--prompt", "{{ review }}", "--limit", "3", "--stage", "email")
+    waiting = shell.begin("submit", source, *prompt, "-o", "answers.csv")
+    assert waiting.stdin is not None
+    assert waiting.stdout is not None
+    if source == "-":
+        waiting.stdin.write(table)
+    waiting.stdin.close()
+    waiting.stdin = None
+    batch_id = waiting.stdout.readline().decode().strip()
+    (shell.folder / "reviews.csv").unlink()  # what was submitted comes back, whatever becomes of the file
+    shell.work(batch_id)
+    shell.end(waiting, code=3)
+    assert (shell.folder / "answers.csv").read_text() == (
+        "id,review,answer,error\n1,good,good,\n2,bad,bad,\n3,,,line 4: the prompt is empty\n"
+    )
+    assert sorted(path.name for path in shell.folder.glob("*answers*")) == ["answers.csv", "answers.csv.errors.jsonl"]
+    ids = [row["custom_id"] for row in rows(shell.run("results", batch_id, code=3).stdout)]
+    assert ids == ["1", "2", "3"]
 
 
 @over("service", "directory")
@@ -165,7 +203,6 @@ def test_a_file_of_which_no_line_can_run_says_so_as_it_is_submitted(shell: Shell
     [
         ("-", b"{rubbish\n{more\n", "-: is JSON lines, but none can be read as an object; write each request"),
         ("leads.csv", b"name,city\nJo,Rome\n", "leads.csv: is CSV with the columns name, city, not requests; write"),
-        ("prompts.txt", b"Say hi\n", "is plain text, which `batchfile run prompts.txt -o answers.jsonl` runs"),
         ("old.jsonl", b'{"custom_id": "a", "response": {}, "error": null}\n', "is a file of results, not of requests"),
     ],
 )

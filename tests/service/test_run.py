@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,13 +16,14 @@ import pytest
 
 from batchfile.cli.exits import Exit
 from tests import warm
+from tests.warm import Warm
 
 try:
     from compression import zstd
 except ImportError:
     from backports import zstd
 
-RUN = [sys.executable, "-m", "batchfile", "run"]
+RUN = ["run", "--engine", "echo", "in.jsonl", "-o", "out.jsonl"]
 WAIT_S = 1200.0  # only against a hang: no test depends on a machine's speed
 
 
@@ -86,7 +86,7 @@ def test_every_request_gets_one_line_in_input_order_and_a_receipt(folder: Path) 
     assert receipt["input"]["sha256"] == hashlib.sha256((folder / "in.jsonl").read_bytes()).hexdigest()
     assert receipt["output"]["sha256"] == hashlib.sha256((folder / "out.jsonl").read_bytes()).hexdigest()
     assert receipt["input"]["requests"] == receipt["output"]["lines"] == 100
-    assert receipt["counts"] == {"succeeded": 100, "errored": 0, "canceled": 0, "expired": 0}
+    assert receipt["counts"] == {"succeeded": 100, "errored": 0, "canceled": 0, "expired": 0, "rejected": 0}
     assert receipt["usage"] == {"input_tokens": 500, "output_tokens": 500, "cached_tokens": 0, "unknown": 0}
     assert receipt["engine"] == {"kind": "echo", "model": "echo", "version": "1"}
     assert not (folder / "out.jsonl.errors.jsonl").exists()
@@ -113,8 +113,11 @@ def test_an_output_that_was_removed_or_damaged_is_written_again(folder: Path) ->
     want = (folder / "out.jsonl").read_bytes()
     for damage in (b"", b"something else"):
         (folder / "out.jsonl").write_bytes(damage)
-        assert run(folder, "in.jsonl", "-o", "out.jsonl").returncode == 0
+        done = run(folder, "in.jsonl", "-o", "out.jsonl")
+        assert done.returncode == 0
         assert (folder / "out.jsonl").read_bytes() == want
+    assert b"out.jsonl was changed since it was written; the changed file is kept as out.jsonl.edited" in done.stderr
+    assert (folder / "out.jsonl.edited").read_bytes() == b"something else"
     (folder / "out.jsonl").unlink()
     assert run(folder, "in.jsonl", "-o", "out.jsonl").returncode == 0
     assert (folder / "out.jsonl").read_bytes() == want
@@ -146,8 +149,8 @@ def test_one_signal_finishes_what_is_in_flight_and_the_same_command_continues(
 ) -> None:
     log = folder / "executed"
     slow = env(BATCHFILE_ECHO_EXECUTIONS=str(log), BATCHFILE_ECHO_SLOTS="4", BATCHFILE_ECHO_LATENCY_S="0.15")
-    command = [*RUN, "--engine", "echo", "in.jsonl", "-o", "out.jsonl", "--restart"]
-    process = subprocess.Popen(command, cwd=folder, env=slow, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+    command = [*RUN, "--restart"]
+    process = Warm("batchfile", command, cwd=folder, env=slow)
     wait_for(lambda: num_executed(log) >= 8)
     process.send_signal(number)
     _, said = process.communicate(timeout=WAIT_S)
@@ -167,8 +170,7 @@ def test_one_signal_finishes_what_is_in_flight_and_the_same_command_continues(
 def test_two_signals_stop_at_once_and_the_same_command_continues(folder: Path) -> None:
     log = folder / "executed"
     slow = env(BATCHFILE_ECHO_EXECUTIONS=str(log), BATCHFILE_ECHO_SLOTS="1", BATCHFILE_ECHO_LATENCY_S="0.5")
-    command = [*RUN, "--engine", "echo", "in.jsonl", "-o", "out.jsonl"]
-    process = subprocess.Popen(command, cwd=folder, env=slow, stderr=subprocess.PIPE)
+    process = Warm("batchfile", RUN, cwd=folder, env=slow)
     wait_for(lambda: num_executed(log) >= 2)
     process.send_signal(signal.SIGINT)
     time.sleep(0.1)
@@ -181,10 +183,10 @@ def test_two_signals_stop_at_once_and_the_same_command_continues(folder: Path) -
     assert len(read(folder / "out.jsonl")) == 100
 
 
-def test_a_changed_input_is_refused_with_what_changed_until_restart(folder: Path) -> None:
+def test_an_input_of_other_requests_is_refused_with_what_changed_until_restart(folder: Path) -> None:
     run(folder, "in.jsonl", "-o", "out.jsonl")
     before = (folder / "out.jsonl").read_bytes()
-    (folder / "in.jsonl").write_bytes(requests(3))
+    (folder / "in.jsonl").write_bytes(requests(3).replace(b"words", b"others"))
     done = run(folder, "in.jsonl", "-o", "out.jsonl")
     assert done.returncode == 7
     assert b"the input has changed" in done.stderr
@@ -197,7 +199,6 @@ def test_a_changed_input_is_refused_with_what_changed_until_restart(folder: Path
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        (["--limit", "5"], b"--limit was not given and is 5 now"),
         (["--model", "other"], b"the model was echo and is other now"),
         (["--stage", "email"], b"the stage was not given and is email now"),
         (["--temperature", "0.5"], b"the default temperature was not given and is 0.5 now"),
@@ -215,12 +216,11 @@ def test_other_answers_asked_for_are_another_run(folder: Path, more: list[str], 
 def test_the_same_bytes_in_another_file_continue_the_run(folder: Path, move: str) -> None:
     log = folder / "executed"
     slow = env(BATCHFILE_ECHO_EXECUTIONS=str(log), BATCHFILE_ECHO_SLOTS="4", BATCHFILE_ECHO_LATENCY_S="0.15")
-    process = subprocess.Popen(
-        [*RUN, "--engine", "echo", "in.jsonl", "-o", "out.jsonl"], cwd=folder, env=slow, stderr=subprocess.DEVNULL
-    )
+    process = Warm("batchfile", RUN, cwd=folder, env=slow)
     wait_for(lambda: num_executed(log) >= 8)
     process.send_signal(signal.SIGINT)
-    assert process.wait(WAIT_S) == 130
+    process.communicate(timeout=WAIT_S)
+    assert process.returncode == 130
     name = "in.jsonl"
     if move == "touched":
         os.utime(folder / name, (1, 1))
@@ -244,8 +244,7 @@ def test_a_file_that_is_not_ours_is_not_overwritten(folder: Path) -> None:
 def test_two_processes_on_one_output_are_refused(folder: Path) -> None:
     log = folder / "executed"
     slow = env(BATCHFILE_ECHO_EXECUTIONS=str(log), BATCHFILE_ECHO_SLOTS="1", BATCHFILE_ECHO_LATENCY_S="0.3")
-    command = [*RUN, "--engine", "echo", "in.jsonl", "-o", "out.jsonl"]
-    process = subprocess.Popen(command, cwd=folder, env=slow, stderr=subprocess.DEVNULL)
+    process = Warm("batchfile", RUN, cwd=folder, env=slow)
     try:
         wait_for(lambda: num_executed(log) >= 1)
         done = run(folder, "in.jsonl", "-o", "out.jsonl")
@@ -253,7 +252,7 @@ def test_two_processes_on_one_output_are_refused(folder: Path) -> None:
         assert b"another batchfile process is writing" in done.stderr
     finally:
         process.kill()
-        process.wait()
+        process.communicate(timeout=WAIT_S)
 
 
 def test_stdin_and_stdout_need_no_file(tmp_path: Path) -> None:
@@ -264,13 +263,16 @@ def test_stdin_and_stdout_need_no_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_same_stdin_continues_and_another_is_refused(tmp_path: Path) -> None:
+def test_the_same_stdin_continues_and_another_runs_what_is_new(tmp_path: Path) -> None:
     log = tmp_path / "executed"
     for _ in range(2):
         done = run(tmp_path, "-", "-o", "out.jsonl", stdin=requests(5), BATCHFILE_ECHO_EXECUTIONS=str(log))
         assert done.returncode == 0, done.stderr
     assert num_executed(log) == 5
-    assert run(tmp_path, "-", "-o", "out.jsonl", stdin=requests(6)).returncode == 7
+    done = run(tmp_path, "-", "-o", "out.jsonl", stdin=requests(6), BATCHFILE_ECHO_EXECUTIONS=str(log))
+    assert (done.returncode, num_executed(log), len(read(tmp_path / "out.jsonl"))) == (0, 6, 6)
+    assert not list((tmp_path / ".batchfile").rglob("input-again-*")), "nothing is left of what was read to compare"
+    assert run(tmp_path, "-", "-o", "out.jsonl", stdin=requests(6).replace(b"words", b"others")).returncode == 7
 
 
 @pytest.mark.parametrize(("ending", "pack"), [("gz", gzip.compress), ("zst", zstd.compress)])
@@ -346,8 +348,7 @@ def test_routing_hints_are_ignored_and_said_once(folder: Path) -> None:
 def test_a_run_that_is_canceled_ends_with_what_was_finished(folder: Path) -> None:
     log = folder / "executed"
     slow = env(BATCHFILE_ECHO_EXECUTIONS=str(log), BATCHFILE_ECHO_SLOTS="2", BATCHFILE_ECHO_LATENCY_S="0.3")
-    command = [*RUN, "--engine", "echo", "in.jsonl", "-o", "out.jsonl"]
-    process = subprocess.Popen(command, cwd=folder, env=slow, stderr=subprocess.PIPE)
+    process = Warm("batchfile", RUN, cwd=folder, env=slow)
     wait_for(lambda: num_executed(log) >= 4)
     assert batchfile(folder, "cancel", "out.jsonl").returncode == 0
     _, said = process.communicate(timeout=WAIT_S)
@@ -379,8 +380,8 @@ def test_no_lock_outlives_its_process(folder: Path) -> None:
 def test_a_run_in_another_store_does_not_overwrite_what_was_written_meanwhile(folder: Path) -> None:
     log = folder / "executed"
     slow = env(BATCHFILE_ECHO_EXECUTIONS=str(log), BATCHFILE_ECHO_SLOTS="4", BATCHFILE_ECHO_LATENCY_S="0.15")
-    command = [*RUN, "--engine", "echo", "in.jsonl", "-o", "out.jsonl", "--store", "first"]
-    process = subprocess.Popen(command, cwd=folder, env=slow, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+    command = [*RUN, "--store", "first"]
+    process = Warm("batchfile", command, cwd=folder, env=slow)
     wait_for(lambda: num_executed(log) >= 8)
     process.send_signal(signal.SIGSTOP)  # so that it does not end while the others start
     at_once = run(folder, "in.jsonl", "-o", "out.jsonl", "--store", "second")

@@ -4,7 +4,6 @@ import gzip
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,9 @@ import pytest
 
 import batchfile
 from batchfile.errors import InvalidFile, OutputTaken, SettingsError
+from tests import warm
 
 CASES = Path(__file__).parents[1] / "cases"
-WAIT_S = 1200.0  # only against a hang
 CSV = 'id,review,stars\nr1,"good, ""really""\nyes",5\nr2,,1\nr3,bad,2\n'
 PROMPT = "Classify: {{ review }}"
 
@@ -34,8 +33,7 @@ def run(source: str, output: str, **more: Any) -> batchfile.Receipt:
 
 def command(*arguments: str, stdin: bytes = b"", **variables: str) -> subprocess.CompletedProcess[bytes]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("BATCHFILE_", "AWS_"))}
-    started = [sys.executable, "-m", "batchfile", *arguments]
-    return subprocess.run(started, input=stdin, capture_output=True, env=kept | variables, timeout=WAIT_S, check=False)
+    return warm.run("batchfile", arguments, cwd=Path.cwd(), env=kept | variables, stdin=stdin)
 
 
 def test_rows_of_csv_come_back_with_their_answers() -> None:
@@ -107,7 +105,7 @@ def test_bad_rows_fail_alone_with_their_line() -> None:
     rows = [json.loads(line) for line in Path("out.jsonl").read_text().splitlines()]
     assert [row["answer"] for row in rows] == ["ok", None, None, None, "fine"]
     assert rows[1]["error"].startswith("line 3: has 3 fields, but the header has 2")
-    assert "'1' was used on line 2" in rows[2]["error"]
+    assert rows[2]["error"] == "line 4: id: '1' was used on line 2; make it unique"
     assert rows[3]["error"] == "line 5: the prompt is empty"
     assert [row["id"] for row in rows] == ["1", "2", "1", "3", "4"]
     assert receipt.errors is not None
@@ -174,13 +172,24 @@ def test_choices_and_schemas_become_columns(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_another_prompt_is_another_run_and_further_rows_are_run() -> None:
     run("reviews.csv", "a.csv", prompt=PROMPT)
-    with pytest.raises(OutputTaken, match=r"--prompt was Classify.* and is Rate"):
+    with pytest.raises(OutputTaken, match=r"--prompt was Classify.* and is Rate.* now\. None of them can be reused"):
         run("reviews.csv", "a.csv", prompt="Rate {{ review }}")
     with Path("reviews.csv").open("a") as file:
         file.write("r4,new,3\n")
     receipt = run("reviews.csv", "a.csv", prompt=PROMPT)
     assert (receipt.counts.succeeded, receipt.reused) == (4, 3)
     assert Path("a.csv").read_text().endswith("r4,new,3,Classify: new,\n")
+
+
+def test_rows_keep_their_answers_in_another_place_and_another_column() -> None:
+    Path("r.csv").write_text("review\none\ntwo\nthree\n")
+    run("r.csv", "a.csv", prompt=PROMPT)
+    Path("r.csv").write_text("review\nthree\nnew\none\nfour\n")
+    receipt = run("r.csv", "a.csv", prompt=PROMPT, into="label", limit=3)
+    assert (receipt.counts.succeeded, receipt.reused) == (3, 2)
+    assert Path("a.csv").read_text() == (
+        "review,label,error\nthree,Classify: three,\nnew,Classify: new,\none,Classify: one,\n"
+    )
 
 
 def test_a_prompt_from_a_file_is_the_same_run_and_a_long_one_is_kept_as_its_digest() -> None:
@@ -208,6 +217,29 @@ def test_a_sample_is_the_same_rows_each_time() -> None:
         run("many.csv", "e.csv", prompt="{{ n }}", limit=3, sample=3)
 
 
+@pytest.mark.parametrize(("limit", "sample"), [(3, None), (None, 3)])
+def test_a_part_of_the_rows_keeps_their_ids_and_lines(limit: int | None, sample: int | None) -> None:
+    Path("many.csv").write_text("key,n\n" + "".join(f"k{n % 40},{n}\n" for n in range(50)))
+    receipt = run("many.csv", "a.jsonl", prompt="{{ n }}", id_column="key", limit=limit, sample=sample)
+    assert receipt.counts.succeeded == 3, "the other uses of an id are not looked at"
+    rows = [json.loads(line) for line in Path("a.jsonl").read_text().splitlines()]
+    assert all(row["answer"] == row["n"] and row["key"] == f"k{int(row['n']) % 40}" for row in rows)
+    assert limit is None or [row["n"] for row in rows] == ["0", "1", "2"]
+
+
+def test_a_sample_says_the_lines_of_the_file() -> None:
+    Path("few.csv").write_text("key,n\n\nk,1\n\nk,2\n")
+    run("few.csv", "a.jsonl", prompt="{{ n }}", id_column="key", sample=2)
+    errors = [json.loads(line)["error"] for line in Path("a.jsonl").read_text().splitlines()]
+    assert errors == [None, "line 5: key: 'k' was used on line 3; make it unique"]
+
+
+def test_a_byte_order_mark_comes_back() -> None:
+    Path("excel.csv").write_bytes(b"\xef\xbb\xbfname;text\nJos\xc3\xa9;good\n")
+    run("excel.csv", "out.csv", prompt="{{ name }}")
+    assert Path("out.csv").read_bytes() == b"\xef\xbb\xbfname;text;answer;error\nJos\xc3\xa9;good;Jos\xc3\xa9;\n"
+
+
 def test_options_of_rows_do_not_fit_requests() -> None:
     Path("in.jsonl").write_text('{"custom_id": "a", "params": {"messages": [{"role": "user", "content": "x"}]}}')
     with pytest.raises(SettingsError, match=r"--prompt is for rows and text; in\.jsonl is"):
@@ -221,6 +253,10 @@ def test_options_of_rows_do_not_fit_requests() -> None:
 def test_a_pipe_of_text_is_answered_line_by_line() -> None:
     done = command("run", "-", "-o", "-", "--engine", "echo", "--quiet", stdin=b"Say hi, now\n\nAnd ho\n")
     assert (done.returncode, done.stdout, done.stderr) == (0, b"Say hi, now\nAnd ho\n", b"")
+    done = command("run", "-", "-o", "-", "--engine", "echo", stdin=b"Say hi\nAnd ho\n")
+    assert b"This run cannot be resumed" in done.stderr
+    done = command("run", "-", "-o", "-", "--engine", "echo", stdin=b"Say hi\n")
+    assert b"results are written to stdout at the end" not in done.stderr, "of one answer"
     done = command("run", "-", "-o", "-", "--engine", "echo", "--quiet", "--raw", stdin=b"Say hi\n\nAnd ho\n")
     assert (done.returncode, done.stdout) == (0, b"Say hi\n\nAnd ho\n")
 
@@ -236,7 +272,8 @@ def test_a_prompt_without_columns_and_a_run_without_an_answer_are_noted() -> Non
     assert b"the prompt uses no column, so every row gets the same one; insert a column as {{ NAME }}\n" in done.stderr
     done = command("run", "reviews.csv", "-o", "b.csv", "--engine", "echo", "--prompt", PROMPT, "--choices", "yes,no")
     assert done.returncode == 3
-    assert done.stderr.splitlines()[-1].startswith(b"the first one failed because of this: Output validation failed: ")
+    assert b"\n  3 model_error: Output validation failed: " in done.stderr
+    assert b"; for example line 2 (r1)" in done.stderr
 
 
 def test_a_pipe_of_csv_gives_csv() -> None:
@@ -259,6 +296,18 @@ def test_validate_shows_what_rows_become() -> None:
     assert done.returncode == 0
     assert b"reviews.csv: 3 rows, no problems; " in done.stdout
     assert b'first prompt:\n  system: Be 5.\n  user: Classify: good, "really"\n  yes\n' in done.stdout
+    Path("schema.json").write_text('{"type": "object", "properties": {"stars": {"type": "integer"}}}')
+    done = command("validate", "reviews.csv", "--prompt", PROMPT, "--schema", "schema.json")
+    assert (done.returncode, done.stdout) == (
+        4,
+        b"reviews.csv: has a column 'stars' already; name another one with --into\n",
+    )
+    done = command("validate", "reviews.csv", "--prompt", PROMPT, "--choices", "a,b", "--into", "x", "--limit", "2")
+    assert done.stdout.startswith(b"reviews.csv: 2 rows, no problems; ")
+    Path("twice.csv").write_text("key,n\nk,1\nk,2\n")
+    done = command("validate", "twice.csv", "--prompt", "{{ n }}", "--id-column", "key")
+    told = b"twice.csv:3: key: \"k\" is already used on line 2. Make it unique: lines 2 and 3 share it. ['k']\n"
+    assert done.stdout.startswith(told)
     done = command("validate", "reviews.csv")
     assert done.returncode == 4
     assert done.stdout.startswith(b"reviews.csv: is CSV with the columns id, review, stars, not requests")

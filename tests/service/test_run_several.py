@@ -8,8 +8,6 @@ import gzip
 import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -20,6 +18,7 @@ import batchfile
 from batchfile.cli.exits import Exit
 from batchfile.errors import InvalidFile, OutputTaken
 from batchfile.local.outputs import lock_folder, lock_output
+from tests.warm import Warm
 
 WAIT_S = 1200.0  # only against a hang
 # Each engine that is built adds a line to the file `engines`.
@@ -80,18 +79,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def begin(*arguments: str, before: str = "", **variables: str) -> subprocess.Popen[str]:
+def begin(*arguments: str, before: str = "", **variables: str) -> Warm:
     program = f"{COUNTED}{before}{MAIN}"
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("BATCHFILE_", "AWS_"))}
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as of tests in the background; processes inherit it
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-    return subprocess.Popen(
-        [sys.executable, "-c", program, "run", "--engine", "echo", *arguments],
-        env={**kept, "BATCHFILE_ECHO_EXECUTIONS": "executed", **variables},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    environ = {**kept, "BATCHFILE_ECHO_EXECUTIONS": "executed", **variables}
+    return Warm("-c", [program, "run", "--engine", "echo", *arguments], cwd=Path.cwd(), env=environ, text=True)
 
 
 def run(*arguments: str, code: int = 0, before: str = "") -> tuple[str, str]:
@@ -180,10 +172,10 @@ def test_a_file_that_cannot_be_used_is_reported_and_the_others_run() -> None:
 def test_the_exit_code_is_the_worst_of_all_files() -> None:
     Path("in/c.jsonl").write_bytes(lines("c") + b"not JSON\n")
     run("in", "-o", "out/", code=Exit.FAILED_REQUESTS)
-    Path("in/a.jsonl").write_bytes(lines("other"))
+    Path("in/a.jsonl").write_bytes(lines("other").replace(b'"max_tokens"', b'"max_tokens" '))
     Path("in/b.jsonl").write_bytes(b"")
     _, said = run("in", "-o", "out/", code=Exit.OUTPUT_TAKEN)
-    assert "out/a.jsonl belongs to a run of other requests" in said
+    assert "out/a.jsonl has 30 finished answers of a run that differs: the input has changed. None" in said
     assert "in/b.jsonl: is empty" in said
     assert said.endswith("1 of 3 files done: 30 of 31 requests succeeded\n")
     run("in/a.jsonl", "in/c.jsonl", "-o", "out/", "--restart", code=Exit.FAILED_REQUESTS)

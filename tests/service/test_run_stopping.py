@@ -8,7 +8,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from batchfile.lines.kinds import KIND_BYTES
+from tests.warm import Warm
 
 IN_OUT = ["run", "--engine", "echo", "in.jsonl", "-o", "out.jsonl"]
 WAIT_S = 1200.0  # only against a hang: no test depends on a machine's speed
@@ -107,17 +107,11 @@ def executed(folder: Path) -> int:
     return len(path.read_text().splitlines()) if path.exists() else 0
 
 
-def start(folder: Path, *arguments: str, before: str = "", **variables: str) -> subprocess.Popen[str]:
+def start(folder: Path, *arguments: str, before: str = "", **variables: str) -> Warm:
     program = f"{before}\nimport sys\nfrom batchfile.cli.group import main\nsys.argv[0] = 'batchfile'\nmain()\n"
-    return subprocess.Popen(
-        [sys.executable, "-c", program, *(arguments or IN_OUT)],
-        cwd=folder,
-        env=env(BATCHFILE_ECHO_EXECUTIONS=str(folder / "executed"), **variables),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    variables["BATCHFILE_ECHO_EXECUTIONS"] = str(folder / "executed")
+    arguments = (program, *(arguments or IN_OUT))
+    return Warm("-c", arguments, cwd=folder, env=env(**variables), stdin=subprocess.PIPE, text=True)
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
@@ -127,7 +121,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-def hear(process: subprocess.Popen[str], words: str) -> str:
+def hear(process: Warm, words: str) -> str:
     """What it says on stderr until it says this: two signals at once may come as one."""
     assert process.stderr is not None
     said = ""
@@ -138,7 +132,7 @@ def hear(process: subprocess.Popen[str], words: str) -> str:
     return said
 
 
-def ended(process: subprocess.Popen[str], code: int, heard: str = "") -> str:
+def ended(process: Warm, code: int, heard: str = "") -> str:
     """What it said on stderr."""
     try:
         _, said = process.communicate(timeout=WAIT_S)

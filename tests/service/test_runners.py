@@ -31,6 +31,7 @@ from batchfile.store.open import open_store
 from batchfile.types import Defaults
 from runners.metrics import serving
 from runners.options import parse
+from tests.warm import Warm
 
 ROOT = Path(__file__).parents[2]
 WAIT_S = 1200.0  # only against a hang: no test depends on a machine's speed
@@ -51,10 +52,10 @@ class Supervisor:
 
     def __init__(self, folder: Path, *arguments: str, **variables: str) -> None:
         self.log = folder / f"log-{time.monotonic_ns()}"
-        command = [sys.executable, "-m", "runners", "--engine", "echo", "--metrics-port", "0", *arguments]
+        arguments = ("--engine", "echo", "--metrics-port", "0", *arguments)
         environ = {**os.environ, "PYTHONPATH": str(ROOT), **variables}
         with self.log.open("wb") as file:
-            self.process = subprocess.Popen(command, cwd=folder, env=environ, stderr=file)
+            self.process = Warm("runners", arguments, cwd=folder, env=environ, stdout=file, stderr=file)
 
     def events(self, name: str) -> list[dict[str, Any]]:
         """Every logged event of this name; a line that is being written is not there yet."""

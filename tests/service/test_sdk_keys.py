@@ -45,7 +45,7 @@ PAIRS: list[tuple[Any, type[BaseModel]]] = [
     (a.OutputConfigParam, native.OutputConfig),
     (a.JSONOutputFormatParam, native.JsonSchemaFormat),
     (o_create.CompletionCreateParamsNonStreaming, openai_chat.Body),
-    (o.ChatCompletionMessageParam, openai_chat.Turn),
+    (o.ChatCompletionMessageParam, openai_chat.ChatMessage),
     (o.ChatCompletionContentPartTextParam, shared.TextBlock),
     (o.ChatCompletionMessageFunctionToolCallParam, openai_chat.FunctionCall),
     (o.ChatCompletionFunctionToolParam, openai_chat.FunctionTool),

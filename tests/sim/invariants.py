@@ -4,6 +4,7 @@ The numbers are those of docs/reliability.md. Knows no fault: what it refuses mu
 """
 
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -243,13 +244,19 @@ class Model:
         counts: Counter[str] = Counter()
         for number, row in enumerate(rows):
             counts[self._result(known, number, row)] += 1
-        if Counts(**{status: counts[status] for status in ("succeeded", "errored", "canceled", "expired")}) != (
-            record.counts
-        ):
+        statuses = {status: counts[status] for status in ("succeeded", "errored", "canceled", "expired")}
+        failures = [error for error in (decode_result(row).error for row in rows) if error is not None]
+        rejected = sum(error.type == "invalid_request_error" for error in failures)
+        if Counts(**statuses, rejected=rejected) != record.counts:
             self.fail(2, f"{record.batch_id}: the counts are {record.counts} and the results {dict(counts)}")
         failed = [line.raw for line, row in zip(sent.lines, rows, strict=True) if b'"status":"succeeded"' not in row]
         if errors.splitlines() != failed and not self._is_changed(known):  # what is gone cannot be copied
             self.fail(1, f"{record.batch_id}: its errors file is not the input lines that did not succeed")
+        if sum(group.num_requests for group in record.failures) != len(failures):
+            self.fail(2, f"{record.batch_id}: {len(failures)} requests failed, and the groups are {record.failures}")
+        reasons = b"" if record.reasons is None else self.store.peek(record.reasons.key) or b""
+        if [json.loads(row)["message"] for row in reasons.splitlines()] != [error.message for error in failures]:
+            self.fail(1, f"{record.batch_id}: its reasons file does not say why {len(failures)} requests failed")
         known.results = results
 
     def _ended_unplanned(self, known: Known) -> None:

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.usefixtures("simulated")
 
 # The same in every run, so that no landing depends on a draw: `just test-all` and `just sim` draw.
 FIXED = 10**9
-BLOCKS, BLOCK = 4, 150
+BLOCKS, BLOCK = 4, 100
 FRESH_BLOCKS, FRESH_BLOCK = 80, 250
 FLOODS = 20  # one of so many is a flood, as in the schedules that draw their kind
 

@@ -20,6 +20,7 @@ from batchfile.cli.group import COMMANDS, LazyGroup, main, root
 from batchfile.cli.numbers import Finite, Whole
 from batchfile.cli.reference import reference
 from batchfile.client.estimate import PoolTime
+from batchfile.engine.open import EngineMaker
 from batchfile.errors import BatchfileError, InvalidFile, OutputTaken, SettingsError, StoreUnavailable
 from batchfile.local import engines, outputs
 from batchfile.local.api import run
@@ -141,9 +142,10 @@ def test_a_command_that_makes_a_batch_each_time_does_not_advise_to_call_it_again
 
 @pytest.mark.parametrize("name", ["submit", "rerun"])
 def test_a_command_without_force_does_not_advise_it(tmp_path: Path, name: str) -> None:
-    (tmp_path / "out.jsonl").write_text("{}")
+    (tmp_path / "out.jsonl").write_text('{"prompt": "x"}')
+    out = str(tmp_path / "out.jsonl")
     with pytest.raises(OutputTaken) as refused:
-        CliRunner().invoke(root, [name, "x", "-o", str(tmp_path / "out.jsonl")], catch_exceptions=False)
+        CliRunner().invoke(root, [name, out, "-o", out], catch_exceptions=False)
     assert str(refused.value).endswith("out.jsonl exists; choose another output")
     with pytest.raises(OutputTaken, match="add --force"):
         CliRunner().invoke(root, ["results", "x", "-o", str(tmp_path / "out.jsonl")], catch_exceptions=False)
@@ -190,7 +192,13 @@ def test_the_key_of_a_service_of_ours_is_sent_to_no_other_endpoint(monkeypatch: 
 
 def test_the_data_type_of_a_run_is_vllms_argument_and_no_other_engines(monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[dict[str, Any]] = []
-    monkeypatch.setattr(engines, "engine_factory", lambda kind, engine_args, **_: given.append(engine_args))
+    maker = engines.engine_factory("echo", model="m")
+
+    def factory(kind: str, engine_args: dict[str, Any], **_: Any) -> EngineMaker:
+        given.append(engine_args)
+        return maker
+
+    monkeypatch.setattr(engines, "engine_factory", factory)
     monkeypatch.setattr(engines, "check_vllm", lambda model: None)
     dtypes: tuple[Dtype | None, ...] = (None, "float32")
     for dtype in dtypes:
@@ -215,9 +223,9 @@ def test_a_signal_while_the_files_are_written_interrupts_and_the_same_command_co
     command = ["run", "--engine", "echo", "in.jsonl", "-o", "out.jsonl"]
     export = outputs.export
 
-    def interrupted(*given: Any) -> Any:
+    def interrupted(*given: Any, **more: Any) -> Any:
         signal.raise_signal(signal.SIGINT)
-        return export(*given)
+        return export(*given, **more)
 
     with monkeypatch.context() as patch:
         patch.setattr(outputs, "export", interrupted)

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+import batchfile
 from batchfile.client.upload import open_upload, repeatable
 from batchfile.errors import InvalidFile
+from batchfile.testing import MemoryStore
 
 LINES = b'{"custom_id": "a", "params": {}}\n' * 1000
 
@@ -61,3 +63,15 @@ def test_a_pipe_by_its_name_is_told_the_way_through_stdin(tmp_path: Path) -> Non
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(InvalidFile, match=r"is not a regular file; pipe it to stdin and use - as the input$"):
         open_upload(str(tmp_path / "pipe"))
+
+
+def test_rows_are_submitted_with_a_prompt(tmp_path: Path) -> None:
+    (tmp_path / "reviews.csv").write_text("id,review\na,good\nb,bad\n")
+    with batchfile.connect(MemoryStore()) as client:
+        rows = client.submit(tmp_path / "reviews.csv", prompt="Is it {{ review }}?", limit=1, stage="email")
+        assert rows.last_status.total == 1
+        with pytest.raises(InvalidFile, match="has no column 'revew'"):
+            client.submit(tmp_path / "reviews.csv", prompt="{{ revew }}")
+        with pytest.raises(TypeError, match=r"^submit\(\) got an unexpected keyword argument 'engine'$"):
+            client.submit(tmp_path / "reviews.csv", engine="echo")  # type: ignore[call-arg]
+        assert [batch.id for batch in client.batches()] == [rows.id]

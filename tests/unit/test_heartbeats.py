@@ -94,7 +94,7 @@ def test_only_what_is_older_than_a_day_is_swept() -> None:
 def test_what_the_engine_failed_is_told_and_not_what_never_reached_it() -> None:
     ledger, _ = world()
     runner = Runner(ledger, engine_factory("echo", model="org/m"), RunnerOptions(runner_id="m-1", pool="mistral"))
-    runner.runner_stats.succeeded, runner.runner_stats.failed, runner.runner_stats.refused = 5, 2, 1
+    runner.runner_stats.succeeded, runner.runner_stats.failed, runner.runner_stats.rejected = 5, 2, 1
     who = Identity(pool="mistral", runner_id="m-1", model="org/m", engine="echo", host="h", started_at=5.0)
     Heartbeat(ledger, runner, who).tick()
     assert read_heartbeats(ledger)[0].totals == RunnerTotals(succeeded=5, failed=2)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchfile.lines.kinds import KIND_BYTES, Kind, command_for, detect, is_request, refusal
+from batchfile.lines.kinds import KIND_BYTES, Kind, command_for, detect, refusal
 
 CASES = Path(__file__).parents[1] / "cases"
 PARAMS = '{"custom_id": "a", "params": {"messages": [{"role": "user", "content": "Hi"}]}}'
@@ -76,10 +76,38 @@ def test_the_delimiter_is_the_one_that_gives_every_record_as_many_fields(delimit
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "column"),
+    [
+        (
+            "a.csv",
+            "sku,url,title,comment\nA-1,https://example.com/a/long/address,Box,It broke after a day\n",
+            "comment",
+        ),
+        ("a.csv", "id,customer_id,word\nxxxxxxxxxxxx,yyyyyyyyyyy,ok\n", "word"),
+        ("a.csv", "id\nx\n", "id"),
+        ("a.csv", "id,text\n", "text"),
+        ("a.jsonl", '{"id": 1, "tag": "x"}\n{"id": 2, "tag": "y", "about": "a few words"}\n', "about"),
+        ("a.json", '[{"id": 1, "text": "only keys are looked at"}]', "text"),
+    ],
+)
+def test_the_example_of_a_prompt_has_the_column_with_the_most_text(name: str, text: str, column: str) -> None:
+    assert f"'... {{{{ {column} }}}} ...'" in command_for(detect(name, text.encode()), name)
+
+
+def test_a_byte_order_mark_of_csv_is_noted() -> None:
+    assert detect("a.csv", b"\xef\xbb\xbfa,b\n1,2\n").has_bom
+    assert not detect("a.csv", b"a,b\n1,2\n").has_bom
+    assert not detect("a.jsonl", b'\xef\xbb\xbf{"a": 1}\n').has_bom
+
+
 def test_a_first_line_longer_than_what_is_looked_at_is_a_request() -> None:
     long = PARAMS.replace("Hi", "x" * KIND_BYTES)
     assert detect("a.jsonl", long.encode()[:KIND_BYTES]).content == "requests"
     assert detect("a.json", f"[{long}]".encode()[:KIND_BYTES]).content == "requests"
+    metadata = '{"metadata": {"a": "%s"}, "custom_id": "a", "params": {}}' % ("x" * KIND_BYTES)
+    assert detect("a.jsonl", metadata.encode()[:KIND_BYTES]).content == "requests"
+    assert detect("a.jsonl", b'{"metadata": {"a": 1}, "custom_id": "a"}').content == "rows"
 
 
 def test_columns_are_those_of_the_first_rows() -> None:
@@ -158,6 +186,9 @@ def test_the_command_unpacks_a_file_and_names_none_that_jq_cannot_read() -> None
     [
         f"{OWN}\n{PARAMS}",  # the others can run
         '{"custom_id": "a", "params": {}, "model": "m"}',  # belongs into params
+        '{"custom_id": "a", "params": {}, "seed": 1}',
+        f'{OWN}\n{{"custom_id": "a", "params": {{}}, "seed": 1}}',
+        '{"custom_id": "a", "params": {}, "seed": 1}\n{"seed": 1, "stage": "x"}',
         '{"custom_id": "a", "params": {}, "metdata": {}}',
         '{"custom_id": "a", "parms": {}, "x": 1}',
         '{"custom_id": "a", "metadata": {}, "row_problem": "no"}',
@@ -168,11 +199,10 @@ def test_other_fields_concern_their_lines_alone(text: str) -> None:
     assert detect("a.jsonl", text.encode()).is_ready
 
 
-def test_the_outline_of_a_request_does_not_depend_on_its_values() -> None:
-    assert is_request(b'{"custom_id": null, "params": {}}')
-    assert is_request(b'{"params": {}}')
-    assert not is_request(b'{"custom_id": "a"}')
-    assert not is_request(b"custom_id, params")
+@pytest.mark.parametrize("line", ['{"custom_id": null, "params": {}}', '{"params": {}}', '{"params": {"a'])
+def test_the_outline_of_a_request_does_not_depend_on_its_values(line: str) -> None:
+    assert detect("a.csv", line.encode()).content == "requests"
+    assert detect("a.csv", b'{"custom_id": "a"}').content == "rows"
 
 
 @given(st.binary(max_size=300), st.sampled_from(["a.jsonl", "a.csv", "a.txt", "stdin", "a.json", "é.tsv.zst"]))

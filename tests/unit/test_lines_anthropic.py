@@ -5,7 +5,6 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from anthropic.types.messages import MessageBatchIndividualResponse
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -74,6 +73,7 @@ def test_the_stop_sequence_is_named_and_an_empty_answer_counts_a_token() -> None
     assert message["usage"]["output_tokens"] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("reason", "explanation"),
     [
@@ -89,6 +89,8 @@ def test_a_refusal_and_a_filter_are_anthropics_refusal(reason: Any, explanation:
     assert message["stop_details"] == {"type": "refusal", "category": None, "explanation": explanation}
     usage = message["usage"]
     assert (usage["input_tokens"], usage["output_tokens"], usage["is_unknown"]) == (0, 0, True)
+    from anthropic.types.messages import MessageBatchIndividualResponse  # takes a second
+
     MessageBatchIndividualResponse.model_validate_json(json.dumps(line), strict=True)
 
 

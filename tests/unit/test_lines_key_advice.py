@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchfile.lines import find_problems
 from batchfile.lines.formats import native, openai_chat, openai_completions, openai_embeddings
 from batchfile.lines.key_advice import NOT_SERVED, OTHERWISE, SAME, typo_of
 from batchfile.lines.parquet import COLUMNS, REQUEST_KEYS
+from batchfile.lines.parse import find_problems
 
 HI = [{"role": "user", "content": "hi"}]
 FORMATS: dict[str, tuple[Any, dict[str, Any]]] = {
@@ -131,7 +131,8 @@ def test_no_column_is_taken_for_another_that_means_something_else() -> None:
 
 
 def test_a_key_that_belongs_inside_is_told_so() -> None:
-    for carrier, where in (("params", "params"), ("body", "body")):
-        line = {"custom_id": "a", carrier: {}, "max_tokens": 1}
-        said = {found.where: found.message for found in find_problems(json.dumps(line).encode())}
-        assert said["max_tokens"] == f"belongs inside {where}"
+    for carrier in ("params", "body"):
+        for key in {*COLUMNS, "tools", "response_format", "max_completion_tokens"} - {"custom_id"}:
+            line = {"custom_id": "a", carrier: {}, key: 1}
+            said = {found.where: found.message for found in find_problems(json.dumps(line).encode())}
+            assert said[key] == f"belongs inside {carrier}"

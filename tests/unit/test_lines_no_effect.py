@@ -11,7 +11,7 @@ from batchfile.lines.formats.shared import TextBlock, without_effect
 
 DOCS = Path(__file__).parents[2] / "docs" / "service.md"
 MODELS: list[type[BaseModel]] = [
-    *(openai_chat.Turn, TextBlock),
+    *(openai_chat.ChatMessage, TextBlock),
     *(native.ToolDefinition, native.ToolUseBlock, native.ToolResultBlock, native.ThinkingBlock),
     *(native.RedactedThinkingBlock, openai_chat.FunctionCall),
 ]

@@ -4,12 +4,10 @@ import json
 from typing import Any
 
 import pytest
-from openai.types import CreateEmbeddingResponse
-from openai.types.chat import ChatCompletion
 
 from batchfile.errors import InvalidRequest
-from batchfile.lines import find_problems, parse_request
 from batchfile.lines.formats.openai_results import openai_file
+from batchfile.lines.parse import find_problems, parse_request
 from batchfile.lines.result import encode_result
 from batchfile.types import Choice, Completion, Defaults, Failure, Message, Outcome, Request, Sampling, Usage
 
@@ -287,6 +285,7 @@ def test_an_endpoints_status_is_kept(status: int) -> None:
     assert line["response"]["body"]["error"]["type"] == (kind if status < 500 else "server_error")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("choice", "message", "reason"),
     [
@@ -299,13 +298,18 @@ def test_a_refusal_and_a_filter_are_openais_own(choice: Choice, message: dict[st
     body = rendered(Completion(choices=(choice,), usage=Usage(unknown=1)))["response"]["body"]
     assert body["choices"][0]["message"] == {"role": "assistant"} | message
     assert (body["choices"][0]["finish_reason"], body["usage"]) == (reason, None)
+    from openai.types.chat import ChatCompletion  # takes a second
+
     ChatCompletion.model_validate_json(json.dumps(body), strict=True)
 
 
+@pytest.mark.slow
 def test_vectors_without_a_known_usage_say_so() -> None:
     made = Completion(choices=(), usage=Usage(unknown=1), kind="embedding", vectors=((0.5,),))
     body = rendered(made)["response"]["body"]
     assert body["usage"] == {"prompt_tokens": 0, "total_tokens": 0, "is_unknown": True}
+    from openai.types import CreateEmbeddingResponse  # takes a second
+
     CreateEmbeddingResponse.model_validate_json(json.dumps(body), strict=True)
 
 

@@ -8,11 +8,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from batchfile.errors import InvalidRequest
-from batchfile.lines import find_problems, parse_request
 from batchfile.lines.formats.anthropic import anthropic_lines
 from batchfile.lines.formats.openai_results import openai_file
 from batchfile.lines.formats.stage import stage_lines
 from batchfile.lines.parquet import write_results
+from batchfile.lines.parse import find_problems, parse_request
 from batchfile.lines.result import encode_result
 from batchfile.lines.validate import Scan
 from batchfile.types import Choice, Completion, Defaults, Outcome, Raw, Request, Sampling, Usage

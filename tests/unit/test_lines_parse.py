@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchfile.errors import InvalidRequest
-from batchfile.lines import find_problems, parse_request
 from batchfile.lines.envelope import decode_envelope
+from batchfile.lines.parse import find_problems, parse_request
 from batchfile.types import Defaults, Message, Request, Sampling
 
 HI = [{"role": "user", "content": "hi"}]

@@ -109,6 +109,14 @@ def test_a_shared_beginning_is_found_to_within_a_step(shared: int, step: int) ->
     assert 4 * (shared - step) < found.num_shared <= exact(prompts)
 
 
+def test_the_share_is_the_same_in_every_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prefixes, "_SLOTS", 16)
+    found = SharedPrefixes()
+    for n in range(400):
+        found.add(f"{n % 7:>{STEP_CHARS}}" * (1 + n % 3))
+    assert (found.num_shared, found.num_chars) == (17_984, 51_136)
+
+
 def test_what_was_forgotten_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prefixes, "_SLOTS", 16)
     draw = random.Random(1)

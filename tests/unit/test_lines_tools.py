@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from batchfile.errors import InvalidRequest
-from batchfile.lines import parse_request
 from batchfile.lines.formats.anthropic import anthropic_lines
 from batchfile.lines.formats.openai_results import openai_file
 from batchfile.lines.formats.stage import stage_lines
+from batchfile.lines.parse import parse_request
 from batchfile.lines.result import decode_result, encode_result
 from batchfile.types import Choice, Completion, Defaults, Message, Request, Tool, ToolCall, Tools, Usage
 

@@ -1,11 +1,13 @@
 """Where the runs of `map` are: the same run has the same folder, and the cache forgets those that nobody uses."""
 
+import errno
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from batchfile.errors import SettingsError
+from batchfile.errors import SettingsError, StoreFull
 from batchfile.local.map_state import KEPT_S, open_state
 
 
@@ -44,6 +46,19 @@ def test_what_was_not_used_for_thirty_days_leaves_the_cache_but_not_a_folder_of_
         found = {path.name for path in open_state(store).root.iterdir()}
         gone = set() if store else {old.name, "map-killed.unfinished"}
         assert found == {old.name, kept.name, "map-killed.unfinished", "other"} - gone
+
+
+def test_a_full_disk_is_said(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lines() -> Iterator[bytes]:
+        yield b"1\n"
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with (
+        pytest.raises(StoreFull, match=r"/map/map-.*: .*disk is full: free some space"),
+        open_state(None).written(lines()),
+    ):
+        pass
+    assert not [*cache.iterdir()]
 
 
 def test_where_the_store_is(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from batchfile.engine.fit import fitting_max_tokens
 from batchfile.engine.http.answer import what_is_odd
 from batchfile.errors import InvalidRequest
 from batchfile.types import Sampling
+from tests.warm import WAIT_S, Warm
 
 pytestmark = pytest.mark.slow
 
@@ -21,10 +23,17 @@ NOTHING_CHANGED = "the output is incomplete, and nothing was changed; redirect i
 
 
 def run(folder: Path, command: str) -> subprocess.CompletedProcess[str]:
+    """`command`: without `batchfile`; may end in ` > FILE`."""
     (folder / "in.jsonl").write_text(LINE)
-    words = f"{sys.executable} -m batchfile {command}"
-    environ = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "HOME": str(folder)}
-    return subprocess.run(words, cwd=folder, shell=True, capture_output=True, text=True, check=False, env=environ)
+    words, _, target = command.partition(" > ")
+    with open(target, "wb") if target else nullcontext(subprocess.PIPE) as stdout:
+        process = Warm("batchfile", words.split(), cwd=folder, env=environ(folder), stdout=stdout, text=True)
+    said = process.communicate(timeout=WAIT_S)
+    return subprocess.CompletedProcess(process.args, process.wait(), *said)
+
+
+def environ(folder: Path) -> dict[str, str]:
+    return {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "HOME": str(folder)}
 
 
 @pytest.mark.parametrize(
@@ -107,8 +116,9 @@ def test_what_was_changed_is_said_where_it_could_not_be_printed(tmp_path: Path) 
 
 
 def test_a_stdout_that_is_closed_is_no_error(tmp_path: Path) -> None:
-    done = run(tmp_path, "completion bash >&-")
-    assert (done.returncode, done.stderr) == (0, "")
+    command = [f"{sys.executable} -m batchfile completion bash >&-"]
+    done = subprocess.run(command, cwd=tmp_path, env=environ(tmp_path), shell=True, stderr=subprocess.PIPE, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 def _is_lost(done: subprocess.CompletedProcess[str], what_now: str) -> None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -142,6 +143,10 @@ def test_a_guard_that_was_killed_is_followed_by_another(what: str) -> None:
     parent = Parent("wait", what)
     os.kill(parent.guard, signal.SIGKILL)
     eventually(lambda: any(pid != parent.guard for pid in guards_of(parent.process.pid)))
+    [again] = (pid for pid in guards_of(parent.process.pid) if pid != parent.guard)
+    arguments = Path(f"/proc/{again}/cmdline").read_text().split("\0")
+    # From its first moment: the parent may be killed before it could tell.
+    assert (str(parent.child) in arguments) == (what == "told")
     assert is_running(parent.child)
     parent.end()
     eventually(lambda: not is_running(parent.child))

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchfile.engine.base import EngineStats
-from batchfile.local.progress import ACTIVE_S_MIN, Meter, Snapshot
+from batchfile.local.progress import ACTIVE_S_MIN, Meter, Snapshot, cost_usd
 from batchfile.runner.stats import RunnerStats
 from batchfile.types import Counts, Usage
 
@@ -202,3 +202,10 @@ def test_while_all_that_is_left_waits_no_time_left_is_promised() -> None:
         paused = meter.look(runner_stats, float(second), 0.0, EngineStats(num_waiting=1))
         assert (paused.done, paused.eta_s) == (54, None)
     assert meter.look(runner_stats, 150.0, 0.0, EngineStats(num_running=1)).eta_s is not None
+
+
+@pytest.mark.parametrize(
+    ("gpu_s", "gpu_hour", "cost"), [(1800.0, 2.5, 1.25), (1800.0, None, None), (0.0, 2.5, None), (3600.0, 0.0, 0.0)]
+)
+def test_a_cost_is_known_only_with_a_price_and_a_gpu(gpu_s: float, gpu_hour: float | None, cost: float | None) -> None:
+    assert cost_usd(gpu_s, gpu_hour) == cost

@@ -11,7 +11,6 @@ import pytest
 from batchfile.cli.requests_reference import ECHO, MODELS, NOTES, rows_of, with_tables
 from batchfile.engine.http.wire import request_body
 from batchfile.errors import InvalidRequest
-from batchfile.lines import parse_request
 from batchfile.lines.formats import (
     openai_chat,
     openai_completions,
@@ -20,6 +19,7 @@ from batchfile.lines.formats import (
     openai_responses,
     openai_scores,
 )
+from batchfile.lines.parse import parse_request
 from batchfile.types import Defaults, Request
 
 PAGE = Path(__file__).parents[2] / "docs" / "requests.md"

@@ -10,7 +10,6 @@ from openai.types.chat import ChatCompletion
 from openai.types.responses import Response
 
 from batchfile.errors import InvalidRequest
-from batchfile.lines import parse_request
 from batchfile.lines.formats import (
     openai_chat,
     openai_completions,
@@ -20,6 +19,7 @@ from batchfile.lines.formats import (
 )
 from batchfile.lines.formats.anthropic import anthropic_lines
 from batchfile.lines.formats.openai_results import openai_file
+from batchfile.lines.parse import parse_request
 from batchfile.lines.result import encode_result
 from batchfile.testing import EchoEngine
 from batchfile.types import Defaults

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from batchfile.errors import InvalidFile, InvalidRequest, SettingsError
-from batchfile.lines import parse_request
 from batchfile.lines.framing import iter_lines
+from batchfile.lines.parse import parse_request
 from batchfile.rows.prompt import AnswerColumns, RowPrompt, request_lines
 from batchfile.rows.read import Row
 from batchfile.types import Defaults, Request
@@ -138,6 +138,10 @@ def test_choices_and_schemas_guide_the_answer() -> None:
     assert request(RowPrompt(prompt="x", schema=SCHEMA), {}).sampling.json_schema == SCHEMA
     with pytest.raises(SettingsError, match="cannot be combined"):
         RowPrompt(choices=("a",), schema=SCHEMA)
+    with pytest.raises(SettingsError, match=r'^--schema: is not a valid JSON schema: properties/a/type: "nope" is not'):
+        RowPrompt(schema={"properties": {"a": {"type": "nope"}}})
+    with pytest.raises(SettingsError, match=r'^schema: is not a valid JSON schema: pattern: "\(" is not a "regex"$'):
+        RowPrompt(schema={"pattern": "("}, is_command=False)
     with pytest.raises(SettingsError, match=r"different and not empty, got '[^']+'"):
         RowPrompt(choices=("a", ""))
 

@@ -27,7 +27,7 @@ CELL = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=1
 
 
 @given(
-    st.lists(st.lists(CELL, min_size=2, max_size=2), max_size=6),
+    st.lists(st.lists(CELL, min_size=2, max_size=2), min_size=1, max_size=6),
     st.sampled_from(",;\t|"),
     st.sampled_from(["\n", "\r\n"]),
 )
@@ -67,6 +67,7 @@ def test_a_bad_last_row_without_a_newline_fails_alone(size: int) -> None:
         (b'a,b\n1,2\n3,"x\n4,5\n', "line 3 is never closed"),
         (b'a,b\n1,2\n3,"x', "line 3 is never closed"),
         (b"a,b,a\n1,2,3\n", "2 columns named 'a'"),
+        (b"a,b\n\n", "^a.csv: has a header and no rows$"),
         ("a,b\n1,2\nü,4\n".encode("cp1252"), "line 3: byte 0xfc is not UTF-8"),
         (b"a,b\n1,\xc3", "line 2: byte 0xc3"),
         (b'"a"x,b\n1,2\n', "its header is not valid CSV"),
@@ -93,14 +94,15 @@ def test_a_cell_that_does_not_end_is_rejected_before_it_fills_the_memory(start: 
 
 
 def test_rows_of_json_are_read_as_they_are_and_bad_ones_fail_alone() -> None:
-    lines = ['{"a": 1.0, "b": [1, {"c": null}]}', "17", '{"a": }', '{"a": 1, "a": 2}', '{"a": "é"}']
+    lines = ['{"a": 1.0, "b": [1, {"c": null}]}', "17", '{"a": }', '{"a": 1, "a": 2}', '{"a": "é"}', '{"a": 1e400}']
     found = rows("\n\n".join(lines).encode(), JSONL)
-    assert [row.line for row in found] == [1, 3, 5, 7, 9]
+    assert [row.line for row in found] == [1, 3, 5, 7, 9, 11]
     assert found[0].values == json.loads(lines[0])
     assert "must be an object with the columns of the row, got 17" in (found[1].problem or "")
     assert "is not valid JSON" in (found[2].problem or "")
     assert "twice" in (found[3].problem or "")
     assert found[4] == Row(9, {"a": "é"})
+    assert found[5].problem == "cannot be read: Number out of range - at `$[...]`"
 
 
 def test_each_line_of_text_is_a_prompt_or_all_of_it_is_one() -> None:

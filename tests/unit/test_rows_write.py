@@ -1,11 +1,14 @@
 """Rows with their answers, in each format."""
 
 import csv
+import datetime as dt
 import gzip
 import io
 import json
+from decimal import Decimal
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
@@ -13,12 +16,13 @@ from hypothesis import strategies as st
 
 from batchfile.lines.file_formats import zstd
 from batchfile.lines.kinds import Kind
+from batchfile.lines.parquet import parquet_columns, parquet_lines
 from batchfile.lines.result import encode_result
 from batchfile.rows.answers import answered_rows
 from batchfile.rows.prompt import AnswerColumns, RowPrompt, request_lines
 from batchfile.rows.read import Row, read_rows
 from batchfile.rows.table import AnsweredTable, decode_table
-from batchfile.rows.write import format_of, write_rows
+from batchfile.rows.write import write_rows
 from batchfile.types import Choice, Completion, Failure, Outcome, Usage
 
 ROWS: list[dict[str, Any]] = [
@@ -29,7 +33,7 @@ ROWS: list[dict[str, Any]] = [
 
 def written(name: str, rows: list[dict[str, Any]], **more: Any) -> bytes:
     file = io.BytesIO()
-    write_rows(lambda: iter(rows), file, format_of(name, **({"delimiter": "", "column": "text"} | more)))
+    write_rows(lambda: iter(rows), file, name, **({"column": "text"} | more))
     return file.getvalue()
 
 
@@ -58,6 +62,15 @@ def test_columns_are_in_the_order_in_which_they_appear() -> None:
     ]
 
 
+@pytest.mark.parametrize("name", ["o.csv", "o.parquet"])
+def test_the_columns_of_answers_are_last_also_if_the_first_row_cannot_be_read(name: str) -> None:
+    data = written(name, [{"answer": None, "error": "bad"}, *ROWS], last=("answer", "error"))
+    columns = data.splitlines()[0].decode("latin-1").split(",")
+    if name == "o.parquet":
+        columns = pq.read_table(io.BytesIO(data)).column_names
+    assert columns == ["id", "text", "tags", "score", "more", "answer", "error"]
+
+
 def test_jsonl_has_the_values_themselves() -> None:
     assert [json.loads(line) for line in written("o.jsonl", ROWS).splitlines()] == ROWS
     assert written("o", ROWS) == written("o.ndjson", ROWS) == written("o.jsonl", ROWS)
@@ -75,6 +88,33 @@ def test_a_compressed_name_compresses() -> None:
     assert gzip.decompress(written("o.csv.gz", ROWS)) == plain
     assert zstd.decompress(written("o.CSV.ZST", ROWS)) == plain
     assert written("o.csv.gz", ROWS) == written("o.csv.gz", ROWS), "the same rows give the same bytes"
+
+
+def test_columns_of_parquet_keep_the_types_that_they_had() -> None:
+    day, at = dt.date(2026, 1, 2), dt.datetime(2026, 1, 2, tzinfo=dt.UTC)
+    kept = {
+        "day": pa.array([day, None]),
+        "ns": pa.array([1, None], pa.timestamp("ns")),
+        "at": pa.array([at, None], pa.timestamp("us", "UTC")),
+        "price": pa.array([Decimal("1.50"), None]),
+        "long": pa.array([Decimal("12345678901234567890.50"), None]),
+        "small": pa.array([1, None], pa.int8()),
+        "float": pa.array([0.1, None], pa.float32()),
+        "large": pa.array([2**64 - 1, 1], pa.uint64()),
+        "kind": pa.array(["x", None]).dictionary_encode(),
+        "days": pa.array([[day], None]),
+    }
+    as_text = {"bytes": pa.array([b"x", None]), "time": pa.array([dt.time(1), None])}
+    table = pa.table(kept | as_text)
+    file = io.BytesIO()
+    pq.write_table(table, file)
+    rows = [json.loads(line) for chunk in parquet_lines("a.parquet", file, as_rows=True) for line in chunk.splitlines()]
+    _, types = json.loads(b"".join(parquet_columns("a.parquet", file)))
+    data = written("o.parquet", [{**row, "answer": "x"} for row in rows], types=types)
+    found = pq.read_table(io.BytesIO(data))
+    assert found.select([*kept]).equals(table.select([*kept]))
+    assert found.select([*as_text]).to_pylist()[0] == {"bytes": "eA==", "time": "01:00:00"}
+    assert found["answer"].to_pylist() == ["x", "x"]
 
 
 def test_parquet_columns_have_the_types_of_their_values(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,6 +169,26 @@ def test_a_json_answer_becomes_columns_or_one_value() -> None:
 def test_what_is_stored_with_a_batch_can_be_read_again() -> None:
     table = AnsweredTable(columns=AnswerColumns(into="x", fields=("a", "b")), layout="csv", delimiter=";", is_raw=True)
     assert decode_table(table.encode()) == table
-    assert table.format_for(None).delimiter == ";"
-    assert AnsweredTable(columns=AnswerColumns(), layout="text").format_for(None).layout == "text"
-    assert AnsweredTable(columns=AnswerColumns(), layout="parquet").format_for(None).layout == "jsonl"
+
+
+@pytest.mark.parametrize(
+    ("table", "output", "expected"),
+    [
+        ({"layout": "csv", "delimiter": ";"}, None, b"n;a;b;error\n1;x;2;\n"),
+        ({"layout": "csv", "delimiter": "\t"}, None, b"n\ta\tb\terror\n1\tx\t2\t\n"),
+        ({"layout": "csv", "delimiter": ",", "has_bom": True}, "o.csv", b"\xef\xbb\xbfn,a,b,error\n1,x,2,\n"),
+        ({"layout": "csv", "delimiter": ",", "has_bom": True}, "o.jsonl", b'{"n":1,"a":"x","b":2,"error":null}\n'),
+        ({"layout": "parquet"}, None, b'{"n":1,"a":"x","b":2,"error":null}\n'),
+        ({"layout": "text"}, None, b'{"a":"x","b":2}\n'),
+        ({"layout": "csv", "delimiter": ","}, "o.txt", b'{"a":"x","b":2}\n'),
+    ],
+)
+def test_stdout_has_the_layout_of_the_input_and_a_file_that_of_its_name(
+    table: dict[str, Any], output: str | None, expected: bytes
+) -> None:
+    columns = AnswerColumns(fields=("a", "b"), has_json=True)
+    lines = [*request_lines([Row(1, {"n": 1})], RowPrompt(prompt="x"))]
+    results = [encode_result("x", answer('{"a": "x", "b": 2}'), "m")]
+    file = io.BytesIO()
+    AnsweredTable(columns=columns, **table).write(lambda: lines, lambda: results, file, output)
+    assert file.getvalue() == expected

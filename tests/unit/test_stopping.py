@@ -1,12 +1,13 @@
 """What the first signal says, by what is true at that moment."""
 
+import signal
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from batchfile.cli.stopping import _first_words
+from batchfile.cli.stopping import RunSignals, _first_words
 from batchfile.local.progress import Snapshot
 
 SEEN = Snapshot(
@@ -55,3 +56,18 @@ def test_the_first_signal_says_what_is_true(
     more: dict[str, Any], seen: Snapshot | None, grace_s: float, words: str
 ) -> None:
     assert _first_words(runner(**more), seen, grace_s, "press X") == f"stopping: {words}"
+
+
+def test_a_second_signal_in_the_middle_of_the_first_one_stops_at_once() -> None:
+    called: list[str] = []
+
+    def say(text: str) -> None:
+        called.append(text)
+        if text.startswith("stopping: "):
+            signals.handle(signal.SIGINT, None)  # as Python does: between two instructions of the running handler
+
+    ours = runner(is_building=False, stop=lambda: called.append("stop"), stop_now=lambda: called.append("stop_now"))
+    signals = RunSignals(say=say, on_end=lambda: None, grace_s=30, runner=ours)
+    signals.handle(signal.SIGINT, None)
+    assert called[1:] == ["stopping now", "stop_now", "stop"]
+    assert signals.num == 2

@@ -76,21 +76,21 @@ PLACES = {
     "batchfile/store/": "errors clock child_env",
     "batchfile/lines/": "errors types child_env routing lines.formats",
     "batchfile/lines/formats/": "errors types request_options lines.diagnostics lines.framing lines.result",
-    "batchfile/rows/": "errors types lines",
+    "batchfile/rows/": "errors types lines schemas.rules",
     "batchfile/schemas/": "child_env",
     # testing.faulty_echo: where a variable asks for faults
-    "batchfile/engine/": "errors types request_options clock engine.http.engine engine.vllm.engine engine.vllm.tasks "
-    "testing.faulty_echo",
+    "batchfile/engine/": "errors types request_options clock engine.http.engine engine.vllm.engine "
+    "engine.vllm.identity engine.vllm.tasks testing.faulty_echo",
     "batchfile/engine/http/": "errors types engine.base engine.fit engine.prompts engine.tool_wire",
-    "batchfile/engine/vllm/": "errors types request_options child_env schemas engine.base engine.fit engine.prompts "
-    "engine.tool_wire",
-    "batchfile/ledger/": "errors types clock store.base lines.envelope lines.framing lines.result",
+    "batchfile/engine/vllm/": "errors types request_options child_env schemas engine.base engine.fit engine.identity "
+    "engine.prompts engine.tool_wire",
+    "batchfile/ledger/": "errors types clock store.base lines.envelope lines.failures lines.framing lines.result",
     "batchfile/settings_tables.py": "types ledger.keys",
     "batchfile/settings.py": "errors types env_aliases schemas.rules ledger.base ledger.keys settings_tables",
     # testing.crash_points: where a variable names one
     "batchfile/open_ledger.py": "errors store ledger.base settings testing.crash_points",
     "batchfile/files/": "errors ledger",
-    "batchfile/plan/": "errors types routing store.base lines ledger",
+    "batchfile/plan/": "errors types routing store.base lines rows ledger",
     "batchfile/inbox/": "batchfile errors types store.base lines ledger plan",
     "batchfile/long_work.py": "errors ledger plan.pending inbox",
     "batchfile/janitor.py": "errors ledger plan.pending inbox",
@@ -98,9 +98,10 @@ PLACES = {
     "janitor",
     "batchfile/signals.py": "runner.runner",
     "batchfile/local/": "batchfile errors types logs routing settings open_ledger store lines rows engine.base "
-    "engine.open engine.http.engine engine.vllm.preflight ledger plan inbox.documents runner.runner runner.stats",
-    "batchfile/client/": "errors types logs routing settings open_ledger store lines ledger plan.options plan.submit "
-    "inbox.records local.inputs local.options local.outputs local.receipt local.tables",
+    "engine.identity engine.open engine.http.engine engine.vllm.preflight ledger plan inbox.documents runner.runner "
+    "runner.stats",
+    "batchfile/client/": "errors types logs routing settings open_ledger store lines rows ledger plan.options "
+    "plan.reuse_sources plan.submit inbox.records local.inputs local.options local.outputs local.receipt local.tables",
     "batchfile/testing/": "errors types clock store engine.base engine.echo ledger.records runner",
     "batchfile/cli/": "batchfile errors types logs routing settings settings_tables signals open_ledger store lines "
     "engine.fit engine.vllm.cpu engine.vllm.preflight ledger inbox.documents runner.runner local client",
@@ -110,7 +111,7 @@ PLACES = {
     # the service
     "api/http/": "batchfile errors types settings settings_tables lines ledger",
     "api/service.py": "errors settings files ledger api.http",
-    "api/create.py": "errors types routing settings lines.split_document ledger plan api.http api.service",
+    "api/create.py": "errors types routing settings lines.kinds lines.split_document ledger plan api.http api.service",
     "api/ops/": "batchfile errors settings settings_tables open_ledger store lines.formats.stage ledger plan.pending "
     "inbox api.http",
     "api/native/": "errors types lines.formats.stage ledger plan.submit inbox.records api.http api.service api.create "

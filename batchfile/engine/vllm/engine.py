@@ -15,9 +15,9 @@ from typing import Any
 import structlog
 
 from batchfile.engine.base import EngineInfo, EngineStats, Finished, Prepared, in_flight_for
-from batchfile.engine.vllm.cpu import GIB, CpuChoice, choose, kv_cache_gib, read_cpu
 from batchfile.engine.vllm.guides import Guides
-from batchfile.engine.vllm.preflight import check_vllm, model_facts
+from batchfile.engine.vllm.identity import CPU_ENVIRONMENT, choose_on_cpu, identity_of
+from batchfile.engine.vllm.preflight import check_vllm
 from batchfile.engine.vllm.processes import (
     CLOSE_S,
     ProcessGuard,
@@ -36,8 +36,7 @@ from batchfile.types import Completion, Request
 log = structlog.get_logger()
 
 # Set before vllm is imported, unless the user has set them. vLLM, torch and their processes log only errors, and never
-# to stdout, which may be used for results. Usage statistics are off. 2 GiB of KV cache are enough for a small model on
-# a CPU (the variable has no effect on a GPU).
+# to stdout, which may be used for results. Usage statistics are off.
 ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_LOGGING_STREAM": "ext://sys.stderr",
@@ -45,7 +44,7 @@ ENVIRONMENT = {
     "TORCH_LOGS": "-all",
     "PYTHONWARNINGS": "ignore::FutureWarning,ignore::UserWarning:multiprocessing.resource_tracker",
     "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_CPU_KVCACHE_SPACE": "2",
+    **CPU_ENVIRONMENT,
 }
 STEP_WAIT_S_MAX = 0.25  # a step of a large model on a CPU can take a minute; control returns to the caller this often
 CPU_BLOCK_TOKENS = 32  # the smallest size for fast attention on a CPU
@@ -77,7 +76,8 @@ class VllmEngine:
         import vllm
 
         arguments = _arguments(options)
-        choice = _choose_on_cpu(options, arguments) if vllm.platforms.current_platform.is_cpu() else None
+        is_cpu = vllm.platforms.current_platform.is_cpu()
+        choice = choose_on_cpu(options, str(arguments["dtype"])) if is_cpu else None
         if choice is not None:
             arguments["dtype"] = choice.dtype
         self._guard = ProcessGuard()
@@ -96,6 +96,7 @@ class VllmEngine:
         self._stall = Stall(options.stall_s)
         config = self._engine.vllm_config
         num_slots = config.scheduler_config.max_num_seqs
+        identity = identity_of(options, None if choice is None else choice.dtype)
         self.info = EngineInfo(
             name="vllm",
             model=options.served_name or _display_name(options.model),
@@ -105,6 +106,7 @@ class VllmEngine:
             max_model_len=config.model_config.max_model_len,
             num_gpus=0 if choice is not None else config.parallel_config.world_size,
             note="" if choice is None else choice.note,
+            fingerprint=None if identity is None else identity.fingerprint,
         )
         self._in_flight: dict[int, _InFlight] = {}
         self._death: str | None = None
@@ -240,20 +242,6 @@ class VllmEngine:
             self._engine.abort_request(names)
         except Exception as error:
             raise self._died(error) from error
-
-
-def _choose_on_cpu(options: VllmOptions, arguments: dict[str, Any]) -> CpuChoice:
-    """Raises: SettingsError if the memory is too small for the model."""
-    given = arguments.get("kv_cache_memory_bytes")
-    kv_gib = given / GIB if isinstance(given, int) else kv_cache_gib(os.environ)
-    return choose(
-        read_cpu(),
-        model_facts(options.model, revision=options.extra.get("revision")),
-        dtype=str(arguments["dtype"]).removeprefix("torch."),
-        is_embedding=options.task == "embed",
-        environ=os.environ,
-        kv_gib=kv_gib,
-    )
 
 
 def _arguments(options: VllmOptions) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import structlog
 
 from batchfile.engine.vllm.processes import ProcessGuard
 from batchfile.errors import InvalidRequest
-from batchfile.schemas.compile import SchemaCheck, Verdict
+from batchfile.schemas.compile import CompileResult, SchemaCheck
 from batchfile.schemas.compile_worker import Judge
 
 log = structlog.get_logger()
@@ -125,7 +125,7 @@ def _is_checked(self: Any, *args: Any, **named: Any) -> None:
     """Replaces vLLM's check of the guide."""
 
 
-def _answer(guide: Any, verdict: Verdict) -> Answer:
+def _answer(guide: Any, verdict: CompileResult) -> Answer:
     """Raises: InvalidRequest."""
     if verdict.bound is not None:
         quoted = _quoted(guide)

@@ -51,7 +51,7 @@ def is_local(model: str) -> bool:
 
 def check_model(model: str) -> None:
     """Raises: SettingsError if a model with that name cannot be loaded here now."""
-    if "://" in model or _is_other_hub():
+    if "://" in model or is_other_hub():
         return  # only vLLM's other loaders can check these
     path = Path(model).expanduser()
     if not is_local(model):
@@ -64,7 +64,7 @@ def check_model(model: str) -> None:
 
 def model_facts(model: str, *, revision: str | None = None) -> ModelFacts:
     """Facts from local and cached files. Never raises: None means unknown."""
-    if "://" in model or _is_other_hub():
+    if "://" in model or is_other_hub():
         return ModelFacts()
     path = Path(model).expanduser()
     if path.is_file():
@@ -72,7 +72,7 @@ def model_facts(model: str, *, revision: str | None = None) -> ModelFacts:
     if path.is_dir():
         folder, found = path, path / CONFIG
     else:
-        cached = _cached_config(model, revision)
+        cached = cached_config(model, revision)
         if cached is None:
             return ModelFacts()
         folder, found = cached.parent, cached
@@ -90,7 +90,7 @@ def model_facts(model: str, *, revision: str | None = None) -> ModelFacts:
     )
 
 
-def _is_other_hub() -> bool:
+def is_other_hub() -> bool:
     return os.environ.get("VLLM_USE_MODELSCOPE", "").lower() in {"1", "true"}
 
 
@@ -127,7 +127,7 @@ def _weight_bytes(folder: Path) -> int | None:
     return None
 
 
-def _cached_config(model: str, revision: str | None) -> Path | None:
+def cached_config(model: str, revision: str | None) -> Path | None:
     try:
         from huggingface_hub import try_to_load_from_cache
         from huggingface_hub.errors import HFValidationError
@@ -146,7 +146,7 @@ def _check_hub(model: str) -> None:
         from huggingface_hub import errors, get_hf_file_metadata, hf_hub_url
     except ImportError:
         return  # vLLM requires it, so it is not installed either
-    if _cached_config(model, None) is not None:
+    if cached_config(model, None) is not None:
         return  # already downloaded, so the hub is not needed
     try:
         get_hf_file_metadata(hf_hub_url(model, CONFIG), timeout=HUB_S_MAX)

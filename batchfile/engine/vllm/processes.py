@@ -95,6 +95,8 @@ def sweep():
         if not find():
             break
 
+for pid in sys.argv[4:]:
+    watch(int(pid))
 is_orphan, pidfd = False, []
 try:
     pidfd = [os.pidfd_open(parent)]
@@ -184,7 +186,8 @@ class ProcessGuard:
             self._process.wait()
 
     def _start(self) -> "subprocess.Popen[bytes]":
-        arguments = [str(os.getpid()), f"{self._mark}=1", str(LOOK_S)]
+        """The guard gets the pids as arguments, because this process may be killed before it writes to a pipe."""
+        arguments = [str(os.getpid()), f"{self._mark}=1", str(LOOK_S), *map(str, self._watched)]
         return start_child("-I", "-S", "-c", _PROGRAM, *arguments, has_stdout=False)
 
     def _start_again(self) -> None:
@@ -198,10 +201,9 @@ class ProcessGuard:
                 with contextlib.suppress(OSError):
                     self._pipe().close()
                 with contextlib.suppress(OSError):  # out of memory or processes: the next attempt may succeed
-                    self._process = self._start()
                     # While there was no guard, a pid may have been given to an unrelated process: never kill that.
                     self._watched = {pid: birth for pid, birth in self._watched.items() if _birth(pid) == birth}
-                    self._tell("".join(f"{pid}\n" for pid in self._watched).encode())
+                    self._process = self._start()
             pause.wait(AGAIN_S)
 
     def _tell(self, data: bytes) -> None:

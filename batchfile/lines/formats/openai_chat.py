@@ -81,7 +81,7 @@ class FunctionCall(Strict):
     index: NoEffect = None
 
 
-class Turn(Strict):
+class ChatMessage(Strict):
     """The fields that must be null are in answers that clients send back as history."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
@@ -100,7 +100,7 @@ class Turn(Strict):
 class PlainBody(PlainSampled):
     """The fields that most bodies have alone."""
 
-    messages: Annotated[list[Turn], Field(min_length=1)]
+    messages: Annotated[list[ChatMessage], Field(min_length=1)]
     max_completion_tokens: Annotated[Whole, Field(ge=1, le=TOKENS_MAX)] | None = None
     tools: list[FunctionTool] | None = None
     tool_choice: Literal["none", "auto", "required"] | FunctionChoice | None = None
@@ -236,7 +236,7 @@ def _call_problems(turns: list[Any]) -> list[Diagnostic]:
     return diagnostics
 
 
-def _message(turn: Turn) -> Message:
+def _message(turn: ChatMessage) -> Message:
     text = text_of(turn.content or turn.refusal or "")
     role: Role = "system" if turn.role == "developer" else turn.role
     if turn.tool_calls is None and turn.role != "tool":

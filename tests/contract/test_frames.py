@@ -55,7 +55,7 @@ def test_the_same_kind_comes_back_with_columns_added(make: Callable[[dict[str, l
     data = make({"id": [3, 1, 2], "text": ["c", None, "b"]})
     frame = open_frame(data)
     assert frame.columns == ("id", "text")
-    assert [*frame.rows(["text"])] == [{"text": "c"}, {"text": None}, {"text": "b"}]
+    assert [*json_rows(frame.rows(["text"]))] == [b'{"text":"c"}\n', b'{"text":null}\n', b'{"text":"b"}\n']
     added = [{"answer": "C", "error": None}, {"answer": None, "error": "no"}, {"answer": "B", "error": None}]
     back = frame.answered(added)
     assert type(back) is type(data)
@@ -155,13 +155,27 @@ def test_what_is_not_a_table_is_rejected_in_one_sentence(data: Any, message: str
     [
         ([{"a": 1}, {"a": object()}], "row 2: column 'a' has a value without a JSON form: type object"),
         ([{"a": "\ud800"}], "row 1: column 'a' has a value without a JSON form"),
-        (pd.DataFrame({"a": [1, "x"]}), "Arrow cannot read it: .*column a.*; convert the column to text"),
-        (pl.DataFrame({"a": [object()]}), "column 'a' has Python objects; convert it to text"),
+        (pd.DataFrame({"a": ["x", pd.Period("2026-01")]}), "row 2: column 'a' has .*: type Period; convert it to text"),
+        (pl.DataFrame({"a": [object()]}), "row 1: column 'a' has a value without a JSON form: type object"),
     ],
 )
 def test_a_cell_that_is_not_data_is_named(data: Any, message: str) -> None:
     with pytest.raises(InvalidFile, match=message):
         read(data, "a")
+
+
+def test_a_column_of_pandas_may_have_values_of_several_types() -> None:
+    at = dt.datetime(2026, 1, 2, tzinfo=dt.UTC)
+    values = [1, "x", None, float("nan"), pd.Timestamp(at), at, Decimal("1.50"), [1, None], {"b": np.int8(1)}, pd.NaT]
+    index = pd.MultiIndex.from_product([["i"], range(len(values))])
+    data = pd.DataFrame({"a": pd.Series(values, index, object), "c": pd.Categorical(["k"] * len(values))}, index)
+    day = "2026-01-02T00:00:00"
+    found = [1, "x", None, None, f"{day}+00:00", f"{day}Z", 1.5, [1, None], {"b": 1}, None]
+    assert read(data, "a", "c") == [{"a": value, "c": "k"} for value in found]
+    back = open_frame(data).answered([{"answer": None, "error": None}] * len(values))
+    assert back.index.equals(index)
+    assert back.c.dtype == data.c.dtype
+    assert [*map(type, back.a)] == [*map(type, values)], "cells come back as they are"
 
 
 def test_a_value_that_does_not_fit_its_type_is_kept() -> None:

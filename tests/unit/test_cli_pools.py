@@ -1,0 +1,44 @@
+"""`batchfile runners` and `batchfile pools` over a store."""
+
+import json
+from pathlib import Path
+
+from click.testing import CliRunner
+
+from batchfile.cli.group import root
+from batchfile.ledger.heartbeats import write_heartbeat
+from batchfile.ledger.records import HeartbeatRecord
+from batchfile.open_ledger import open_service_ledger
+from batchfile.settings import load_settings
+
+RUNNER = HeartbeatRecord(
+    pool="mistral",
+    runner_id="m-1",
+    model="org/m",
+    engine="http",
+    state="down",
+    started_at=0.0,
+    num_slots=64,
+    set_aside={"batch_x": "input: denied\x1b[2J"},
+)
+
+
+def said(store: Path, *arguments: str) -> list[str]:
+    done = CliRunner().invoke(root, [*arguments, "--store", str(store)])
+    assert done.exit_code == 0, done.output
+    return done.output.splitlines()
+
+
+def test_runners_and_pools_are_tables_with_a_header_and_json(tmp_path: Path) -> None:
+    write_heartbeat(open_service_ledger(str(tmp_path), load_settings()), RUNNER)
+    header, row, aside = said(tmp_path, "runners")
+    assert header.split()[:3] == ["POOL", "RUNNER", "STATE"]
+    assert row.split()[:3] == ["mistral", "m-1", "down"]
+    assert aside == "m-1 set batch_x aside: input: denied?[2J"
+    assert json.loads(said(tmp_path, "runners", "--json")[0])["runner_id"] == "m-1"
+    assert said(tmp_path, "runners", "--pool", "llama-70b") == ["no live runners of the pool llama-70b"]
+    header, llama, mistral = said(tmp_path, "pools")
+    assert header.split()[:3] == ["POOL", "STATE", "RUNNERS"]
+    assert (llama.split()[:2], mistral.split()[:4]) == (["llama-70b", "down"], ["mistral", "down", "1", "down"])
+    (_, shown) = map(json.loads, said(tmp_path, "pools", "--json"))
+    assert (shown["name"], shown["is_up"], shown["runners"]) == ("mistral", False, {"down": 1})
