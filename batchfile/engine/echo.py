@@ -8,6 +8,7 @@ schema or with tools. A raw prompt is its own answer; a vector is derived from t
 import heapq
 import json
 import os
+import re
 import struct
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
@@ -20,12 +21,13 @@ from msgspec.structs import replace as replace_fields
 
 from batchfile.clock import Clock, SystemClock
 from batchfile.engine.base import EngineInfo, EngineStats, Finished, Prepared, in_flight_for
-from batchfile.engine.fit import check_size, check_task, vector_of
+from batchfile.engine.fit import check_options, check_size, check_task, compared, vector_of
 from batchfile.engine.identity import EngineIdentity
 from batchfile.engine.prompts import prefix_of
 from batchfile.engine.tool_wire import NO_THINKING, NO_TOOLS, call_stem, made_calls
 from batchfile.errors import EngineDead, InvalidRequest, SettingsError
-from batchfile.types import Choice, Completion, Input, Raw, Request, StopReason, Task, Usage
+from batchfile.request_options import Options
+from batchfile.types import Choice, Completion, Input, Raw, Request, StopReason, Task, TokenLogprob, TopLogprob, Usage
 
 PREFIX = "BATCHFILE_ECHO_"
 VERSION = "1"  # of the answers
@@ -160,6 +162,7 @@ class EchoEngine:
         self._is_dead = False
 
     def prepare(self, request: Request) -> EchoPrepared:
+        check_options(request)
         if request.raw is None and self._task == "generate":
             num_tokens, completion = self._answer(request)
         else:
@@ -169,6 +172,10 @@ class EchoEngine:
             completion = Completion(choices=choices, usage=completion.usage)
         if request.tools is not None or request.is_thinking:
             completion = self._with_blocks(request, completion)
+        if request.options is not None:
+            completion = _with_options(request, request.options, completion)
+        if request.form is not None:
+            completion = replace_fields(completion, kind=request.form)
         return EchoPrepared(
             prefix=prefix_of(request),
             cost=request.sampling.max_tokens,
@@ -266,14 +273,14 @@ class EchoEngine:
                 calls = made_calls(call_stem(request), number, called)
                 choice = replace_fields(choice, text="", stop_reason="tool_use", stop_sequence=None, calls=calls)
             choices.append(choice)
-        return Completion(choices=tuple(choices), usage=completion.usage)
+        return replace_fields(completion, choices=tuple(choices))
 
     def _raw_answer(self, request: Request) -> tuple[int, Completion]:
         """Like `_answer`, for a raw prompt or an embedding. Raises: InvalidRequest if another pool serves it."""
         check_task(request, self._task)
         raw = request.raw
         assert raw is not None, "an engine that generates answers conversations"
-        if raw.kind == "embedding":
+        if not request.generates:
             return 1, _vectors(raw)
         text = text_of(raw.inputs[0])
         num_tokens, completion = self._echo(request, text, text.count(" ") + 1)
@@ -305,6 +312,26 @@ class EchoEngine:
         return num_tokens, Completion(choices=(Choice(text, reason, matched),) * sampling.num_choices, usage=usage)
 
 
+def _with_options(request: Request, options: Options, completion: Completion) -> Completion:
+    """Follows a list of choices (with the first), `echo` and `logprobs` (of certain tokens)."""
+    choices = completion.choices
+    if options.guide is not None and options.guide.choice is not None:
+        choices = (Choice(options.guide.choice[0], "end_turn"),) * request.sampling.num_choices
+    if options.echo and request.raw is not None:
+        choices = tuple(replace_fields(one, text=text_of(request.raw.inputs[0]) + one.text) for one in choices)
+    if options.logprobs is not None:
+        choices = tuple(replace_fields(one, logprobs=_logprobs(one.text, options.logprobs)) for one in choices)
+    return replace_fields(completion, choices=choices)
+
+
+def _logprobs(text: str, num: int) -> tuple[TokenLogprob, ...]:
+    made = []
+    for token in re.findall(r" ?[^ ]+| ", text):
+        told: dict[str, Any] = {"token": token, "logprob": 0.0, "bytes": tuple(token.encode("utf-8", "replace"))}
+        made.append(TokenLogprob(**told, top_logprobs=(TopLogprob(**told),) if num else ()))
+    return tuple(made)
+
+
 def text_of(given: Input) -> str:
     return given if isinstance(given, str) else " ".join(map(str, given))
 
@@ -318,6 +345,10 @@ def _vectors(raw: Raw) -> Completion:
         numbers = struct.unpack(f"<{num}h", shake_128(text_of(given).encode("utf-8", "replace")).digest(2 * num))
         length = hypot(*numbers) or 1.0
         singles = struct.pack(f"<{num}f", *[number / length for number in numbers])
-        vectors.append(vector_of(struct.unpack(f"<{num}f", singles), is_base64=raw.is_base64))
+        vectors.append(struct.unpack(f"<{num}f", singles))
     usage = Usage(input_tokens=sum(text_of(given).count(" ") + 1 for given in raw.inputs))
-    return Completion(choices=(), usage=usage, kind="embedding", vectors=tuple(vectors))
+    if raw.kind == "embedding":
+        made = tuple(vector_of(vector, is_base64=raw.is_base64) for vector in vectors)
+    else:
+        made = compared(raw, vectors)
+    return Completion(choices=(), usage=usage, kind=raw.kind, vectors=made)

@@ -72,9 +72,15 @@ class ChatPrompts:
             return False
 
     def prompt(
-        self, messages: Sequence[Message], tools: Tools | None = None, arguments: dict[str, Any] | None = None
+        self,
+        messages: Sequence[Message],
+        tools: Tools | None = None,
+        arguments: dict[str, Any] | None = None,
+        *,
+        adds_special_tokens: bool = False,
     ) -> Prompt:
-        """The token ids to generate from. `arguments`: further arguments of the template.
+        """The token ids to generate from. `arguments`: further arguments of the template. `adds_special_tokens`: those
+        that the tokenizer adds to text, in addition to the template's.
 
         Raises: InvalidRequest if the template rejects the turns.
         """
@@ -87,19 +93,17 @@ class ChatPrompts:
         except Exception as error:  # a template is a program in the model's files and may raise anything
             raise InvalidRequest(f"The model's chat template rejected these turns: {error}") from error
         system = messages[0].content if messages[0].role == "system" else None
+        if adds_special_tokens:
+            return Prompt(token_ids := self._encode(text, adds_special_tokens=True), prefix_of_ids(token_ids))
         token_ids = self._tokenize(text, system if self._takes_system else None)
         if system is not None:
             return Prompt(token_ids, _prefix(system))
         return Prompt(token_ids, prefix_of_ids(token_ids))
 
     def _render(self, turns: Sequence[Message], arguments: dict[str, Any], is_continued: bool) -> str:
+        ending = {"add_generation_prompt": not is_continued, "continue_final_message": is_continued}
         rendered: str = self._tokenizer.apply_chat_template(
-            _wired(turns),
-            **arguments,
-            chat_template=self._template,
-            tokenize=False,
-            add_generation_prompt=not is_continued,
-            continue_final_message=is_continued,
+            _wired(turns), **(ending | arguments), chat_template=self._template, tokenize=False
         )
         return rendered
 
@@ -129,12 +133,12 @@ class ChatPrompts:
         found = self._separator.search(text, at + len(system.strip())) if at >= 0 else None
         return None if found is None else found.end()
 
-    def _encode(self, text: str) -> list[int]:
+    def _encode(self, text: str, *, adds_special_tokens: bool = False) -> list[int]:
         if self._backend is not None:
-            ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
+            ids: list[int] = self._backend.encode(text, add_special_tokens=adds_special_tokens).ids
             return ids
         with self._lock:
-            return list(self._tokenizer.encode(text, add_special_tokens=False))
+            return list(self._tokenizer.encode(text, add_special_tokens=adds_special_tokens))
 
     def _has_system_role(self) -> bool:
         """Whether the template supports a system turn. Some raise, some ignore it silently."""
@@ -208,6 +212,31 @@ def prefix_of(request: Request) -> int:
     return _prefix(request.messages[0].content if request.raw is None else repr(request.raw.inputs[0]))
 
 
+def template_arguments(request: Request) -> dict[str, Any]:
+    """The arguments of the chat template that a request sets, as vLLM's API passes them."""
+    arguments: dict[str, Any] = {}
+    if request.is_thinking is not None:  # templates use one of two names, and ignore the other
+        arguments = {"enable_thinking": request.is_thinking, "thinking": request.is_thinking}
+    options = request.options
+    if options is None:
+        return arguments
+    if options.reasoning_effort is not None:
+        arguments = {"enable_thinking": options.reasoning_effort != "none"} | arguments
+    given = {
+        "reasoning_effort": options.reasoning_effort,
+        "verbosity": options.verbosity,
+        "documents": options.documents,
+    }
+    arguments |= {name: value for name, value in given.items() if value is not None}
+    opens, is_continued = options.add_generation_prompt, request.is_continuation
+    if opens is not None or options.continue_final_message is not None:
+        arguments |= {
+            "add_generation_prompt": not is_continued if opens is None else opens,
+            "continue_final_message": is_continued,
+        }
+    return arguments | (options.chat_template_kwargs or {})
+
+
 class RawPrompts:
     """Tokenizes raw prompts. Needs exclusive use of its tokenizer."""
 
@@ -216,15 +245,21 @@ class RawPrompts:
         self._lock = threading.Lock()
         self._backend = _whole_backend(tokenizer)
 
-    def token_ids(self, given: Input) -> list[int]:
+    def token_ids(self, given: Input, *, adds_special_tokens: bool = True) -> list[int]:
         """Includes the tokenizer's special tokens, such as a first token; given token ids are unchanged."""
         if not isinstance(given, str):
             return list(given)
         if self._backend is not None:
-            ids: list[int] = self._backend.encode(given, add_special_tokens=True).ids
+            ids: list[int] = self._backend.encode(given, add_special_tokens=adds_special_tokens).ids
             return ids
         with self._lock:
-            return list(self._tokenizer.encode(given))
+            return list(self._tokenizer.encode(given, add_special_tokens=adds_special_tokens))
+
+    def text(self, given: Input) -> str:
+        if isinstance(given, str):
+            return given
+        with self._lock:
+            return str(self._tokenizer.decode(list(given)))
 
 
 def prefix_of_ids(token_ids: list[int]) -> int:

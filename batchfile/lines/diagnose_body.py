@@ -7,15 +7,35 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from batchfile.lines.diagnostics import Diagnostic, Path, shown
-from batchfile.lines.formats import native, openai_chat, openai_completions, openai_embeddings
-from batchfile.lines.formats.native import ToolChoice, ToolDefinition, ToolResultBlock, ToolUseBlock
+from batchfile.lines.formats import (
+    native,
+    openai_chat,
+    openai_completions,
+    openai_embeddings,
+    openai_rerank,
+    openai_responses,
+    openai_scores,
+)
+from batchfile.lines.formats.native import (
+    OutputConfig,
+    Thinking,
+    ToolChoice,
+    ToolDefinition,
+    ToolResultBlock,
+    ToolUseBlock,
+)
 from batchfile.lines.formats.openai_chat import Body, Function
+from batchfile.lines.formats.openai_shared import ResponseFormat
+from batchfile.lines.formats.options import StructuredOutputs
 from batchfile.lines.formats.shared import TextBlock, UnsupportedKey, unsupported_keys_of
 from batchfile.lines.json_scan import find_fault, longest_number, nesting
 from batchfile.lines.key_advice import Advice, advice, typo_of
 
 _MISSING: Any = object()
-_BODIES = (native.Params, openai_chat.Body, openai_completions.Body, openai_embeddings.Body)
+_BODIES = (
+    *(native.Params, openai_chat.Body, openai_completions.Body, openai_embeddings.Body, openai_responses.Body),
+    *(openai_scores.Body, openai_rerank.Body),
+)
 _FIELDS = frozenset[str]().union(*(model.model_fields for model in _BODIES))
 _SCHEMA_FORM = '{"type": "json_schema", "json_schema": {"name": "...", "schema": {...}}}'
 _IN_JSON_SCHEMA = {"name", "description", "strict", "schema"}
@@ -161,16 +181,18 @@ def _keys_at(path: Path, model: type[BaseModel]) -> list[str]:
     """The keys that are allowed there. The path shows whether it is a turn, a block or a tool."""
     place, parent = path[0], path[-2]
     if place in {"output_config", "output_format"}:
-        return ["format"] if path[:-1] == ("output_config",) else ["type", "schema"]
+        return [*OutputConfig.model_fields] if path[:-1] == ("output_config",) else ["type", "schema"]
     if place == "response_format":
-        return ["type", "json_schema"] if parent == place else ["name", "description", "strict", "schema"]
+        return [*ResponseFormat.model_fields] if parent == place else ["name", "description", "strict", "schema"]
     if place in {"messages", "system"}:
         if place == "messages" and len(path) == 3:
             return ["role", "content", "tool_calls", "tool_call_id", "name"] if model is Body else ["role", "content"]
         return [*TextBlock.model_fields, *ToolUseBlock.model_fields, *ToolResultBlock.model_fields]
     if place in {"tools", "tool_choice"}:
         return [*ToolDefinition.model_fields, *Function.model_fields, *ToolChoice.model_fields, "function"]
-    return {"thinking": ["type"], "structured_outputs": ["json"]}.get(str(place), [])
+    nested: dict[str, type[BaseModel]] = {"structured_outputs": StructuredOutputs, "thinking": Thinking}
+    fields = nested[str(place)].model_fields if place in nested else {}
+    return [field.alias or name for name, field in fields.items()]
 
 
 def _expected(kind: str, context: Mapping[str, Any], path: Path) -> str:

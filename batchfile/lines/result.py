@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Struct
 
 from batchfile.errors import BatchDamaged
-from batchfile.types import Choice, Completion, Failure, Kind, Outcome, ResultStatus, Usage
+from batchfile.types import Choice, Completion, Failure, Outcome, ResultKind, ResultStatus, Usage
 
 _ESCAPES = (
     ("\u2028".encode(), rb"\u2028"),
@@ -70,6 +70,8 @@ class NativeMessage:
 class NativeChoice:
     message: NativeMessage
     stop_reason: str
+    logprobs: list[msgspec.Raw] | None = None
+    token_ids: list[int] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,8 +79,10 @@ class NativeResult:
     """A decoded result line. `choices`: only if the request asked for several; `message` is then the first.
 
     `usage`: None also for a success if the endpoint did not report it. `stop_sequence`: only if a known one ended the
-    (first) answer. `kind`: "chat" is not written. `vectors`: only for an embedding, which has no message; each as it
-    was written. `line`: of the file, only for a request without a custom_id.
+    (first) answer. `kind`: "chat" is not written. `vectors`: only for an embedding or a score, which have no
+    message; each as it was written. `line`: of the file, only for a request without a custom_id.
+    `logprobs` (a list of TokenLogprob) and `token_ids`: of the answer, if requested and if there is one choice; each of
+    several `choices` has its own. `prompt_logprobs`, `prompt_token_ids`: if requested.
     """
 
     custom_id: str | None
@@ -90,9 +94,13 @@ class NativeResult:
     error: NativeError | None
     choices: list[NativeChoice] | None = None
     stop_sequence: str | None = None
-    kind: Kind = "chat"
+    kind: ResultKind = "chat"
     vectors: list[msgspec.Raw] | None = None
     line: int | None = None
+    logprobs: list[msgspec.Raw] | None = None
+    token_ids: list[int] | None = None
+    prompt_logprobs: list[msgspec.Raw] | None = None
+    prompt_token_ids: list[int] | None = None
 
 
 _decoder = msgspec.json.Decoder(NativeResult)
@@ -166,9 +174,22 @@ def _succeeded(outcome: Completion, model: str) -> dict[str, object]:
         line["stop_sequence"] = first.stop_sequence
     if len(outcome.choices) > 1:
         line["choices"] = [
-            {"message": _message(choice), "stop_reason": choice.stop_reason} for choice in outcome.choices
+            {"message": _message(choice), "stop_reason": choice.stop_reason} | _details(choice)
+            for choice in outcome.choices
         ]
+    else:
+        line |= _details(first)
+    for name in ("prompt_logprobs", "prompt_token_ids"):
+        if (value := getattr(outcome, name)) is not None:
+            line[name] = value
     return line
+
+
+def _details(choice: Choice) -> dict[str, object]:
+    if choice.logprobs is None and choice.token_ids is None:
+        return {}
+    details = {"logprobs": choice.logprobs, "token_ids": choice.token_ids}
+    return {name: value for name, value in details.items() if value is not None}
 
 
 def _usage(usage: Usage) -> dict[str, object] | None:
@@ -186,6 +207,8 @@ def _repaired(value: object) -> object:
         return value.encode("utf-8", "replace").decode()
     if isinstance(value, dict):
         return {_repaired(key): _repaired(item) for key, item in value.items()}
+    if isinstance(value, Struct):
+        return _repaired(msgspec.structs.asdict(value))
     return [_repaired(item) for item in value] if isinstance(value, list | tuple) else value
 
 

@@ -152,7 +152,9 @@ class RunOptions:
     temperature: float | None = _option("The default for requests without it.", least=0, most=2)
     max_model_len: int | None = _option("The context length: tokens of prompt and answer together.", least=16)
     max_num_seqs: int | None = _option("How many requests run at the same time.", least=1)
-    task: Task = _option("What to load the model for: embed for /v1/embeddings lines.", default="generate")
+    task: Task = _option(
+        "What to load the model for: embed for lines of /v1/embeddings, /v1/score and /v1/rerank.", default="generate"
+    )
     dtype: Dtype | None = _option(
         "The data type of vLLM: bfloat16, float16, float32, or auto: the model's own, or float32 if the CPU "
         "would emulate that.  [default: auto]",

@@ -120,8 +120,8 @@ def test_keys_of_the_hosted_service_and_keys_that_ask_for_nothing_are_ignored() 
 @pytest.mark.parametrize(
     ("params", "place"),
     [
-        ({"output_config": {"effort": "low"}}, "params.output_config.effort: "),
-        ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, "params.thinking.budget_tokens: "),
+        ({"output_config": {"effort": "least"}}, "params.output_config.effort: "),
+        ({"thinking": {"type": "enabled", "budget_tokens": -1}}, "params.thinking.budget_tokens: "),
         ({"thinking": {"type": "enabled", "display": "omitted"}}, "params.thinking.display: "),
         ({"inference_geo": "us"}, "params.inference_geo: "),
         ({"speed": "fast"}, "params.speed: "),

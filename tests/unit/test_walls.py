@@ -66,7 +66,8 @@ APPLICATIONS = ("batchfile", "api", "runners", "deploy")
 PLACES = {
     # the library, from the bottom up
     "batchfile/errors.py": "",
-    "batchfile/types.py": "",
+    "batchfile/request_options.py": "",
+    "batchfile/types.py": "request_options",
     "batchfile/clock.py": "",
     "batchfile/logs.py": "",
     "batchfile/env_aliases.py": "",
@@ -74,15 +75,15 @@ PLACES = {
     "batchfile/routing.py": "errors types",
     "batchfile/store/": "errors clock child_env",
     "batchfile/lines/": "errors types child_env routing lines.formats",
-    "batchfile/lines/formats/": "errors types lines.diagnostics lines.framing lines.result",
+    "batchfile/lines/formats/": "errors types request_options lines.diagnostics lines.framing lines.result",
     "batchfile/rows/": "errors types lines schemas.rules",
     "batchfile/schemas/": "child_env",
     # testing.faulty_echo: where a variable asks for faults
-    "batchfile/engine/": "errors types clock engine.http.engine engine.vllm.engine engine.vllm.identity "
-    "engine.vllm.tasks testing.faulty_echo",
+    "batchfile/engine/": "errors types request_options clock engine.http.engine engine.vllm.engine "
+    "engine.vllm.identity engine.vllm.tasks testing.faulty_echo",
     "batchfile/engine/http/": "errors types engine.base engine.fit engine.prompts engine.tool_wire",
-    "batchfile/engine/vllm/": "errors types child_env schemas engine.base engine.fit engine.identity engine.prompts "
-    "engine.tool_wire",
+    "batchfile/engine/vllm/": "errors types request_options child_env schemas engine.base engine.fit engine.identity "
+    "engine.prompts engine.tool_wire",
     "batchfile/ledger/": "errors types clock store.base lines.envelope lines.failures lines.framing lines.result",
     "batchfile/settings_tables.py": "types ledger.keys",
     "batchfile/settings.py": "errors types env_aliases schemas.rules ledger.base ledger.keys settings_tables",

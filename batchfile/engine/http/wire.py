@@ -3,7 +3,7 @@
 The content of successful responses is parsed in answer.py.
 
 In addition to OpenAI's parameters, it uses those of vLLM's server (top_k, min_p, repetition_penalty, ignore_eos,
-continue_final_message, stop_reason), but only if a request asks for them.
+continue_final_message, stop_reason), but only if a request asks for them. A request's options are sent as they are.
 """
 
 import json
@@ -90,10 +90,22 @@ class Failed:
 
 
 TEXT_ALONE = ExpectedAnswer()
-PATHS: dict[Kind, str] = {"chat": "/chat/completions", "completion": "/completions", "embedding": "/embeddings"}
+PATHS: dict[Kind, str] = {
+    "chat": "/chat/completions",
+    "completion": "/completions",
+    "embedding": "/embeddings",
+    "score": "/score",
+    "rerank": "/rerank",
+}
 MODELS_PATH = "/models"  # which every endpoint has
 Answer = Outcome | Unserved | Throttled | Failed
-_NAMES: dict[Kind, str] = {"chat": "chat completion", "completion": "completion", "embedding": "list of embeddings"}
+_NAMES: dict[Kind, str] = {
+    "chat": "chat completion",
+    "completion": "completion",
+    "embedding": "list of embeddings",
+    "score": "list of scores",
+    "rerank": "list of documents in order",
+}
 
 _TAG = re.compile(r"<(script|style)\b.*?</\1>|<!--.*?-->|<[^>]*>", re.DOTALL | re.IGNORECASE)
 _LIMIT_AND_REQUESTED = re.compile(
@@ -118,8 +130,9 @@ def api_root(base_url: str) -> str:
 
 def request_body(request: Request, model: str, max_tokens: int | None) -> bytes:
     """The JSON to post. `max_tokens`: None leaves the limit to the endpoint."""
-    if request.raw is not None and request.raw.kind == "embedding":
-        return _embedding_body(request.raw, model)
+    sent = {} if request.options is None else request.options.sent
+    if request.raw is not None and not request.generates:
+        return json.dumps(_pooling_body(request.raw, model) | sent).encode()
     sampling = request.sampling
     optional = {
         sampling.limit_key: max_tokens,
@@ -133,7 +146,7 @@ def request_body(request: Request, model: str, max_tokens: int | None) -> bytes:
         "repetition_penalty": sampling.repetition_penalty,
         "ignore_eos": sampling.ignore_eos or None,
         "n": sampling.num_choices if sampling.num_choices > 1 else None,
-        "response_format": _response_format(sampling),
+        "response_format": None if _is_guided_by(sent) else _response_format(sampling),
     }
     if request.tools is not None:
         optional |= _tools(request.tools)
@@ -145,7 +158,7 @@ def request_body(request: Request, model: str, max_tokens: int | None) -> bytes:
         **(about if request.raw is None else {"prompt": request.raw.inputs[0]}),
         "temperature": sampling.temperature,
     } | {name: value for name, value in optional.items() if value is not None}
-    return json.dumps(body).encode()
+    return json.dumps(body | sent).encode()
 
 
 def with_newer_limit(body: bytes) -> bytes:
@@ -247,6 +260,12 @@ def is_max_tokens_complaint(answer: Outcome) -> bool:
     return any(word in answer.message for word in ("max_tokens", "max_completion_tokens", "context length"))
 
 
+def _is_guided_by(sent: Mapping[str, Any]) -> bool:
+    """Whether the options already say which JSON the answer must be."""
+    asked = sent.get("structured_outputs", {})
+    return "guided_json" in sent or "json" in asked or "json_object" in asked
+
+
 def _response_format(sampling: Sampling) -> dict[str, Any] | None:
     schema = sampling.json_schema
     if schema is None:
@@ -258,11 +277,16 @@ def _response_format(sampling: Sampling) -> dict[str, Any] | None:
     return {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema, "strict": True}}
 
 
-def _embedding_body(raw: Raw, model: str) -> bytes:
+def _pooling_body(raw: Raw, model: str) -> dict[str, Any]:
+    first, second = raw.inputs[: raw.num_queries], raw.inputs[raw.num_queries :]
+    if raw.kind == "score":
+        return {"model": model, "text_1": first, "text_2": second}
+    if raw.kind == "rerank":
+        return {"model": model, "query": first[0], "documents": second, "top_n": raw.top_n}
     body: dict[str, Any] = {"model": model, "input": raw.inputs}
     if raw.dimensions is not None:
         body["dimensions"] = raw.dimensions
-    return json.dumps(body | {"encoding_format": "base64" if raw.is_base64 else "float"}).encode()
+    return body | {"encoding_format": "base64" if raw.is_base64 else "float"}
 
 
 def _turn(turn: Message) -> dict[str, Any]:

@@ -133,7 +133,8 @@ class VllmEngine:
         names: list[str] = []
         try:
             for number, token_ids in enumerate(prepared.prompts):
-                self._engine.add_request(f"{key}.{number}", {"prompt_token_ids": token_ids}, prepared.params)
+                prompt = {"prompt_token_ids": token_ids, **prepared.prompt_fields}
+                self._engine.add_request(f"{key}.{number}", prompt, prepared.params, priority=prepared.priority)
                 names.append(f"{key}.{number}")
                 self._counter.added(names[-1], len(token_ids))
         except refusals() as error:
