@@ -47,7 +47,8 @@ class World:
 
     def open(self, ledger: Ledger | None = None, engine: EngineIdentity | None = ENGINE, **options: object) -> Opened:
         chosen = replace(self.options, **options)  # type: ignore[arg-type]
-        return open_batch(ledger or self.ledger, inspect(str(self.input)), chosen, engine=engine)
+        source = replace(inspect(str(self.input)), limit=chosen.limit)
+        return open_batch(ledger or self.ledger, source, chosen, engine=engine)
 
     def finish_some(
         self, batch: BatchRecord, num: int, custom_id: str = "r%d", engine: EngineIdentity | None = ENGINE
