@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchfile.errors import InvalidRequest
-from batchfile.lines.parse import parse_request
 from batchfile.lines.envelope import decode_envelope
+from batchfile.lines.parse import parse_request
 from batchfile.plan.request_hash import RequestHasher
 from batchfile.types import Defaults
 
