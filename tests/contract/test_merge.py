@@ -101,7 +101,9 @@ def test_what_cannot_be_merged_changes_nothing(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["fixed.jsonl", "out.jsonl"]
 
 
-@pytest.mark.parametrize("data", [b"id,review\na,good\n", b"PAR1\x15\x04\xff\n", gzip.compress(b"{}", mtime=0), b"text\n"])
+@pytest.mark.parametrize(
+    "data", [b"id,review\na,good\n", b"PAR1\x15\x04\xff\n", gzip.compress(b"{}", mtime=0), b"text\n"]
+)
 def test_of_tables_it_is_said_what_to_do_instead(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "out").write_bytes(data)
     out, fixed = str(tmp_path / "out"), written(tmp_path / "fixed.jsonl", result("a"))
