@@ -73,6 +73,7 @@ PLACES = {
     "batchfile/env_aliases.py": "",
     "batchfile/child_env.py": "",
     "batchfile/routing.py": "errors types",
+    "batchfile/safe_http.py": "",
     "batchfile/store/": "errors clock child_env",
     "batchfile/lines/": "errors types child_env routing lines.formats",
     "batchfile/lines/formats/": "errors types request_options lines.diagnostics lines.framing lines.result",
@@ -112,8 +113,8 @@ PLACES = {
     "api/http/": "batchfile errors types settings settings_tables lines ledger",
     "api/service.py": "errors settings files ledger api.http",
     "api/create.py": "errors types routing settings lines.kinds lines.split_document ledger plan api.http api.service",
-    "api/ops/": "batchfile errors settings settings_tables open_ledger store lines.formats.stage ledger plan.pending "
-    "inbox api.http",
+    "api/ops/": "batchfile errors settings settings_tables safe_http open_ledger store lines.formats.stage ledger "
+    "plan.pending inbox api.http",
     "api/native/": "errors types lines.formats.stage ledger plan.submit inbox.records api.http api.service api.create "
     "api.ops",
     "api/openai/": "types lines.formats.openai_results files ledger plan api.http api.service api.create "
