@@ -6,6 +6,7 @@ import msgspec
 from pydantic import Field, ValidationInfo, field_validator
 
 from batchfile.lines.diagnostics import Diagnostic, Path
+from batchfile.lines.formats.media import OpenAIPart, has_media, misplaced_media, spoken
 from batchfile.lines.formats.openai_shared import Ignored, PlainSampled, asked_of, format_keys
 from batchfile.lines.formats.options import ChatOptions, option_problems, sent_options
 from batchfile.lines.formats.shared import (
@@ -15,13 +16,11 @@ from batchfile.lines.formats.shared import (
     Name,
     NoEffect,
     Strict,
-    TextBlock,
     UnsupportedKey,
     Whole,
     choice_problems,
     join_turns,
     misplaced,
-    text_of,
     unanswered,
     unknown_call,
     unsupported_keys_of,
@@ -85,7 +84,7 @@ class ChatMessage(Strict):
     """The fields that must be null are in answers that clients send back as history."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | Annotated[list[TextBlock], Field(min_length=1)] | None = None
+    content: str | Annotated[list[OpenAIPart], Field(min_length=1)] | None = None
     name: Name | None = None
     annotations: NoEffect = None
     refusal: str | None = None
@@ -162,6 +161,8 @@ def is_plain(body: PlainBody) -> bool:
         is_spoken |= turn.role not in SYSTEM_ROLES
         if turn.content is None or turn.tool_calls is not None or turn.role == "tool" or turn.refusal is not None:
             return False
+        if turn.role != "user" and has_media(turn.content):
+            return False
         if turn.name is not None and turn.role in SYSTEM_ROLES:
             return False
     return is_spoken and CHECKED.isdisjoint(body.model_fields_set)
@@ -169,7 +170,8 @@ def is_plain(body: PlainBody) -> bool:
 
 def more_problems(body: PlainBody) -> list[Diagnostic]:
     """Problems that depend on several fields."""
-    found = without_user(body.messages, "body") + _system_names(body) + _tool_problems(body)
+    found = without_user(body.messages, "body") + misplaced_media(body.messages, "body")
+    found += _system_names(body) + _tool_problems(body)
     if type(body) is PlainBody:
         return found
     return found + option_problems(sent_options(body, PlainBody), "body", format_keys(body))
@@ -237,11 +239,11 @@ def _call_problems(turns: list[Any]) -> list[Diagnostic]:
 
 
 def _message(turn: ChatMessage) -> Message:
-    text = text_of(turn.content or turn.refusal or "")
     role: Role = "system" if turn.role == "developer" else turn.role
+    said = spoken(role, turn.content or turn.refusal or "", turn.name)
     if turn.tool_calls is None and turn.role != "tool":
-        return Message(role, text, name=turn.name)
-    return Message(role, text, _calls(turn.tool_calls or []), turn.tool_call_id, turn.name)
+        return said
+    return Message(role, said.content, _calls(turn.tool_calls or []), turn.tool_call_id, turn.name)
 
 
 def to_request(custom_id: str, body: PlainBody, defaults: Defaults) -> Request:
