@@ -265,7 +265,12 @@ def read_parts(content: Any) -> tuple[str | Media, ...]:
 
 def spoken(role: Any, content: Any, name: str | None = None) -> Message:
     """A turn of text and media: with `parts` if there is any of the latter. Texts are joined as everywhere."""
-    if isinstance(content, str) or all(isinstance(part, TextBlock) for part in content):
+    if isinstance(content, str):
+        return Message(role, content, name=name)
+    for part in content:  # not `all`, which takes longer: most turns are of text
+        if type(part) is not TextBlock:
+            break
+    else:
         return Message(role, text_of(content), name=name)
     parts = read_parts(content)
     text = JOINT.join([part for part in parts if isinstance(part, str)])

@@ -6,7 +6,7 @@ import msgspec
 from pydantic import Field, ValidationInfo, field_validator
 
 from batchfile.lines.diagnostics import Diagnostic, Path
-from batchfile.lines.formats.media import OpenAIPart, has_media, misplaced_media, spoken
+from batchfile.lines.formats.media import OpenAIPart, misplaced_media, spoken
 from batchfile.lines.formats.openai_shared import Ignored, PlainSampled, asked_of, format_keys
 from batchfile.lines.formats.options import ChatOptions, option_problems, sent_options
 from batchfile.lines.formats.shared import (
@@ -16,6 +16,7 @@ from batchfile.lines.formats.shared import (
     Name,
     NoEffect,
     Strict,
+    TextBlock,
     UnsupportedKey,
     Whole,
     choice_problems,
@@ -84,7 +85,7 @@ class ChatMessage(Strict):
     """The fields that must be null are in answers that clients send back as history."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | Annotated[list[OpenAIPart], Field(min_length=1)] | None = None
+    content: str | Annotated[list[TextBlock], Field(min_length=1)] | None = None
     name: Name | None = None
     annotations: NoEffect = None
     refusal: str | None = None
@@ -94,6 +95,10 @@ class ChatMessage(Strict):
     reasoning_content: NoEffect = None
     tool_calls: list[FunctionCall] | None = None
     tool_call_id: str | None = None
+
+
+class AnyMessage(ChatMessage):
+    content: str | Annotated[list[OpenAIPart], Field(min_length=1)] | None = None  # type: ignore[assignment]
 
 
 class PlainBody(PlainSampled):
@@ -120,6 +125,8 @@ _VENDORS = Effectless("about the vendor's own service")
 
 class Body(PlainBody, ChatOptions, Ignored):
     """The fields of `body`."""
+
+    messages: Annotated[list[AnyMessage], Field(min_length=1)]  # type: ignore[assignment]
 
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
     thinking_token_budget: Annotated[Whole, Field(ge=-1, le=TOKENS_MAX)] | None = None
@@ -160,8 +167,6 @@ def is_plain(body: PlainBody) -> bool:
     for turn in body.messages:
         is_spoken |= turn.role not in SYSTEM_ROLES
         if turn.content is None or turn.tool_calls is not None or turn.role == "tool" or turn.refusal is not None:
-            return False
-        if turn.role != "user" and has_media(turn.content):
             return False
         if turn.name is not None and turn.role in SYSTEM_ROLES:
             return False
