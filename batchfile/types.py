@@ -10,6 +10,7 @@ from typing import Any, Literal
 import msgspec
 from msgspec import Struct
 
+from batchfile.request_media import Media
 from batchfile.request_options import Options
 
 Role = Literal["system", "user", "assistant", "tool"]
@@ -49,7 +50,8 @@ class Message(Struct, frozen=True):
     """One turn. `content` is plain text; blocks were joined by the parser.
 
     `calls` only in turns of the assistant; `call_id` only in those of a tool: the call that it answers. `name`: of the
-    speaker, if given.
+    speaker, if given. `parts`: of a user turn with media: its texts and media in their order; `content` is then the
+    texts alone.
     """
 
     role: Role
@@ -57,6 +59,7 @@ class Message(Struct, frozen=True):
     calls: tuple[ToolCall, ...] = ()
     call_id: str | None = None
     name: str | None = None
+    parts: tuple[str | Media, ...] = ()
 
 
 class Tool(Struct, frozen=True):
@@ -159,6 +162,18 @@ class Request(Struct, frozen=True, kw_only=True):
     @property
     def kind(self) -> Kind:
         return "chat" if self.raw is None else self.raw.kind
+
+    @property
+    def has_media(self) -> bool:
+        for turn in self.messages:  # noqa: SIM110 `any` takes three times as long, and every request asks
+            if turn.parts:
+                return True
+        return False
+
+    @property
+    def media(self) -> tuple[Media, ...]:
+        """In the order of the conversation."""
+        return tuple(part for turn in self.messages if turn.parts for part in turn.parts if isinstance(part, Media))
 
     @property
     def is_continuation(self) -> bool:

@@ -4,7 +4,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from batchfile.request_media import MediaUse
 from batchfile.types import Outcome, Request
+
+NO_MEDIA = MediaUse()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,6 +18,7 @@ class EngineInfo:
     the slots full (slots plus a margin that waits inside). `max_model_len`: in tokens; None if unknown.
     `num_gpus`: local GPUs, so 0 for an endpoint. `note`: one line about the engine's own choices; empty without any.
     `fingerprint`: equal for engines whose answers may stand for each other's (see `engine/identity.py`); None: unknown.
+    `media`: what it takes in addition to text.
     """
 
     name: str
@@ -26,6 +30,7 @@ class EngineInfo:
     num_gpus: int = 0
     note: str = ""
     fingerprint: str | None = None
+    media: MediaUse = NO_MEDIA
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,10 +38,12 @@ class Prepared:
     """A request ready to be added: template applied, tokenized, limits checked. Engines subclass it.
 
     `prefix`: equal for requests that likely share a cached prefix. `cost`: expected work; only the order matters.
+    `media_bytes`: of the media that it keeps in memory.
     """
 
     prefix: int = 0
     cost: int = 0
+    media_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

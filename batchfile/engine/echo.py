@@ -1,8 +1,9 @@
 """The echo engine: without a model, the answer is a fixed function of the request. For tests, demos and benchmarks.
 
-Tokens are separated by single spaces. The answer is the text of the last user turn, cut after `max_tokens` tokens and
-before the first stop sequence; all choices of a request are the same. Options set the answer to requests with a JSON
-schema or with tools. A raw prompt is its own answer; a vector is derived from the digest of its text.
+Tokens are separated by single spaces. The answer is the text of the last user turn, in which images and audio are named
+with their size, cut after `max_tokens` tokens and before the first stop sequence; all choices of a request are the
+same. Options set the answer to requests with a JSON schema or with tools. A raw prompt is its own answer; a vector is
+derived from the digest of its text.
 """
 
 import heapq
@@ -26,8 +27,21 @@ from batchfile.engine.identity import EngineIdentity
 from batchfile.engine.prompts import prefix_of
 from batchfile.engine.tool_wire import NO_THINKING, NO_TOOLS, call_stem, made_calls
 from batchfile.errors import EngineDead, InvalidRequest, SettingsError
+from batchfile.request_media import Media, MediaUse
 from batchfile.request_options import Options
-from batchfile.types import Choice, Completion, Input, Raw, Request, StopReason, Task, TokenLogprob, TopLogprob, Usage
+from batchfile.types import (
+    Choice,
+    Completion,
+    Input,
+    Message,
+    Raw,
+    Request,
+    StopReason,
+    Task,
+    TokenLogprob,
+    TopLogprob,
+    Usage,
+)
 
 PREFIX = "BATCHFILE_ECHO_"
 VERSION = "1"  # of the answers
@@ -141,6 +155,7 @@ class EchoEngine:
             num_slots=num_slots,
             max_in_flight=in_flight_for(num_slots),
             fingerprint=identity.fingerprint if tokens is None else None,
+            media=MediaUse(kinds=frozenset({"image", "audio"})),
         )
         self._clock: Clock = clock or SystemClock()
         self._wait_s_max = inf if clock else STEP_WAIT_S_MAX
@@ -163,6 +178,8 @@ class EchoEngine:
 
     def prepare(self, request: Request) -> EchoPrepared:
         check_options(request)
+        if request.has_media:
+            request = replace_fields(request, messages=tuple(told_media(turn) for turn in request.messages))
         if request.raw is None and self._task == "generate":
             num_tokens, completion = self._answer(request)
         else:
@@ -330,6 +347,18 @@ def _logprobs(text: str, num: int) -> tuple[TokenLogprob, ...]:
         told: dict[str, Any] = {"token": token, "logprob": 0.0, "bytes": tuple(token.encode("utf-8", "replace"))}
         made.append(TokenLogprob(**told, top_logprobs=(TopLogprob(**told),) if num else ()))
     return tuple(made)
+
+
+def told_media(turn: Message) -> Message:
+    """The turn as text: `[image 640x480]`, `[audio 2.5s]`."""
+    return replace_fields(turn, content="\n\n".join(map(_told, turn.parts)), parts=()) if turn.parts else turn
+
+
+def _told(part: str | Media) -> str:
+    if isinstance(part, str):
+        return part
+    size = f"{part.decoded.width}x{part.decoded.height}" if part.kind == "image" else f"{part.decoded.seconds:g}s"
+    return f"[{part.kind} {size}]"
 
 
 def text_of(given: Input) -> str:

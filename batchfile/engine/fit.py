@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import hypot
 
+from msgspec.structs import replace
+
 from batchfile.engine.prompts import ChatPrompts, RawPrompts, template_arguments
 from batchfile.errors import InvalidRequest, SettingsError
 from batchfile.types import Raw, Request, Sampling, Task, Vector
@@ -46,7 +48,9 @@ def token_counter(model: str) -> TokenCounter:
         if request.raw is not None:
             found = [raw.token_ids(given) for given in request.raw.inputs]
         else:
-            found = [prompts.prompt(request.messages, request.tools, template_arguments(request)).token_ids]
+            # What media take depends on the model's processor, and is not counted.
+            turns = [replace(turn, parts=()) if turn.parts else turn for turn in request.messages]
+            found = [prompts.prompt(turns, request.tools, template_arguments(request)).token_ids]
         longest = bound if isinstance(bound, int) else max(map(len, found)) + 1
         return [len(truncated(request, token_ids, longest, "left")) for token_ids in found]
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from batchfile.engine.tool_wire import wire_tools, wire_turn
+from batchfile.engine.tool_wire import wire_parts, wire_tools, wire_turn
 from batchfile.errors import InvalidRequest, SettingsError
 from batchfile.types import Input, Message, Request, Tool, Tools
 
@@ -54,6 +54,7 @@ class ChatPrompts:
         self._template = named if isinstance(named, str) else None  # None: the tokenizer chooses one of several
         self._lock = threading.Lock()
         self._backend = _whole_backend(tokenizer)
+        self._takes_parts = not self._shows_text() and self._shows_text(takes_parts=True)
         self._takes_system = self._has_system_role()
         self._separator = self._exact_separator()
         self._prefixes: OrderedDict[str, list[int]] = OrderedDict()
@@ -103,7 +104,10 @@ class ChatPrompts:
     def _render(self, turns: Sequence[Message], arguments: dict[str, Any], is_continued: bool) -> str:
         ending = {"add_generation_prompt": not is_continued, "continue_final_message": is_continued}
         rendered: str = self._tokenizer.apply_chat_template(
-            _wired(turns), **(ending | arguments), chat_template=self._template, tokenize=False
+            _wired(turns, takes_parts=self._takes_parts),
+            **(ending | arguments),
+            chat_template=self._template,
+            tokenize=False,
         )
         return rendered
 
@@ -139,6 +143,14 @@ class ChatPrompts:
             return ids
         with self._lock:
             return list(self._tokenizer.encode(text, add_special_tokens=adds_special_tokens))
+
+    def _shows_text(self, *, takes_parts: bool = False) -> bool:
+        """Whether the template shows a text, or one in a list of parts, which some models with media require."""
+        try:
+            self._takes_parts = takes_parts
+            return _PROBE in self._render([Message("user", _PROBE)], {}, is_continued=False)
+        except Exception:  # noqa: BLE001 - see prompt()
+            return False
 
     def _has_system_role(self) -> bool:
         """Whether the template supports a system turn. Some raise, some ignore it silently."""
@@ -180,9 +192,11 @@ def _whole_backend(tokenizer: Any) -> Any:
     return backend
 
 
-def _wired(turns: Sequence[Message]) -> list[dict[str, Any]]:
+def _wired(turns: Sequence[Message], *, takes_parts: bool = False) -> list[dict[str, Any]]:
     """Replaces tool call ids by nine letters and digits, which Mistral's templates require and others ignore."""
     wired = [wire_turn(turn) for turn in turns]
+    if takes_parts:
+        wired = [wire | {"content": wire_parts(turn)} for wire, turn in zip(wired, turns, strict=True)]
     names: dict[str, str] = {}
     for turn in wired:
         for call in turn.get("tool_calls", ()):
@@ -198,7 +212,8 @@ def fold_system(messages: Sequence[Message]) -> tuple[Message, ...]:
         return tuple(messages)
     system, rest = messages[0].content, messages[1:]
     if rest and rest[0].role == "user":
-        return (Message("user", f"{system}\n\n{rest[0].content}"), *rest[1:])
+        parts = (system, *rest[0].parts) if rest[0].parts else ()
+        return (Message("user", f"{system}\n\n{rest[0].content}", parts=parts), *rest[1:])
     return (Message("user", system), *rest)
 
 

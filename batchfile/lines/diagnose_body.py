@@ -39,8 +39,9 @@ _BODIES = (
 _FIELDS = frozenset[str]().union(*(model.model_fields for model in _BODIES))
 _SCHEMA_FORM = '{"type": "json_schema", "json_schema": {"name": "...", "schema": {...}}}'
 _IN_JSON_SCHEMA = {"name", "description", "strict", "schema"}
-# Allowed in the content of a turn in `params`; everywhere else only text is.
-_BLOCKS = {"text", "tool_use", "tool_result", "thinking", "redacted_thinking"}
+# Allowed in the content of a turn in `params` and in `body`; everywhere else only text is.
+_BLOCKS = {"text", "tool_use", "tool_result", "thinking", "redacted_thinking", "image", "document"}
+_PARTS = {"text", "image_url", "input_audio", "audio_url", "file", "input_text", "input_image", "input_file"}
 _DEPTH_SAFE = 100  # nested containers, and digits of a number, that pydantic always reads
 _DIGITS_SAFE = 1000
 _KINDS = {
@@ -87,7 +88,7 @@ def _finding(
     detail: ErrorDetails, path: Path, values: list[Any], root: str, model: type[BaseModel], data: Any
 ) -> Diagnostic:
     kind, context = detail["type"], detail.get("ctx", {})
-    block = _block(path, values)
+    block = _block(path, values, _PARTS if model is Body else _BLOCKS)
     if block is not None:
         return Diagnostic((root, *block), *_not_text(values[len(block) - 1]))
     place, value = (root, *path), values[-1] if values else data
@@ -126,7 +127,8 @@ def _walk(detail: ErrorDetails, data: Any) -> tuple[Path, list[Any]]:
     last = len(detail["loc"]) - 1
     for n, step in enumerate(detail["loc"]):
         found = _MISSING
-        if isinstance(data, dict) and n < last and path[-2:-1] == ["content"] and step == data.get("type"):
+        is_block = n > 0 and path[-2:-1] == ["content"] and path[-1] == detail["loc"][n - 1]
+        if isinstance(data, dict) and n < last and is_block and step == data.get("type"):
             continue  # pydantic's name of the union member of this block
         if isinstance(data, dict):
             found = data.get(step, _MISSING)
@@ -140,11 +142,11 @@ def _walk(detail: ErrorDetails, data: Any) -> tuple[Path, list[Any]]:
     return tuple(path), values
 
 
-def _block(path: Path, values: list[Any]) -> Path | None:
+def _block(path: Path, values: list[Any], in_turns: set[str]) -> Path | None:
     """The path of the block of an unsupported type that contains the error, if there is one."""
     for n, (step, value) in enumerate(zip(path, values, strict=True)):
         if isinstance(step, int) and path[n - 1] in {"content", "system"} and isinstance(value, dict):
-            served = _BLOCKS if n == 3 else {"text"}
+            served = in_turns if n == 3 else {"text", "image"} if "source" in path[:n] else {"text"}
             if isinstance(value.get("type"), str) and value["type"] not in served:
                 return path[: n + 1]
     return None

@@ -12,6 +12,7 @@ import msgspec
 from msgspec import Struct
 
 from batchfile.errors import BatchDamaged
+from batchfile.request_media import Media
 from batchfile.types import Choice, Completion, Failure, Outcome, ResultKind, ResultStatus, Usage
 
 _ESCAPES = (
@@ -62,6 +63,14 @@ class NativeBlock(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NativeMedia:
+    """`sha256`: of the bytes that were read, in hex; None if the endpoint read them itself."""
+
+    type: str
+    sha256: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NativeMessage:
     content: list[NativeBlock]
 
@@ -83,6 +92,7 @@ class NativeResult:
     message; each as it was written. `line`: of the file, only for a request without a custom_id.
     `logprobs` (a list of TokenLogprob) and `token_ids`: of the answer, if requested and if there is one choice; each of
     several `choices` has its own. `prompt_logprobs`, `prompt_token_ids`: if requested.
+    `media`: of the request, in its order.
     """
 
     custom_id: str | None
@@ -101,16 +111,19 @@ class NativeResult:
     token_ids: list[int] | None = None
     prompt_logprobs: list[msgspec.Raw] | None = None
     prompt_token_ids: list[int] | None = None
+    media: list[NativeMedia] | None = None
 
 
 _decoder = msgspec.json.Decoder(NativeResult)
 
 
-def encode_result(custom_id: str | None, outcome: Outcome, model: str, *, line: int | None = None) -> bytes:
+def encode_result(
+    custom_id: str | None, outcome: Outcome, model: str, *, line: int | None = None, media: Sequence[Media] = ()
+) -> bytes:
     """One line without its newline. Keys and their order are fixed, without times or random ids, so that the same
     outcome gives the same bytes. Unicode line separators are escaped.
 
-    `line`: of the file, from 1, for a request without a custom_id.
+    `line`: of the file, from 1, for a request without a custom_id. `media`: of the request, in its order.
     `model` is written only for a success. Lone surrogates, which an HTTP endpoint may send and UTF-8 cannot encode, are
     replaced.
     """
@@ -122,6 +135,8 @@ def encode_result(custom_id: str | None, outcome: Outcome, model: str, *, line: 
     made |= _succeeded(outcome, model) if isinstance(outcome, Completion) else {"error": _error(outcome)}
     if line is not None:
         made["line"] = line
+    if media:
+        made["media"] = [{"type": one.kind, "sha256": one.digest} for one in media]
     try:
         return escape_separators(_encoder.encode(made))
     except UnicodeEncodeError:

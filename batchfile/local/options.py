@@ -88,6 +88,7 @@ class RunArguments(EngineArguments, TableArguments, total=False):
     strict: bool
     task: Task
     tool_parser: str | None
+    media_folder: str | None
 
 
 # ruff: noqa: RUF009 fields are made by `_option`
@@ -166,6 +167,10 @@ class RunOptions:
         "How long requests in flight may finish after Ctrl-C or SIGTERM.  [default: 30]",
         least=0,
         metavar="SECONDS",
+    )
+    media_folder: str | None = _option(
+        "The folder of the images and documents that requests name by path.  [default: the folder of the input]",
+        metavar="DIR",
     )
     store: str | None = _option(
         "A directory or s3://bucket/prefix.  [default: .batchfile next to the results]", metavar="STORE"

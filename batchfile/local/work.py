@@ -13,6 +13,7 @@ from batchfile.ledger.records import BatchRecord
 from batchfile.local.options import ENGINE_VERSION, fingerprint_of
 from batchfile.local.past_runs import remember_speed
 from batchfile.local.previous_batch import POOL
+from batchfile.media.rules import MediaRules
 from batchfile.runner.runner import Runner, RunnerOptions
 
 
@@ -25,6 +26,7 @@ def work(
     on_ended: Callable[[BatchRecord], None],
     *,
     grace_s: float | None = None,
+    media_rules: Callable[[BatchRecord], MediaRules] = lambda _: MediaRules(),
 ) -> None:
     """Run the rest of the batches with one engine, in their order, without draining it between two of them.
 
@@ -66,7 +68,7 @@ def work(
         left.remove(ended.batch_id)
         on_ended(measured(ended.batch_id) or ended)
 
-    options = RunnerOptions(runner_id=runner_id, pool=POOL, only=tuple(left), grace_s=grace_s)
+    options = RunnerOptions(runner_id=runner_id, pool=POOL, only=tuple(left), grace_s=grace_s, media_rules=media_rules)
     runner = Runner(ledger, build, options, on_ended=end)
     on_runner(runner)
     runner.run()

@@ -171,8 +171,8 @@ BAD = [
         "body.messages[0].function_call: is deprecated and not supported; use tool_calls",
     ),
     (
-        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
-        'body.messages[0].content[0]: blocks of type "image_url" are not supported; use a text block',
+        {"messages": [{"role": "user", "content": [{"type": "video_url", "video_url": {"url": "x"}}]}]},
+        'body.messages[0].content[0]: blocks of type "video_url" are not supported; use a text block',
     ),
     (
         {"messages": [{"role": "user", "content": "x", "refusal": "No."}]},

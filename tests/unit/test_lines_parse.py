@@ -227,8 +227,8 @@ BAD = [
         "params.messages[0].contnt: unknown field; did you mean content?",
     ),
     (
-        {"messages": turns(("user", [{"type": "image", "source": {"type": "url", "url": "x"}}]))},
-        'params.messages[0].content[0]: blocks of type "image" are not supported; use a text block',
+        {"messages": turns(("user", [{"type": "search_result", "source": "x"}]))},
+        'params.messages[0].content[0]: blocks of type "search_result" are not supported; use a text block',
     ),
     (
         {"messages": turns(("user", [{"type": "text", "txt": "x", "text": "y"}]))},

@@ -8,9 +8,11 @@ continue_final_message, stop_reason), but only if a request asks for them. A req
 
 import json
 import re
+from base64 import b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from mimetypes import guess_type
 from time import time
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,6 +20,7 @@ from urllib.parse import urlsplit
 from batchfile.engine.http.answer import ExpectedAnswer, Odd, error_in, read_completion, status_of
 from batchfile.engine.tool_wire import wire_choice, wire_tools, wire_turn
 from batchfile.errors import SettingsError
+from batchfile.request_media import Media
 from batchfile.types import Completion, Failure, Kind, Message, Outcome, Raw, Request, Sampling, Tools
 
 # A proxy's responses while the server behind it restarts or is down. From 520 on: Cloudflare's (not 524, which means
@@ -291,9 +294,32 @@ def _pooling_body(raw: Raw, model: str) -> dict[str, Any]:
 
 def _turn(turn: Message) -> dict[str, Any]:
     wire = wire_turn(turn)
+    if turn.parts:
+        wire["content"] = [_part(part) for part in turn.parts]
     for call in wire.get("tool_calls", ()):
         call["function"]["arguments"] = json.dumps(call["function"]["arguments"])
     return wire
+
+
+def _part(part: str | Media) -> dict[str, Any]:
+    """A text or medium in OpenAI's form. One that the endpoint cannot reach itself is sent as a data URL."""
+    if isinstance(part, str):
+        return {"type": "text", "text": part}
+    url, mime = part.source, part.mime
+    if part.data is not None and not url.startswith("data:"):
+        mime = _mime_of(part)
+        url = f"data:{mime};base64,{b64encode(part.data).decode()}"
+    if part.kind == "image":
+        return {"type": "image_url", "image_url": {"url": url} | ({"detail": part.detail} if part.detail else {})}
+    if part.data is None:
+        return {"type": "audio_url", "audio_url": {"url": url}}  # vLLM's
+    return {"type": "input_audio", "input_audio": {"data": url.partition(",")[2], "format": mime.partition("/")[2]}}
+
+
+def _mime_of(media: Media) -> str:
+    default = {"image": "image/jpeg", "audio": "audio/wav"}.get(media.kind, "application/octet-stream")
+    guessed = guess_type(media.source.partition("?")[0])[0] or ""
+    return guessed.replace("x-wav", "wav") if guessed.startswith(f"{media.kind}/") else default
 
 
 def _tools(tools: Tools) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import structlog
 from batchfile.engine.base import EngineInfo, EngineStats, Finished, Prepared, in_flight_for
 from batchfile.engine.vllm.guides import Guides
 from batchfile.engine.vllm.identity import CPU_ENVIRONMENT, choose_on_cpu, identity_of
+from batchfile.engine.vllm.media import media_kinds
 from batchfile.engine.vllm.preflight import check_vllm
 from batchfile.engine.vllm.processes import (
     CLOSE_S,
@@ -31,6 +32,7 @@ from batchfile.engine.vllm.processes import (
 from batchfile.engine.vllm.steps import OutputWait, Stall, StepCounter, lacking
 from batchfile.engine.vllm.tasks import Embedding, Generating, VllmOptions, VllmPrepared, Work, refusals
 from batchfile.errors import EngineDead, InvalidRequest
+from batchfile.request_media import MediaUse
 from batchfile.types import Completion, Request
 
 log = structlog.get_logger()
@@ -107,6 +109,7 @@ class VllmEngine:
             num_gpus=0 if choice is not None else config.parallel_config.world_size,
             note="" if choice is None else choice.note,
             fingerprint=None if identity is None else identity.fingerprint,
+            media=MediaUse(kinds=media_kinds(self._llm) if options.task == "generate" else frozenset()),
         )
         self._in_flight: dict[int, _InFlight] = {}
         self._death: str | None = None
@@ -133,7 +136,8 @@ class VllmEngine:
         names: list[str] = []
         try:
             for number, token_ids in enumerate(prepared.prompts):
-                prompt = {"prompt_token_ids": token_ids, **prepared.prompt_fields}
+                prompt = prepared.with_media or {"prompt_token_ids": token_ids}
+                prompt = {**prompt, **prepared.prompt_fields}
                 self._engine.add_request(f"{key}.{number}", prompt, prepared.params, priority=prepared.priority)
                 names.append(f"{key}.{number}")
                 self._counter.added(names[-1], len(token_ids))

@@ -22,6 +22,7 @@ from batchfile.engine.fit import (
 )
 from batchfile.engine.prompts import ChatPrompts, RawPrompts, prefix_of_ids
 from batchfile.engine.vllm.guides import Guides
+from batchfile.engine.vllm.media import MediaPrompts, media_kinds, media_size
 from batchfile.engine.vllm.options import check_priority, guide_of, sampling_arguments, with_details
 from batchfile.engine.vllm.parsers import Parsers, Reading
 from batchfile.engine.vllm.preflight import why_unavailable
@@ -67,11 +68,13 @@ class VllmOptions:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VllmPrepared(Prepared):
     """`prompts`: token ids; more than one only for an embedding. `num_sequences`: the number of slots it takes.
+    `with_media`: the prompt with its images and recordings, as vLLM's processor made it.
 
     `begun`: the text that the answer is to include, because the request has `echo`. `raw`: of an embedding or a score.
     """
 
     prompts: list[list[int]]
+    with_media: Any = None
     params: Any
     num_sequences: int
     kind: ResultKind
@@ -154,6 +157,9 @@ class Generating:
         tokenizer = copy.deepcopy(llm.get_tokenizer())
         if options.chat_template is not None:
             tokenizer.chat_template = _read_template(options.chat_template)
+        self._media = MediaPrompts(llm) if media_kinds(llm) else None
+        if self._media is not None and not tokenizer.chat_template:
+            tokenizer.chat_template = self._media.chat_template
         self._prompts = ChatPrompts(tokenizer, options.model)
         self._raw_prompts = RawPrompts(tokenizer)
         self._truncation_side: str = tokenizer.truncation_side
@@ -181,15 +187,26 @@ class Generating:
             prefix, reading = prefix_of_ids(token_ids), None
         else:
             reading = self._parsers.reading(request)
+            turns = request.messages
+            if self._media is not None and request.has_media:
+                turns = self._media.turns(turns, self._prompts.template)
             arguments, adds = self._parsers.template_arguments(request), options.add_special_tokens is True
-            prompt = self._prompts.prompt(request.messages, request.tools, arguments, adds_special_tokens=adds)
+            prompt = self._prompts.prompt(turns, request.tools, arguments, adds_special_tokens=adds)
             token_ids, prefix = prompt.token_ids, prompt.prefix
+        with_media = None
+        if self._media is not None and request.has_media:
+            if options.truncate_prompt_tokens is not None:
+                raise InvalidRequest("truncate_prompt_tokens: a prompt with media is not truncated; remove it")
+            with_media = self._with_media(self._media, request, token_ids)
+            token_ids = list(with_media["prompt_token_ids"])
         token_ids = truncated(request, token_ids, self._max_model_len, self._truncation_side)
         max_tokens = fitting_max_tokens(request.sampling, len(token_ids), self._max_model_len)
         return VllmPrepared(
             prefix=prefix,
             cost=max_tokens,
             prompts=[token_ids],
+            with_media=with_media,
+            media_bytes=sum(media_size(one) for one in request.media) if request.has_media else 0,
             params=self._params(request, max_tokens, None if reading is None else reading.asked, owner),
             num_sequences=request.sampling.num_choices,
             kind=request.result_kind,
@@ -197,6 +214,12 @@ class Generating:
             reading=reading,
             begun=self._begun(request) if options.echo else "",
         )
+
+    def _with_media(self, media: MediaPrompts, request: Request, token_ids: list[int]) -> Any:
+        try:
+            return media.prompt(token_ids, request.media)
+        except refusals() as error:
+            raise InvalidRequest(f"The model cannot read these media: {error}") from error
 
     def outcome(self, outputs: list[Any], prepared: VllmPrepared) -> Outcome:
         [output], [prompt], options = outputs, prepared.prompts, prepared.options

@@ -6,6 +6,7 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from batchfile.errors import InvalidRequest
 from batchfile.lines.diagnostics import Diagnostic, Path, shown
+from batchfile.lines.formats.media import DocumentBlock, ImageBlock, misplaced_media, spoken
 from batchfile.lines.formats.options import (
     CHOICES_MAX,
     ChatOptions,
@@ -17,7 +18,6 @@ from batchfile.lines.formats.options import (
     sent_options,
 )
 from batchfile.lines.formats.shared import (
-    JOINT,
     SEED_MAX,
     SEED_MIN,
     TOKENS_MAX,
@@ -113,7 +113,8 @@ class RedactedThinkingBlock(Strict):
 
 
 Block = Annotated[
-    TextBlock | ToolUseBlock | ToolResultBlock | ThinkingBlock | RedactedThinkingBlock, Field(discriminator="type")
+    TextBlock | ToolUseBlock | ToolResultBlock | ThinkingBlock | RedactedThinkingBlock | ImageBlock | DocumentBlock,
+    Field(discriminator="type"),
 ]
 
 
@@ -225,7 +226,8 @@ def is_plain(params: PlainParams) -> bool:
 
 def more_problems(params: PlainParams) -> list[Diagnostic]:
     """Problems that depend on several fields."""
-    found = without_user(params.messages, "params") + _tool_problems(params)
+    found = without_user(params.messages, "params") + misplaced_media(params.messages, "params")
+    found += _tool_problems(params)
     if type(params) is PlainParams:
         return found
     form = _form(params)
@@ -257,17 +259,18 @@ def tools_of(given: list[ToolDefinition] | None, choice: ToolChoice | None) -> T
 def _turns(role: Role, blocks: list[Any]) -> list[Message]:
     """The blocks of a turn as messages: one for each tool result, then one with the text and the tool calls."""
     turns: list[Message] = []
-    texts: list[str] = []
+    said: list[Any] = []
     calls: list[ToolCall] = []
     for block in blocks:
-        if isinstance(block, TextBlock):
-            texts.append(block.text)
+        if isinstance(block, TextBlock | ImageBlock | DocumentBlock):
+            said.append(block)
         elif isinstance(block, ToolUseBlock):
             calls.append(ToolCall(block.id, block.name, block.input))
         elif isinstance(block, ToolResultBlock):
             turns.append(Message("tool", block.text, call_id=block.tool_use_id))
-    if texts or not turns:
-        turns.append(Message(role, JOINT.join(texts), tuple(calls)))
+    if said or not turns:
+        turn = spoken(role, said)
+        turns.append(Message(role, turn.content, tuple(calls), parts=turn.parts))
     return turns
 
 

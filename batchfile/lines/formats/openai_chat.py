@@ -6,6 +6,7 @@ import msgspec
 from pydantic import Field, ValidationInfo, field_validator
 
 from batchfile.lines.diagnostics import Diagnostic, Path
+from batchfile.lines.formats.media import OpenAIPart, misplaced_media, spoken
 from batchfile.lines.formats.openai_shared import Ignored, PlainSampled, asked_of, format_keys
 from batchfile.lines.formats.options import ChatOptions, option_problems, sent_options
 from batchfile.lines.formats.shared import (
@@ -21,7 +22,6 @@ from batchfile.lines.formats.shared import (
     choice_problems,
     join_turns,
     misplaced,
-    text_of,
     unanswered,
     unknown_call,
     unsupported_keys_of,
@@ -97,6 +97,10 @@ class ChatMessage(Strict):
     tool_call_id: str | None = None
 
 
+class AnyMessage(ChatMessage):
+    content: str | Annotated[list[OpenAIPart], Field(min_length=1)] | None = None  # type: ignore[assignment]
+
+
 class PlainBody(PlainSampled):
     """The fields that most bodies have alone."""
 
@@ -121,6 +125,8 @@ _VENDORS = Effectless("about the vendor's own service")
 
 class Body(PlainBody, ChatOptions, Ignored):
     """The fields of `body`."""
+
+    messages: Annotated[list[AnyMessage], Field(min_length=1)]  # type: ignore[assignment]
 
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
     thinking_token_budget: Annotated[Whole, Field(ge=-1, le=TOKENS_MAX)] | None = None
@@ -169,7 +175,8 @@ def is_plain(body: PlainBody) -> bool:
 
 def more_problems(body: PlainBody) -> list[Diagnostic]:
     """Problems that depend on several fields."""
-    found = without_user(body.messages, "body") + _system_names(body) + _tool_problems(body)
+    found = without_user(body.messages, "body") + misplaced_media(body.messages, "body")
+    found += _system_names(body) + _tool_problems(body)
     if type(body) is PlainBody:
         return found
     return found + option_problems(sent_options(body, PlainBody), "body", format_keys(body))
@@ -237,11 +244,11 @@ def _call_problems(turns: list[Any]) -> list[Diagnostic]:
 
 
 def _message(turn: ChatMessage) -> Message:
-    text = text_of(turn.content or turn.refusal or "")
     role: Role = "system" if turn.role == "developer" else turn.role
+    said = spoken(role, turn.content or turn.refusal or "", turn.name)
     if turn.tool_calls is None and turn.role != "tool":
-        return Message(role, text, name=turn.name)
-    return Message(role, text, _calls(turn.tool_calls or []), turn.tool_call_id, turn.name)
+        return said
+    return Message(role, said.content, _calls(turn.tool_calls or []), turn.tool_call_id, turn.name)
 
 
 def to_request(custom_id: str, body: PlainBody, defaults: Defaults) -> Request:

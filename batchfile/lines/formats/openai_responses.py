@@ -9,6 +9,7 @@ from pydantic import Discriminator, Field, Tag
 
 from batchfile.lines.diagnostics import Diagnostic, Path
 from batchfile.lines.formats import openai_chat
+from batchfile.lines.formats.media import InputAudioPart, InputFilePart, InputImagePart
 from batchfile.lines.formats.options import INT64_MAX, INT64_MIN, GeneratingOptions, NumLogprobs, TemplateArguments
 from batchfile.lines.formats.shared import (
     TOKENS_MAX,
@@ -35,7 +36,8 @@ class Part(Strict):
     logprobs: NoEffect = None
 
 
-Content = str | Annotated[list[Part], Field(min_length=1)]
+AnyPart = Annotated[Part | InputImagePart | InputFilePart | InputAudioPart, Field(discriminator="type")]
+Content = str | Annotated[list[AnyPart], Field(min_length=1)]
 
 
 class Spoken(Strict):
@@ -240,8 +242,12 @@ def _turns(item: Spoken | Called | Returned | Thought) -> list[dict[str, Any]]:
     return [] if isinstance(item, Thought) else [{"role": item.role, "content": _content(item.content)}]
 
 
-def _content(content: str | list[Part]) -> Any:
-    return content if isinstance(content, str) else [{"type": "text", "text": part.text} for part in content]
+def _content(content: str | list[AnyPart]) -> Any:
+    return content if isinstance(content, str) else [_part(part) for part in content]
+
+
+def _part(part: AnyPart) -> dict[str, Any]:
+    return {"type": "text", "text": part.text} if isinstance(part, Part) else part.model_dump(exclude_unset=True)
 
 
 def _format(given: TextFormat) -> dict[str, Any]:

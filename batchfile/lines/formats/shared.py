@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from batchfile.lines.diagnostics import Diagnostic, Path, shown
+from batchfile.request_media import Media
 from batchfile.types import Message, Tools
 
 JOINT = "\n\n"  # between merged texts: blocks, adjacent turns of one role, system turns
@@ -114,10 +115,15 @@ def join_turns(turns: Iterable[Message]) -> tuple[Message, ...]:
         elif joined and joined[-1].role == turn.role != "tool" and joined[-1].name == turn.name:
             last = joined[-1]
             content = JOINT.join(filter(None, (last.content, turn.content)))
-            joined[-1] = Message(turn.role, content, last.calls + turn.calls, name=turn.name)
+            parts = _parts_of(last) + _parts_of(turn) if last.parts or turn.parts else ()
+            joined[-1] = Message(turn.role, content, last.calls + turn.calls, name=turn.name, parts=parts)
         else:
             joined.append(turn)
     return (Message("system", JOINT.join(system), name=system_name), *joined) if system else tuple(joined)
+
+
+def _parts_of(turn: Message) -> tuple[str | Media, ...]:
+    return turn.parts or ((turn.content,) if turn.content else ())
 
 
 def choice_problems(tools: Tools | None, *, is_forced: bool, root: str) -> list[Diagnostic]:
