@@ -28,12 +28,16 @@ class Hashing:
         self._is_excluded = bytearray()  # see NewBatch; empty if nothing is to be reused
 
     def add(self, envelope: Envelope, pool: str) -> None:
-        self._file.add(self._hasher.of(envelope, pool))
+        found = self._hasher.of(envelope, pool)
+        if found is None:
+            self.skip()
+            return
+        self._file.add(found)
         if self.reuse is not None:
             self._is_excluded.append(not self.reuse.is_sampled_too and self._hasher.is_sampled(envelope))
 
     def skip(self) -> None:
-        """A line that cannot run."""
+        """A line that cannot run, or whose answer cannot be reused."""
         self._file.add(NO_HASH)
         if self.reuse is not None:
             self._is_excluded.append(True)

@@ -4,19 +4,21 @@ A hash covers the raw bytes of `params`, or of `body` without its `metadata`, th
 and what the batch adds: its stage and all its defaults, with the stage's JSON schema. It does not cover `custom_id`,
 the line's metadata and priority. Raw bytes are strict: another spacing or order of keys makes another request.
 
-A line holds all that is sent to a model: content is text. Once a line can name an image by a path or a URL, its hash
-must cover the digest of those bytes, or `of` must return None.
+A request that names an image, a recording or a document by a path or a URL has no hash, because what is there may
+change.
 """
 
+import re
 from functools import lru_cache
 from hashlib import sha256
 
 import msgspec
 
-from batchfile.errors import UNREADABLE
+from batchfile.errors import UNREADABLE, InvalidRequest
 from batchfile.lines.envelope import Envelope
 from batchfile.lines.formats import native, openai_shared
 from batchfile.lines.json_scan import has_repeats
+from batchfile.lines.parse import parse_request
 from batchfile.types import Defaults
 
 HASH_BYTES = 16  # of SHA-256
@@ -24,6 +26,7 @@ MEANING = 1  # raise it when the same line with the same defaults becomes anothe
 _CONTEXTS_KEPT = 64  # combinations of format, method, url and pool
 _METADATA = "metadata"
 _QUOTED = b'"metadata"'
+_MEDIA = re.compile(rb"image|audio|document|file|\\u00[4-7]")  # in the types of parts, maybe with escaped letters
 
 _members = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
@@ -46,8 +49,10 @@ class RequestHasher:
         self._added = msgspec.json.encode((MEANING, stage, stored))
         self._context = lru_cache(maxsize=_CONTEXTS_KEPT)(self._context_of)
 
-    def of(self, envelope: Envelope, pool: str) -> bytes:
-        """HASH_BYTES bytes. `pool`: where the request runs."""
+    def of(self, envelope: Envelope, pool: str) -> bytes | None:
+        """HASH_BYTES bytes; None if bytes elsewhere decide the answer too. `pool`: where the request runs."""
+        if self._names_media(envelope):
+            return None
         context = self._context(envelope.format, envelope.method, envelope.url, pool)
         carried = envelope.carried
         if envelope.format == "openai" and _QUOTED in carried:
@@ -66,6 +71,17 @@ class RequestHasher:
         if temperature is None:
             temperature = native.TEMPERATURE if envelope.format == "native" else openai_shared.TEMPERATURE
         return temperature > 0 and given.seed is None
+
+    def _names_media(self, envelope: Envelope) -> bool:
+        """Does the request refer to media that are not in it? True also where it cannot be read."""
+        carried = envelope.carried
+        if (b'"type"' not in carried and b"\\u00" not in carried) or not _MEDIA.search(carried):
+            return False
+        try:
+            media = parse_request(envelope, self._defaults).media
+        except InvalidRequest:
+            return True
+        return any(not one.source.startswith("data:") for one in media)
 
     def _context_of(self, *where: str | None) -> bytes:
         """Of a fixed size, so that no bytes of the context can pass for bytes of the request."""

@@ -7,9 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchfile.errors import InvalidRequest
 from batchfile.lines.envelope import decode_envelope
-from batchfile.lines.parse import parse_request
 from batchfile.plan.request_hash import RequestHasher
 from batchfile.types import Defaults
 
@@ -26,7 +24,7 @@ def openai(custom_id: str = "a", url: str = CHAT, **body: object) -> bytes:
     return json.dumps({"custom_id": custom_id, "method": "POST", "url": url, "body": body}).encode()
 
 
-def hashed(line: bytes, pool: str = "p", stage: str | None = None, **defaults: Any) -> bytes:
+def hashed(line: bytes, pool: str = "p", stage: str | None = None, **defaults: Any) -> bytes | None:
     return RequestHasher(Defaults(**defaults), stage).of(decode_envelope(line), pool)
 
 
@@ -119,13 +117,24 @@ def test_what_is_sampled(line: bytes, defaults: dict[str, float], is_sampled: bo
     assert RequestHasher(Defaults(**defaults), None).is_sampled(decode_envelope(line)) is is_sampled  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("url", ["https://host/a.png", "file:///a.png", "data:image/png;base64,AAAA"])
-def test_a_line_cannot_name_bytes_outside_of_it(url: str) -> None:
-    """Once it can, request_hash must cover the digest of these bytes."""
-    images: list[tuple[Any, list[dict[str, Any]]]] = [
-        (native, [{"type": "image", "source": {"type": "url", "url": url}}]),
-        (openai, [{"type": "image_url", "image_url": {"url": url}}]),
+IMAGE = "data:image/png;base64,iVBORw0KGgo="
+
+
+@pytest.mark.parametrize(
+    "url", ["https://host/a.png", "s3://bucket/a.png", "a.png", "DATA:image/png;base64,AAAA", IMAGE]
+)
+@pytest.mark.parametrize("name", ["image", r"im\u0061ge"])
+def test_a_request_that_names_bytes_outside_of_it_has_no_hash(url: str, name: str) -> None:
+    source = {"type": "url", "url": url} if ":" in url else {"type": "path", "path": url}
+    found: list[tuple[Any, dict[str, Any]]] = [
+        (native, {"type": "image", "source": source}),
+        (openai, {"type": "image_url", "image_url": {"url": url}}),
     ]
-    for make, content in images:
-        with pytest.raises(InvalidRequest):
-            parse_request(make(messages=[{"role": "user", "content": content}]), Defaults())
+    for make, part in found:
+        line = make(messages=[{"role": "user", "content": [part]}]).replace(b'"image', f'"{name}'.encode())
+        assert (hashed(line) is None) is (url != IMAGE)
+
+
+def test_a_text_about_images_has_a_hash() -> None:
+    content = [{"type": "text", "text": 'An image, {"type": "image"} and a file.'}]
+    assert hashed(native(messages=[{"role": "user", "content": content}])) is not None
