@@ -77,7 +77,7 @@ class NewBatch:
 @dataclass(slots=True)
 class Taken:
     """What was taken over. `cuts`: without these lines. `hashes`: of the new batch. `num_from`: how many, by source.
-    `num_equal`: how many requests of a source the new batch has, whoever answers them there.
+    `num_equal`: how many requests of a source the new batch has too.
     `fingerprints`: pool -> those of the engines that made it. `notes`: why a source was not used, as sentences.
     """
 
