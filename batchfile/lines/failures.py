@@ -165,12 +165,12 @@ class FailureTally:
         return reason
 
     def _add(self, failed: _Failed, row: int) -> bytes:
-        error = failed.error
-        self.num_rejected += is_rejected(error.type)
+        result = failed.error
+        self.num_rejected += is_rejected(result.type)
         group = FailureGroup(
-            type=error.type,
-            http_status=error.http_status,
-            message=reason_of(error.type, error.message),
+            type=result.type,
+            http_status=result.http_status,
+            message=reason_of(result.type, result.message),
             num_requests=1,
             line=row,
             custom_id=failed.custom_id and failed.custom_id[:_ID_CHARS_MAX],
@@ -181,9 +181,9 @@ class FailureTally:
                 "line": row,
                 "custom_id": failed.custom_id,
                 "status": failed.status,
-                "type": error.type,
-                "message": error.message[:_READ_CHARS_MAX],
-                "http_status": error.http_status,
+                "type": result.type,
+                "message": result.message[:_READ_CHARS_MAX],
+                "http_status": result.http_status,
             }
         )
 
