@@ -102,22 +102,24 @@ def reason_of(type: str, message: str) -> str:
     >>> reason_of("invalid_request_error", "line 7: max_tokens: 9000 exceeds 8192 of 'mistral-7b'")
     'max_tokens: … exceeds … of …'
     """
-    return _reason(type, message[:_READ_CHARS_MAX])
+    return _reason(type, _PLACE.sub("", message[:_READ_CHARS_MAX]))
 
 
 @lru_cache(maxsize=1_024)
 def _reason(type: str, message: str) -> str:
     if type in REFUSALS:  # what follows is the model's answer
         message = message.partition(":")[0]
-    text = _WORD.sub(_without_value, _QUOTED.sub("…", _PLACE.sub("", message)))
-    text = " ".join("".join(char if char.isprintable() else " " for char in _SEVERAL.sub("…", text)).split())
+    text = _SEVERAL.sub("…", _WORD.sub(_without_value, _QUOTED.sub("…", message)))
+    if not text.isprintable():
+        text = "".join(char if char.isprintable() else " " for char in text)
+    text = " ".join(text.split())
     return text if len(text) <= _REASON_CHARS_MAX else text[: _REASON_CHARS_MAX - 1] + "…"
 
 
 def _without_value(word: re.Match[str]) -> str:
     """Numbers, ids and digests have a digit. A dot or a slash after a word is not part of it."""
     text = word.group()
-    if len(text) <= _WORD_CHARS_MAX and not any(char.isdigit() for char in text):
+    if len(text) <= _WORD_CHARS_MAX and (text.isalpha() or not any(map(str.isdigit, text))):
         return text
     return "…" + text[len(text.rstrip(".-/=+")) :]
 

@@ -5,6 +5,7 @@ from typing import Literal
 
 import pytest
 
+from batchfile.lines import failures
 from batchfile.lines.failures import GROUPS_MAX, FailureTally, advice_of, merged, reason_of, tally_of, with_advice
 from batchfile.lines.result import FinishedLine, encode_result
 from batchfile.types import Failure, FailureGroup
@@ -35,6 +36,13 @@ def test_a_reason_is_the_message_without_what_differs(message: str) -> None:
     found = reason_of("model_error", message)
     assert found == MESSAGES[message]
     assert found.isprintable()
+
+
+def test_a_message_is_reduced_once_wherever_its_request_is() -> None:
+    before = failures._reason.cache_info().misses
+    found = {reason_of("invalid_request_error", f"line {n}: is not like any other message") for n in range(100)}
+    assert found == {"is not like any other message"}
+    assert failures._reason.cache_info().misses == before + 1
 
 
 def test_the_answer_of_a_model_that_refuses_is_not_part_of_the_reason() -> None:
