@@ -2,6 +2,7 @@
 
 Its outside (custom_id, metadata, method, url) and what it carries (params or body) are counted apart. A decoder that
 skips over a value builds nothing of it. A range that two pools share is also read by the runner of the other pool.
+Detecting what a body is parses its first KIND_BYTES once more, whatever its size: the lines that count are behind them.
 """
 
 import asyncio
@@ -24,6 +25,7 @@ from batchfile.files.stored_files import source
 from batchfile.ledger import batches
 from batchfile.ledger.base import Ledger
 from batchfile.lines import parse
+from batchfile.lines.kinds import KIND_BYTES
 from batchfile.plan import pending
 from batchfile.plan.options import CreateOptions
 from batchfile.runner.runner import Runner, RunnerOptions
@@ -140,14 +142,18 @@ class World:
 
 
 def requests(**asked: Callable[[int], Any]) -> list[dict[str, Any]]:
-    """Ten of them. `asked`: more of the params of each."""
-    messages = [[{"role": "user", "content": f"ask {n}"}] for n in range(10)]
+    """Ten of them, behind one as long as what is read to detect the kind. `asked`: more of the params of each."""
+    contents = {"long": "x" * KIND_BYTES} | {f"id_{n}": f"ask {n}" for n in range(10)}
     return [
         {
-            "custom_id": f"id_{n}",
-            "params": {"messages": messages[n], "max_tokens": 4, **{key: of(n) for key, of in asked.items()}},
+            "custom_id": custom_id,
+            "params": {
+                "messages": [{"role": "user", "content": content}],
+                "max_tokens": 4,
+                **{key: of(n) for key, of in asked.items()},
+            },
         }
-        for n in range(10)
+        for n, (custom_id, content) in enumerate(contents.items())
     ]
 
 
