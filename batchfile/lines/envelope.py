@@ -204,6 +204,8 @@ def id_text(given: object) -> str | None:
 
 def custom_id_of(line: bytes) -> str | None:
     """The custom_id if it can be read, also from a line that is invalid after it."""
+    if b"custom_id" not in line and b"\\" not in line:  # nor a key with escapes
+        return None
     try:
         return id_text(_custom_id.decode(line).custom_id) or None
     except UNREADABLE:

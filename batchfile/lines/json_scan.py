@@ -268,6 +268,8 @@ def replace_lone_surrogates(data: bytearray | memoryview, num_max: int) -> dict[
 
 def without_lone_surrogates(line: bytes) -> bytes | None:
     """The line with PLACEHOLDER for each lone surrogate; None if it has none."""
+    if b"\\u" not in line:
+        return None
     data = bytearray(line)
     return bytes(data) if replace_lone_surrogates(data, len(data)) else None
 

@@ -27,7 +27,7 @@ from batchfile.types import RoutingTable
 
 BYTES = 32 * 1024
 TRIES = 2
-# Measured: 130 for lines of one byte, each of which is answered like a request of a hundred; 13 for one of brackets.
+# Measured: 250 for lines of one byte, each of which is answered like a request of a hundred; 13 for one of brackets.
 RATIO_MAX = 400.0
 GROWTH = 4
 GROWTH_MAX = 9.0  # of the time with four times the size: 4 is linear, 16 is quadratic
