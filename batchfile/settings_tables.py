@@ -106,6 +106,13 @@ class Pool(BaseModel):
     chat_template: str | None = Field(
         default=None, description="A file with a chat template to use instead of the model's own."
     )
+    parse_control_tokens: bool = Field(
+        default=False,
+        description=(
+            "Give control tokens in the texts of requests, such as `<|im_end|>`, their meaning in vLLM. By default, "
+            "they are ordinary text."
+        ),
+    )
     engine_args: dict[str, JsonValue] = Field(
         default={},
         description="Further engine arguments of vLLM, by their Python names. They override the pool's other settings.",

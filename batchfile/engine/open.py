@@ -27,6 +27,7 @@ def engine_factory(
     tool_parser: str | None = None,
     reasoning_parser: str | None = None,
     chat_template: str | None = None,
+    parse_control_tokens: bool = False,
     engine_args: Mapping[str, Any] | None = None,
     task: Task = "generate",
     wait_for_endpoint: bool = True,
@@ -35,7 +36,8 @@ def engine_factory(
     """A function that builds a new engine with each call. `max_num_seqs`: requests at once, for any engine.
 
     `task`: what the model is loaded for; ignored for an HTTP endpoint. `chat_template`: a file;
-    `engine_args`: further arguments of vLLM. `wait_for_endpoint`: wait also for one that was never available.
+    `parse_control_tokens`: in texts; `engine_args`: further arguments of vLLM.
+    `wait_for_endpoint`: wait also for one that was never available.
     `stall_s`: vLLM counts as dead after this time without progress.
     """
 
@@ -54,6 +56,7 @@ def engine_factory(
                     tool_parser=tool_parser,
                     reasoning_parser=reasoning_parser,
                     chat_template=chat_template,
+                    parse_control_tokens=parse_control_tokens,
                     task=task,
                     stall_s=stall_s,
                     extra=dict(engine_args or {}),

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from batchfile.engine.control_tokens import ControlTokens
 from batchfile.engine.tool_wire import wire_tools, wire_turn
 from batchfile.errors import InvalidRequest, SettingsError
 from batchfile.types import Input, Message, Request, Tool, Tools
@@ -38,10 +39,11 @@ class Prompt:
 class ChatPrompts:
     """Renders and tokenizes conversations. Needs exclusive use of its tokenizer.
 
+    Control tokens in texts are encoded as ordinary text, unless `parses_control_tokens`.
     Raises: SettingsError if the model has no chat template.
     """
 
-    def __init__(self, tokenizer: Any, model: str) -> None:
+    def __init__(self, tokenizer: Any, model: str, *, parses_control_tokens: bool = False) -> None:
         self._tokenizer = tokenizer
         if not getattr(tokenizer, "chat_template", None):
             raise SettingsError(
@@ -54,6 +56,7 @@ class ChatPrompts:
         self._template = named if isinstance(named, str) else None  # None: the tokenizer chooses one of several
         self._lock = threading.Lock()
         self._backend = _whole_backend(tokenizer)
+        self._control_tokens = None if parses_control_tokens else ControlTokens(tokenizer, self._backend)
         self._takes_system = self._has_system_role()
         self._separator = self._exact_separator()
         self._prefixes: OrderedDict[str, list[int]] = OrderedDict()
@@ -67,7 +70,8 @@ class ChatPrompts:
         """Whether the template shows tools to the model. Most templates without tools ignore them silently."""
         try:
             probe = Tools(offered=(Tool(_PROBE, None, {"type": "object", "properties": {}}),))
-            return _PROBE in self._render([Message("user", "Hello")], {"tools": wire_tools(probe)}, is_continued=False)
+            turns = _wired([Message("user", "Hello")])
+            return _PROBE in self._render(turns, {"tools": wire_tools(probe)}, is_continued=False)
         except Exception:  # noqa: BLE001 - see prompt()
             return False
 
@@ -78,23 +82,29 @@ class ChatPrompts:
 
         Raises: InvalidRequest if the template rejects the turns.
         """
-        turns = messages if self._takes_system else fold_system(messages)
+        turns = _wired(messages if self._takes_system else fold_system(messages))
+        more = arguments or {}
+        if tools is not None:
+            more = {**more, "tools": wire_tools(tools)}
+        hidden = None if self._control_tokens is None else self._control_tokens.hide(turns, more)
+        if hidden is not None:
+            turns, more = hidden.turns, hidden.arguments
         try:
-            more = arguments or {}
-            if tools is not None:
-                more = {**more, "tools": wire_tools(tools)}
             text = self._render(turns, more, is_continued=messages[-1].role == "assistant")
         except Exception as error:  # a template is a program in the model's files and may raise anything
             raise InvalidRequest(f"The model's chat template rejected these turns: {error}") from error
         system = messages[0].content if messages[0].role == "system" else None
-        token_ids = self._tokenize(text, system if self._takes_system else None)
+        if self._control_tokens is not None and hidden is not None:
+            token_ids = self._control_tokens.encode(text)
+        else:
+            token_ids = self._tokenize(text, system if self._takes_system else None)
         if system is not None:
             return Prompt(token_ids, _prefix(system))
         return Prompt(token_ids, prefix_of_ids(token_ids))
 
-    def _render(self, turns: Sequence[Message], arguments: dict[str, Any], is_continued: bool) -> str:
+    def _render(self, turns: list[dict[str, Any]], arguments: dict[str, Any], is_continued: bool) -> str:
         rendered: str = self._tokenizer.apply_chat_template(
-            _wired(turns),
+            turns,
             **arguments,
             chat_template=self._template,
             tokenize=False,
@@ -139,7 +149,7 @@ class ChatPrompts:
     def _has_system_role(self) -> bool:
         """Whether the template supports a system turn. Some raise, some ignore it silently."""
         try:
-            turns = [Message("system", _PROBE), Message("user", "Hello")]
+            turns = _wired([Message("system", _PROBE), Message("user", "Hello")])
             return _PROBE in self._render(turns, {}, is_continued=False)
         except Exception:  # noqa: BLE001 - see prompt()
             return False

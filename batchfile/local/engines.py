@@ -66,6 +66,7 @@ def choose_engine(settings: Settings, options: RunOptions) -> EngineChoice:
         ("--dtype", options.dtype, "vllm"),
         ("--tool-parser", options.tool_parser, "vllm"),
         ("--reasoning-parser", options.reasoning_parser, "vllm"),
+        ("--parse-control-tokens", options.parse_control_tokens, "vllm"),
     ):
         if value and kind != owner:
             raise SettingsError(f"{option} is for --engine {owner}, not for {kind}")
@@ -87,6 +88,7 @@ def choose_engine(settings: Settings, options: RunOptions) -> EngineChoice:
         max_num_seqs=options.max_num_seqs or settings.run.max_num_seqs,
         tool_parser=options.tool_parser,
         reasoning_parser=options.reasoning_parser,
+        parse_control_tokens=options.parse_control_tokens,
         engine_args={} if options.dtype is None else {"dtype": options.dtype},
         task=options.task,
         wait_for_endpoint=options.wait_for_endpoint,

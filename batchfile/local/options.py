@@ -30,7 +30,10 @@ SPEED = "run.speed"  # what one process of the run measured, as JSON
 
 _ROW_OPTIONS = ("prompt", "system", "choices", "schema", "into", "id_column", "raw")
 # The options that identify a run, in addition to its input, and the names in messages of those that are not flags.
-_GUARDED = ("engine", "model", "stage", "limit", "sample", "seed", *_ROW_OPTIONS, "max_tokens", "temperature")
+_GUARDED = (
+    *("engine", "model", "stage", "limit", "sample", "seed", *_ROW_OPTIONS, "max_tokens", "temperature"),
+    "parse_control_tokens",
+)
 _NAMES = {name: f"the {name}" for name in ("engine", "model", "stage")}
 _NAMES |= {name: f"the default {name}" for name in ("max_tokens", "temperature")}
 _SHOWN_MAX = 60
@@ -53,6 +56,7 @@ class EngineArguments(TypedDict, total=False):
     max_num_seqs: int | None
     dtype: Dtype | None
     reasoning_parser: str | None
+    parse_control_tokens: bool
     grace_s: float | None
     restart: bool
 
@@ -152,6 +156,10 @@ class RunOptions:
     )
     tool_parser: str | None = _option("vLLM's name of the parser for tool calls.", metavar="NAME")
     reasoning_parser: str | None = _option("vLLM's name of the parser for thinking.", metavar="NAME")
+    parse_control_tokens: bool = _option(
+        "Give control tokens in texts, such as <|im_end|>, their meaning, instead of taking them as text.",
+        default=False,
+    )
     grace_s: float | None = _option(
         "How long requests in flight may finish after Ctrl-C or SIGTERM.  [default: 30]",
         least=0,

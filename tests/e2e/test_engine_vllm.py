@@ -82,7 +82,7 @@ def expected_ids(tokenizer: Any, messages: tuple[Message, ...], is_continued: bo
 
 
 def test_token_ids_are_those_of_the_tokenizer_with_and_without_a_remembered_prefix(tokenizer: Any) -> None:
-    prompts = ChatPrompts(copy.deepcopy(tokenizer), "m")
+    prompts = ChatPrompts(copy.deepcopy(tokenizer), "m", parses_control_tokens=True)
     for system in (SYSTEM, SYSTEM + "<|im_end|>\nmore", "short", " " + SYSTEM + "\n"):
         for text in TEXTS * 2:
             messages = turns(("system", system), ("user", text))

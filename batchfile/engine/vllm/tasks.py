@@ -24,6 +24,7 @@ class VllmOptions:
     `model`: a folder or a hub id. `dtype`: "auto" means the model's own, or float32 on a CPU without instructions for
     that. `enforce_eager`: None means eager on a CPU, where compiling takes longer than it saves in a small batch.
     `chat_template`: a file to use instead of the model's own.
+    `parse_control_tokens`: those in texts keep their meaning, as in the model's own template.
     `tool_parser`, `reasoning_parser`: vLLM's names; None: detected by the chat template, and off.
     `task`: what the model is loaded for; with "embed" it makes vectors instead of text.
     `stall_s`: the engine counts as dead after this time without progress while requests are in flight.
@@ -42,6 +43,7 @@ class VllmOptions:
     load_format: str = "auto"
     seed: int = 0
     chat_template: str | None = None
+    parse_control_tokens: bool = False
     tool_parser: str | None = None
     reasoning_parser: str | None = None
     task: Task = "generate"
@@ -124,7 +126,7 @@ class Generating:
         tokenizer = copy.deepcopy(llm.get_tokenizer())
         if options.chat_template is not None:
             tokenizer.chat_template = _read_template(options.chat_template)
-        self._prompts = ChatPrompts(tokenizer, options.model)
+        self._prompts = ChatPrompts(tokenizer, options.model, parses_control_tokens=options.parse_control_tokens)
         self._raw_prompts = RawPrompts(tokenizer)
         self._parsers = Parsers(
             tokenizer=llm.get_tokenizer(),
