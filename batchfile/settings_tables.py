@@ -82,6 +82,11 @@ class Pool(BaseModel):
         min_length=1,
         description="The model's name on the hub or its folder; with an endpoint, the name that the endpoint serves.",
     )
+    revision: str | None = Field(
+        default=None,
+        min_length=1,
+        description="The branch, tag or commit of the model on its hub. By default its main branch.",
+    )
     aliases: tuple[str, ...] = Field(default=(), description="Further model names that mean this pool.")
     engine: EngineKind = Field(
         default="vllm",
@@ -122,6 +127,8 @@ class Pool(BaseModel):
     def _has_address(self) -> "Pool":
         if self.engine == "http" and not self.base_url:
             raise ValueError("a pool with engine = 'http' needs a base_url")
+        if self.engine == "http" and self.revision:
+            raise ValueError("revision is for models that are loaded here; its endpoint chooses that of an http pool")
         return self
 
 
@@ -137,6 +144,11 @@ class LocalRun(BaseModel):
     model: str | None = Field(
         default=None,
         description="The model's name on the hub or its folder; with an endpoint, the name that the endpoint serves.",
+    )
+    revision: str | None = Field(
+        default=None,
+        min_length=1,
+        description="The branch, tag or commit of the model on its hub. By default its main branch.",
     )
     base_url: BaseUrl | None = Field(
         default=None, description="The address of the endpoint, such as `https://llm.example/v1`. Required with `http`."

@@ -29,17 +29,18 @@ def main(arguments: list[str]) -> int:
     name = parser.parse_args(arguments).pool
     logs.configure(pool=name)
     try:
-        model = pool_of(load_settings(), name).model
+        pool = pool_of(load_settings(), name)
     except SettingsError as error:
         log.error("prefetch.refused", error=str(error))
         return REFUSED
+    model = pool.model
     if Path(model).is_dir():
         log.info("model.found", model=model)
         return OK
     try:
         from huggingface_hub import snapshot_download
 
-        place = snapshot_download(model, ignore_patterns=list(NOT_WANTED))
+        place = snapshot_download(model, revision=pool.revision, ignore_patterns=list(NOT_WANTED))
     except Exception:  # the top of this process; the hub's client raises many kinds of errors
         log.exception("prefetch.failed", model=model, what_to_do="set HF_TOKEN and accept the model's license")
         return FAILED

@@ -125,6 +125,7 @@ def factory_of(pool: Pool, kind: EngineKind, stall_s: float = 600.0) -> EngineFa
     return engine_factory(
         kind,
         model=pool.model,
+        revision=pool.revision,
         base_url=pool.base_url,
         api_key=None if pool.api_key is None else pool.api_key.get_secret_value(),
         max_model_len=pool.max_model_len,

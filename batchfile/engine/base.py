@@ -1,6 +1,6 @@
 """The interface of engines, which generate answers: vLLM, an HTTP endpoint, echo."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -14,6 +14,7 @@ class EngineInfo:
     `num_slots`: how many requests it generates for at the same time. `max_in_flight`: how many to add at once to keep
     the slots full (slots plus a margin that waits inside). `max_model_len`: in tokens; None if unknown.
     `num_gpus`: local GPUs, so 0 for an endpoint. `note`: one line about the engine's own choices; empty without any.
+    `commits`: of the models that come from a hub, by their names.
     """
 
     name: str
@@ -24,6 +25,7 @@ class EngineInfo:
     max_model_len: int | None = None
     num_gpus: int = 0
     note: str = ""
+    commits: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,6 +18,7 @@ def engine_factory(
     kind: EngineKind,
     *,
     model: str,
+    revision: str | None = None,
     base_url: str | None = None,
     api_key: str | None = None,
     max_model_len: int | None = None,
@@ -35,8 +36,8 @@ def engine_factory(
 ) -> EngineFactory:
     """A function that builds a new engine with each call. `max_num_seqs`: requests at once, for any engine.
 
-    `task`: what the model is loaded for; ignored for an HTTP endpoint. `chat_template`: a file;
-    `parse_control_tokens`: in texts; `engine_args`: further arguments of vLLM.
+    `revision`: of the model on its hub. `task`: what the model is loaded for; ignored for an HTTP endpoint.
+    `chat_template`: a file; `parse_control_tokens`: in texts; `engine_args`: further arguments of vLLM.
     `wait_for_endpoint`: wait also for one that was never available.
     `stall_s`: vLLM counts as dead after this time without progress.
     """
@@ -59,7 +60,7 @@ def engine_factory(
                     parse_control_tokens=parse_control_tokens,
                     task=task,
                     stall_s=stall_s,
-                    extra=dict(engine_args or {}),
+                    extra=({} if revision is None else {"revision": revision}) | dict(engine_args or {}),
                 )
             )
         if kind == "http":

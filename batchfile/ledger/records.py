@@ -244,7 +244,7 @@ class HeartbeatRecord:
     requests (None: none yet), from when the engine gets the request to its answer. `draining`: it finishes what it
     holds and ends. `down`: its endpoint is unavailable. `shards`: held ones as `batch_id/n`, the first 100.
     `set_aside`: batches that it leaves alone because an object cannot be read or written, and why, the first 20.
-    `started_at`: epoch seconds.
+    `started_at`: epoch seconds. `commits`: of the models that came from a hub, by their names.
     """
 
     pool: str
@@ -266,6 +266,7 @@ class HeartbeatRecord:
     totals: RunnerTotals = field(default_factory=RunnerTotals)
     shards: tuple[str, ...] = ()
     set_aside: dict[str, str] = field(default_factory=dict)
+    commits: dict[str, str] = field(default_factory=dict)
     version: int = VERSION
 
 

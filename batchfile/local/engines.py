@@ -63,6 +63,7 @@ def choose_engine(settings: Settings, options: RunOptions) -> EngineChoice:
     for option, value, owner in (
         ("--base-url", options.base_url, "http"),
         ("--wait-for-endpoint", options.wait_for_endpoint, "http"),
+        ("--revision", options.revision, "vllm"),
         ("--dtype", options.dtype, "vllm"),
         ("--tool-parser", options.tool_parser, "vllm"),
         ("--reasoning-parser", options.reasoning_parser, "vllm"),
@@ -76,12 +77,15 @@ def choose_engine(settings: Settings, options: RunOptions) -> EngineChoice:
     elif name is None and kind == "http":
         raise SettingsError("--engine http needs --model (model=): the name that the endpoint serves")
     model = name or str(demo_model())
+    # The revision of the settings is that of their model.
+    revision = options.revision or (settings.run.revision if kind == "vllm" and options.model is None else None)
     if kind == "vllm":
-        check_vllm(model)  # before a large file is read
+        check_vllm(model, revision)  # before a large file is read
     api_key = os.environ.get(API_KEY_VARIABLE) or None
     factory = engine_factory(
         kind,
         model=model,
+        revision=revision,
         base_url=url,
         api_key=api_key,
         max_model_len=options.max_model_len or settings.run.max_model_len,

@@ -25,6 +25,7 @@ LINKED = "run.linked"  # the key of the object with which the store refers to th
 REUSED = "run.reused"  # how many results were taken over when this one was created
 REUSED_FROM = "run.reused_from"  # from which batch
 ENGINE_VERSION = "run.engine_version"
+COMMITS = "run.commits"  # of models from a hub, by their names, as JSON
 TABLE = "run.table"  # how the results of rows are written
 SPEED = "run.speed"  # what one process of the run measured, as JSON
 
@@ -32,7 +33,7 @@ _ROW_OPTIONS = ("prompt", "system", "choices", "schema", "into", "id_column", "r
 # The options that identify a run, in addition to its input, and the names in messages of those that are not flags.
 _GUARDED = (
     *("engine", "model", "stage", "limit", "sample", "seed", *_ROW_OPTIONS, "max_tokens", "temperature"),
-    "parse_control_tokens",
+    *("revision", "parse_control_tokens"),
 )
 _NAMES = {name: f"the {name}" for name in ("engine", "model", "stage")}
 _NAMES |= {name: f"the default {name}" for name in ("max_tokens", "temperature")}
@@ -46,6 +47,7 @@ class EngineArguments(TypedDict, total=False):
     """The options that `batchfile.run` and `batchfile.map` share, for type checkers."""
 
     model: str | None
+    revision: str | None
     engine: EngineKind | None
     base_url: str | None
     wait_for_endpoint: bool
@@ -109,6 +111,7 @@ class RunOptions:
     output: str | None = None
     engine: EngineKind | None = _option("The engine that generates answers.  [default: vllm]")
     model: str | None = _option("A model's name or directory.  [default: the demo model, if it is cached]")
+    revision: str | None = _option("The branch, tag or commit of the model on its hub.  [default: main]")
     base_url: str | None = _option(
         "With --engine http: an OpenAI-compatible endpoint. Its key is OPENAI_API_KEY.", metavar="URL"
     )

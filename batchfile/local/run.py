@@ -8,9 +8,10 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import msgspec
 import structlog
 
-from batchfile.engine.base import Engine, EngineFactory
+from batchfile.engine.base import Engine, EngineFactory, EngineInfo
 from batchfile.errors import BatchDamaged, InvalidFile, InvalidRequest, OutputTaken, RecordDamaged
 from batchfile.ledger import batches, ending, keys, retention
 from batchfile.ledger.base import Ledger
@@ -23,6 +24,7 @@ from batchfile.lines.framing import NUL_TAIL, iter_lines
 from batchfile.local import inputs, outputs, previous_batch
 from batchfile.local.inputs import Source
 from batchfile.local.options import (
+    COMMITS,
     ENGINE_VERSION,
     INPUT,
     LINKED,
@@ -151,9 +153,7 @@ def work(
         started_at = ledger.clock.monotonic()
         engine = factory()
         startup_s = ledger.clock.monotonic() - started_at
-        for _ in in_order(
-            ledger, lambda batch_id: _remember_engine(ledger, batch_id, engine.info.version), tuple(left)
-        ):
+        for _ in in_order(ledger, lambda batch_id: _remember_engine(ledger, batch_id, engine.info), tuple(left)):
             pass
         return engine
 
@@ -174,13 +174,14 @@ def work(
         measured(batch_id)
 
 
-def _remember_engine(ledger: Ledger, batch_id: str, version: str) -> None:
-    """Store the engine's version with the batch, so that any process can write it to the receipt."""
+def _remember_engine(ledger: Ledger, batch_id: str, info: EngineInfo) -> None:
+    """Store the versions of engine and model with the batch, so that any process can write them to the receipt."""
+    versions = {ENGINE_VERSION: info.version, COMMITS: msgspec.json.encode(info.commits, order="sorted").decode()}
 
     def decide(record: BatchRecord) -> BatchRecord | None:
-        if record.state != "open" or record.metadata.get(ENGINE_VERSION) == version:
+        if record.state != "open" or versions.items() <= record.metadata.items():
             return None
-        return replace(record, metadata={**record.metadata, ENGINE_VERSION: version})
+        return replace(record, metadata={**record.metadata, **versions})
 
     update_batch(ledger, keys.batch_key(batch_id), decide)
 

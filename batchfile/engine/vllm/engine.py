@@ -17,7 +17,7 @@ import structlog
 from batchfile.engine.base import EngineInfo, EngineStats, Finished, Prepared, in_flight_for
 from batchfile.engine.vllm.cpu import GIB, CpuChoice, choose, kv_cache_gib, read_cpu
 from batchfile.engine.vllm.guides import Guides
-from batchfile.engine.vllm.preflight import check_vllm, model_facts
+from batchfile.engine.vllm.preflight import check_vllm, commit_of, model_facts
 from batchfile.engine.vllm.processes import (
     CLOSE_S,
     ProcessGuard,
@@ -73,7 +73,7 @@ class VllmEngine:
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"])
-        check_vllm(options.model, is_hub_asked=False)
+        check_vllm(options.model, options.extra.get("revision"), is_hub_asked=False)
         import vllm
 
         arguments = _arguments(options)
@@ -95,6 +95,7 @@ class VllmEngine:
         self._counter.attach(self._engine.engine_core)
         self._stall = Stall(options.stall_s)
         config = self._engine.vllm_config
+        commit = commit_of(options.model, options.extra.get("revision"))
         num_slots = config.scheduler_config.max_num_seqs
         self.info = EngineInfo(
             name="vllm",
@@ -105,6 +106,7 @@ class VllmEngine:
             max_model_len=config.model_config.max_model_len,
             num_gpus=0 if choice is not None else config.parallel_config.world_size,
             note="" if choice is None else choice.note,
+            commits={} if commit is None else {options.model: commit},
         )
         self._in_flight: dict[int, _InFlight] = {}
         self._death: str | None = None

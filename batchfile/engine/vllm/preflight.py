@@ -7,8 +7,9 @@ cannot fix count as wrong settings. Does not import vllm.
 
 import errno
 import os
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from importlib import metadata
 from importlib.util import find_spec
@@ -21,6 +22,7 @@ from batchfile.engine.vllm.cpu import ModelFacts, check_usable, read_cpu
 from batchfile.errors import BatchfileError, EngineDead, SettingsError
 
 CONFIG = "config.json"
+CONFIGS = (CONFIG, "params.json", "adapter_config.json")  # of transformers, of Mistral, of an adapter
 CONFIG_BYTES_MAX = 16 * 1024 * 1024
 HUB_S_MAX = 10.0  # for one response of a model hub
 WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf")
@@ -33,6 +35,7 @@ _ERRNOS = {
     *(errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN),
     *(errno.EHOSTUNREACH, errno.ECONNREFUSED, errno.ECONNRESET, errno.ENODEV, errno.ENXIO, errno.EAGAIN),
 }
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 _STATUSES = {408, 425, 429}  # and from 500 on: the hub is temporarily unavailable
 # Module and class name. The modules are not imported here: they are loaded if one of these was raised.
 _TRANSPORT = (
@@ -49,15 +52,20 @@ def is_local(model: str) -> bool:
     return model.startswith(("/", "./", "../", "~")) or Path(model).exists()
 
 
-def check_model(model: str) -> None:
-    """Raises: SettingsError if a model with that name cannot be loaded here now."""
+def check_model(model: str, revision: str | None = None) -> None:
+    """Raises: SettingsError if a model with that name and revision cannot be loaded here now."""
     if "://" in model or _is_other_hub():
         return  # only vLLM's other loaders can check these
     path = Path(model).expanduser()
     if not is_local(model):
-        _check_hub(model)
+        _check_hub(model, revision)
     elif not path.exists():
         raise SettingsError(f"model {model!r}: the directory does not exist")
+    elif revision is not None:
+        raise SettingsError(
+            f"revision {revision!r}: the model {model!r} is a directory, and only models on a hub have revisions; "
+            "remove the revision"
+        )
     elif path.is_dir():
         _check_folder(model, path)
 
@@ -72,7 +80,7 @@ def model_facts(model: str, *, revision: str | None = None) -> ModelFacts:
     if path.is_dir():
         folder, found = path, path / CONFIG
     else:
-        cached = _cached_config(model, revision)
+        cached = _cached_config(model, revision, (CONFIG,))
         if cached is None:
             return ModelFacts()
         folder, found = cached.parent, cached
@@ -88,6 +96,21 @@ def model_facts(model: str, *, revision: str | None = None) -> ModelFacts:
         is_quantized=bool(config.get("quantization_config") or text.get("quantization_config")),
         weight_bytes=_weight_bytes(folder),
     )
+
+
+def commit_of(model: str, revision: str | None = None) -> str | None:
+    """The commit of a model that is in the hub's cache on this machine, or in a folder of it; None if unknown."""
+    path = Path(model).expanduser()
+    if path.exists():
+        folder = path if path.is_dir() else path.parent
+    elif is_local(model) or "://" in model or _is_other_hub():
+        return None
+    else:
+        cached = _cached_config(model, revision)
+        if cached is None:
+            return None
+        folder = cached.parent
+    return folder.name if folder.parent.name == "snapshots" and _COMMIT.fullmatch(folder.name) else None
 
 
 def _is_other_hub() -> bool:
@@ -127,29 +150,30 @@ def _weight_bytes(folder: Path) -> int | None:
     return None
 
 
-def _cached_config(model: str, revision: str | None) -> Path | None:
+def _cached_config(model: str, revision: str | None, names: Sequence[str] = CONFIGS) -> Path | None:
+    """The first of these files of a model that is in the hub's cache."""
     try:
         from huggingface_hub import try_to_load_from_cache
         from huggingface_hub.errors import HFValidationError
     except ImportError:
         return None
     try:
-        found = try_to_load_from_cache(model, CONFIG, revision=revision)
+        found = (try_to_load_from_cache(model, name, revision=revision) for name in names)
+        return next((Path(path) for path in found if isinstance(path, str)), None)
     except HFValidationError:
         return None
-    return Path(found) if isinstance(found, str) else None
 
 
-def _check_hub(model: str) -> None:
+def _check_hub(model: str, revision: str | None) -> None:
     """Requests the metadata of one small file, which needs the same permissions as the weights."""
     try:
         from huggingface_hub import errors, get_hf_file_metadata, hf_hub_url
     except ImportError:
         return  # vLLM requires it, so it is not installed either
-    if _cached_config(model, None) is not None:
+    if _cached_config(model, revision) is not None:
         return  # already downloaded, so the hub is not needed
     try:
-        get_hf_file_metadata(hf_hub_url(model, CONFIG), timeout=HUB_S_MAX)
+        get_hf_file_metadata(hf_hub_url(model, CONFIG, revision=revision), timeout=HUB_S_MAX)
     except errors.HFValidationError as error:
         raise SettingsError(
             f"model {model!r} is neither a directory on this machine nor a model hub name such as owner/model"
@@ -163,6 +187,10 @@ def _check_hub(model: str) -> None:
         raise SettingsError(
             f"model {model!r}: it is not a directory here, and the model hub has no such model, or it is private; "
             f"check the name, or {TOKEN_HINT}"
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise SettingsError(
+            f"model {model!r} has no revision {revision!r} on its hub; name a branch, a tag or a commit of it"
         ) from error
     except errors.EntryNotFoundError:
         return  # a model in another layout (Mistral's, GGUF), which only vLLM can check
@@ -182,7 +210,7 @@ def _hub_answer(model: str, status: int | None) -> str:
     )
 
 
-def check_vllm(model: str, *, is_hub_asked: bool = True) -> None:
+def check_vllm(model: str, revision: str | None = None, *, is_hub_asked: bool = True) -> None:
     """Raises: SettingsError if vLLM is missing, cannot use this machine's CPU, or cannot load the model.
 
     `is_hub_asked`: if False, only models in a directory are checked.
@@ -194,7 +222,7 @@ def check_vllm(model: str, *, is_hub_asked: bool = True) -> None:
     if is_cpu_build():
         check_usable(read_cpu())
     if is_hub_asked or is_local(model):
-        check_model(model)
+        check_model(model, revision)
 
 
 def is_cpu_build() -> bool:
