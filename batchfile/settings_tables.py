@@ -111,6 +111,13 @@ class Pool(BaseModel):
     chat_template: str | None = Field(
         default=None, description="A file with a chat template to use instead of the model's own."
     )
+    lora: dict[str, str] = Field(
+        default={},
+        description=(
+            "LoRA adapters: their names, and their folders or repositories on the hub, such as `owner/name` or "
+            "`owner/name@revision`. A request whose model is such a name uses that adapter."
+        ),
+    )
     parse_control_tokens: bool = Field(
         default=False,
         description=(
@@ -127,6 +134,14 @@ class Pool(BaseModel):
     def _has_address(self) -> "Pool":
         if self.engine == "http" and not self.base_url:
             raise ValueError("a pool with engine = 'http' needs a base_url")
+        if self.engine == "http" and self.lora:
+            raise ValueError(
+                "lora is for models that are loaded here; serve the endpoint's adapters as pools of their own"
+            )
+        if taken := self.lora.keys() & {self.model, *self.aliases}:
+            raise ValueError(
+                f"lora: {min(taken)!r} is the name of the model or an alias; give the adapter another name"
+            )
         if self.engine == "http" and self.revision:
             raise ValueError("revision is for models that are loaded here; its endpoint chooses that of an http pool")
         return self

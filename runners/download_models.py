@@ -1,4 +1,6 @@
-"""Downloads a pool's model to where vLLM looks for it (`HF_HOME`): `python -m runners.download_models --pool NAME`.
+"""Downloads a pool's model and adapters to where vLLM looks for them (`HF_HOME`).
+
+    python -m runners.download_models --pool NAME
 
 Run one process at a time for each volume. Existing files are not downloaded again, and an interrupted download
 resumes.
@@ -6,11 +8,13 @@ resumes.
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import structlog
 
 from batchfile import logs
+from batchfile.engine.vllm.adapters import FILES, split_source
 from batchfile.errors import SettingsError
 from batchfile.settings import load_settings
 
@@ -33,18 +37,23 @@ def main(arguments: list[str]) -> int:
     except SettingsError as error:
         log.error("prefetch.refused", error=str(error))
         return REFUSED
-    model = pool.model
-    if Path(model).is_dir():
+    done = [_download(pool.model, pool.revision, ignore_patterns=NOT_WANTED)]
+    done += [_download(*split_source(source), allow_patterns=FILES) for source in pool.lora.values()]
+    return max(done)
+
+
+def _download(model: str, revision: str | None, **patterns: Sequence[str]) -> int:
+    if Path(model).expanduser().is_dir():
         log.info("model.found", model=model)
         return OK
     try:
         from huggingface_hub import snapshot_download
 
-        place = snapshot_download(model, revision=pool.revision, ignore_patterns=list(NOT_WANTED))
+        place = snapshot_download(model, revision=revision, **{name: list(globs) for name, globs in patterns.items()})
     except Exception:  # the top of this process; the hub's client raises many kinds of errors
         log.exception("prefetch.failed", model=model, what_to_do="set HF_TOKEN and accept the model's license")
         return FAILED
-    log.info("model.fetched", model=model, place=place)
+    log.info("model.fetched", model=model, revision=revision, place=place)
     return OK
 
 

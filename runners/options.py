@@ -136,6 +136,7 @@ def factory_of(pool: Pool, kind: EngineKind, stall_s: float = 600.0) -> EngineFa
         reasoning_parser=pool.reasoning_parser,
         chat_template=pool.chat_template,
         parse_control_tokens=pool.parse_control_tokens,
+        lora=pool.lora,
         engine_args=pool.engine_args,
         task=pool.task,
         stall_s=stall_s,

@@ -33,10 +33,12 @@ class Prepared:
     """A request ready to be added: template applied, tokenized, limits checked. Engines subclass it.
 
     `prefix`: equal for requests that likely share a cached prefix. `cost`: expected work; only the order matters.
+    `model`: the adapter that answers; empty: the engine's model.
     """
 
     prefix: int = 0
     cost: int = 0
+    model: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,8 @@ def engine_factory(
     reasoning_parser: str | None = None,
     chat_template: str | None = None,
     parse_control_tokens: bool = False,
+    lora: Mapping[str, str] | None = None,
+    checks_model: bool = False,
     engine_args: Mapping[str, Any] | None = None,
     task: Task = "generate",
     wait_for_endpoint: bool = True,
@@ -38,6 +40,7 @@ def engine_factory(
 
     `revision`: of the model on its hub. `task`: what the model is loaded for; ignored for an HTTP endpoint.
     `chat_template`: a file; `parse_control_tokens`: in texts; `engine_args`: further arguments of vLLM.
+    `lora`: adapters for vLLM; `checks_model`: with adapters, reject requests for other models than this and those.
     `wait_for_endpoint`: wait also for one that was never available.
     `stall_s`: vLLM counts as dead after this time without progress.
     """
@@ -58,6 +61,8 @@ def engine_factory(
                     reasoning_parser=reasoning_parser,
                     chat_template=chat_template,
                     parse_control_tokens=parse_control_tokens,
+                    lora=dict(lora or {}),
+                    checks_model=checks_model,
                     task=task,
                     stall_s=stall_s,
                     extra=({} if revision is None else {"revision": revision}) | dict(engine_args or {}),

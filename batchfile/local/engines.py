@@ -7,6 +7,7 @@ from pathlib import Path
 
 from batchfile.engine.base import Engine, EngineFactory
 from batchfile.engine.open import engine_factory
+from batchfile.engine.vllm.adapters import check_adapters
 from batchfile.engine.vllm.preflight import check_vllm
 from batchfile.errors import SettingsError
 from batchfile.ledger.base import Limits
@@ -67,6 +68,7 @@ def choose_engine(settings: Settings, options: RunOptions) -> EngineChoice:
         ("--dtype", options.dtype, "vllm"),
         ("--tool-parser", options.tool_parser, "vllm"),
         ("--reasoning-parser", options.reasoning_parser, "vllm"),
+        ("--lora", options.lora, "vllm"),
         ("--parse-control-tokens", options.parse_control_tokens, "vllm"),
     ):
         if value and kind != owner:
@@ -80,6 +82,7 @@ def choose_engine(settings: Settings, options: RunOptions) -> EngineChoice:
     # The revision of the settings is that of their model.
     revision = options.revision or (settings.run.revision if kind == "vllm" and options.model is None else None)
     if kind == "vllm":
+        check_adapters(options.lora or {})
         check_vllm(model, revision)  # before a large file is read
     api_key = os.environ.get(API_KEY_VARIABLE) or None
     factory = engine_factory(
@@ -92,6 +95,8 @@ def choose_engine(settings: Settings, options: RunOptions) -> EngineChoice:
         max_num_seqs=options.max_num_seqs or settings.run.max_num_seqs,
         tool_parser=options.tool_parser,
         reasoning_parser=options.reasoning_parser,
+        lora=options.lora,
+        checks_model=True,
         parse_control_tokens=options.parse_control_tokens,
         engine_args={} if options.dtype is None else {"dtype": options.dtype},
         task=options.task,

@@ -33,7 +33,7 @@ _ROW_OPTIONS = ("prompt", "system", "choices", "schema", "into", "id_column", "r
 # The options that identify a run, in addition to its input, and the names in messages of those that are not flags.
 _GUARDED = (
     *("engine", "model", "stage", "limit", "sample", "seed", *_ROW_OPTIONS, "max_tokens", "temperature"),
-    *("revision", "parse_control_tokens"),
+    *("revision", "lora", "parse_control_tokens"),
 )
 _NAMES = {name: f"the {name}" for name in ("engine", "model", "stage")}
 _NAMES |= {name: f"the default {name}" for name in ("max_tokens", "temperature")}
@@ -58,6 +58,7 @@ class EngineArguments(TypedDict, total=False):
     max_num_seqs: int | None
     dtype: Dtype | None
     reasoning_parser: str | None
+    lora: Mapping[str, str] | None
     parse_control_tokens: bool
     grace_s: float | None
     restart: bool
@@ -159,6 +160,11 @@ class RunOptions:
     )
     tool_parser: str | None = _option("vLLM's name of the parser for tool calls.", metavar="NAME")
     reasoning_parser: str | None = _option("vLLM's name of the parser for thinking.", metavar="NAME")
+    lora: Mapping[str, str] | None = _option(
+        "A LoRA adapter: a folder, or owner/name or owner/name@revision of the hub. Requests whose model is NAME use "
+        "it. Repeatable.",
+        metavar="NAME=PATH",
+    )
     parse_control_tokens: bool = _option(
         "Give control tokens in texts, such as <|im_end|>, their meaning, instead of taking them as text.",
         default=False,
@@ -193,7 +199,7 @@ class RunOptions:
 
 
 def _kept(value: object) -> str:
-    text = "" if value is None or value is False else str(value)
+    text = "" if value is None or value is False or value == {} else str(value)
     return text if len(text) <= _KEPT_MAX else f"{text[:_SHOWN_MAX]}... (sha256 {sha256(text.encode()).hexdigest()})"
 
 

@@ -8,6 +8,7 @@ from itertools import count
 from typing import NamedTuple
 
 import structlog
+from msgspec.structs import replace as replace_fields
 
 from batchfile.engine.base import Prepared
 from batchfile.errors import (
@@ -182,6 +183,8 @@ class Prefetcher:
         try:
             read = line.read or line.data
             request = read if isinstance(read, Request) else parse_request(read, shard.held.batch.defaults)
+            if shard.held.batch.routing.adapters:
+                request = _with_hinted_adapter(request, line.data, shard.held.batch)
             schema = own_schema(request)
         except InvalidRequest as error:
             fail(self._state, shard, line.number, custom_id_of(line.data), error)
@@ -265,6 +268,12 @@ class Prefetcher:
         shard.is_closed = shard.is_dropped = True
         self._claimer.drop(batch.batch_id)
         return self._claimer.look_again()
+
+
+def _with_hinted_adapter(request: Request, line: bytes, batch: BatchRecord) -> Request:
+    """A `model_hint` that names an adapter counts as the model of the request."""
+    hint = decode_envelope(line).hint
+    return replace_fields(request, model=hint) if hint in batch.routing.adapters else request
 
 
 def _routed(line: bytes, batch: BatchRecord) -> tuple[str | None, Envelope | Request | None]:

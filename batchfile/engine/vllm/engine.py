@@ -15,6 +15,7 @@ from typing import Any
 import structlog
 
 from batchfile.engine.base import EngineInfo, EngineStats, Finished, Prepared, in_flight_for
+from batchfile.engine.vllm.adapters import Adapter, Adapters, check_adapters, load_adapters, lora_arguments
 from batchfile.engine.vllm.cpu import GIB, CpuChoice, choose, kv_cache_gib, read_cpu
 from batchfile.engine.vllm.guides import Guides
 from batchfile.engine.vllm.preflight import check_vllm, commit_of, model_facts
@@ -30,7 +31,7 @@ from batchfile.engine.vllm.processes import (
 )
 from batchfile.engine.vllm.steps import OutputWait, Stall, StepCounter, lacking
 from batchfile.engine.vllm.tasks import Embedding, Generating, VllmOptions, VllmPrepared, Work, refusals
-from batchfile.errors import EngineDead, InvalidRequest
+from batchfile.errors import EngineDead, InvalidRequest, SettingsError
 from batchfile.types import Completion, Request
 
 log = structlog.get_logger()
@@ -73,10 +74,12 @@ class VllmEngine:
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"])
+        check_adapters(options.lora)
         check_vllm(options.model, options.extra.get("revision"), is_hub_asked=False)
         import vllm
 
-        arguments = _arguments(options)
+        adapters = load_adapters(options.lora)
+        arguments = lora_arguments(adapters) | _arguments(options)
         choice = _choose_on_cpu(options, arguments) if vllm.platforms.current_platform.is_cpu() else None
         if choice is not None:
             arguments["dtype"] = choice.dtype
@@ -95,7 +98,8 @@ class VllmEngine:
         self._counter.attach(self._engine.engine_core)
         self._stall = Stall(options.stall_s)
         config = self._engine.vllm_config
-        commit = commit_of(options.model, options.extra.get("revision"))
+        commits = {options.model: commit_of(options.model, options.extra.get("revision"))}
+        commits |= {adapter.name: adapter.commit for adapter in adapters}
         num_slots = config.scheduler_config.max_num_seqs
         self.info = EngineInfo(
             name="vllm",
@@ -106,7 +110,7 @@ class VllmEngine:
             max_model_len=config.model_config.max_model_len,
             num_gpus=0 if choice is not None else config.parallel_config.world_size,
             note="" if choice is None else choice.note,
-            commits={} if commit is None else {options.model: commit},
+            commits={name: found for name, found in commits.items() if found is not None},
         )
         self._in_flight: dict[int, _InFlight] = {}
         self._death: str | None = None
@@ -114,11 +118,14 @@ class VllmEngine:
         self._num_steps = 0
         self._num_full_steps = 0
         self._guides = Guides(self._llm, self._guard)
+        known = (self.info.model, options.model) if options.checks_model else None
+        found = Adapters(adapters, None if known is None else tuple(dict.fromkeys(known)))
         try:
+            self._lora = {adapter.number: self._loaded(adapter) for adapter in adapters}
             self._work: Work = (
-                Embedding(self._llm, options.model)
+                Embedding(self._llm, options.model, found)
                 if options.task == "embed"
-                else Generating(self._llm, options, self._guides)
+                else Generating(self._llm, options, self._guides, found)
             )
         except BaseException:
             self.close()
@@ -131,9 +138,11 @@ class VllmEngine:
         assert isinstance(prepared, VllmPrepared)
         self._check_alive()
         names: list[str] = []
+        adapter = prepared.adapter
+        more = {} if adapter is None else {"lora_request": self._lora[adapter.number]}
         try:
             for number, token_ids in enumerate(prepared.prompts):
-                self._engine.add_request(f"{key}.{number}", {"prompt_token_ids": token_ids}, prepared.params)
+                self._engine.add_request(f"{key}.{number}", {"prompt_token_ids": token_ids}, prepared.params, **more)
                 names.append(f"{key}.{number}")
                 self._counter.added(names[-1], len(token_ids))
         except refusals() as error:
@@ -143,6 +152,20 @@ class VllmEngine:
             raise self._died(error) from error
         self._in_flight[key] = _InFlight(prepared, names, {})
         self._num_sequences += prepared.num_sequences
+
+    def _loaded(self, adapter: Adapter) -> Any:
+        """vLLM's request for an adapter. Raises: SettingsError if it does not fit the model."""
+        from vllm.lora.request import LoRARequest
+
+        lora = LoRARequest(adapter.name, adapter.number, str(adapter.folder))
+        try:
+            is_loaded = self._engine.add_lora(lora)
+        except Exception as error:  # of the engine's process, without a type of its own
+            reason = str(error).strip().splitlines()[0][:300]
+            raise SettingsError(f"lora {adapter.name!r}: {adapter.folder} does not fit the model: {reason}") from error
+        if not is_loaded:
+            raise SettingsError(f"lora {adapter.name!r}: vLLM did not load {adapter.folder}")
+        return lora
 
     def step(self) -> list[Finished]:
         self._check_alive()

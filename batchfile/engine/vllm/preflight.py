@@ -58,7 +58,7 @@ def check_model(model: str, revision: str | None = None) -> None:
         return  # only vLLM's other loaders can check these
     path = Path(model).expanduser()
     if not is_local(model):
-        _check_hub(model, revision)
+        check_hub(model, revision, CONFIG, "model")
     elif not path.exists():
         raise SettingsError(f"model {model!r}: the directory does not exist")
     elif revision is not None:
@@ -164,8 +164,11 @@ def _cached_config(model: str, revision: str | None, names: Sequence[str] = CONF
         return None
 
 
-def _check_hub(model: str, revision: str | None) -> None:
-    """Requests the metadata of one small file, which needs the same permissions as the weights."""
+def check_hub(model: str, revision: str | None, file: str, noun: str) -> None:
+    """Requests the metadata of one small file, which needs the same permissions as the weights.
+
+    `noun`: what it is, for messages. Raises: SettingsError.
+    """
     try:
         from huggingface_hub import errors, get_hf_file_metadata, hf_hub_url
     except ImportError:
@@ -173,39 +176,39 @@ def _check_hub(model: str, revision: str | None) -> None:
     if _cached_config(model, revision) is not None:
         return  # already downloaded, so the hub is not needed
     try:
-        get_hf_file_metadata(hf_hub_url(model, CONFIG, revision=revision), timeout=HUB_S_MAX)
+        get_hf_file_metadata(hf_hub_url(model, file, revision=revision), timeout=HUB_S_MAX)
     except errors.HFValidationError as error:
         raise SettingsError(
-            f"model {model!r} is neither a directory on this machine nor a model hub name such as owner/model"
+            f"{noun} {model!r} is neither a directory on this machine nor a model hub name such as owner/model"
         ) from error
     except errors.GatedRepoError as error:
         raise SettingsError(
-            f"model {model!r} is gated: accept its terms on its model hub page, and {TOKEN_HINT} of the "
+            f"{noun} {model!r} is gated: accept its terms on its model hub page, and {TOKEN_HINT} of the "
             "account that accepted them"
         ) from error
     except errors.RepositoryNotFoundError as error:
         raise SettingsError(
-            f"model {model!r}: it is not a directory here, and the model hub has no such model, or it is private; "
+            f"{noun} {model!r}: it is not a directory here, and the model hub has no such model, or it is private; "
             f"check the name, or {TOKEN_HINT}"
         ) from error
     except errors.RevisionNotFoundError as error:
         raise SettingsError(
-            f"model {model!r} has no revision {revision!r} on its hub; name a branch, a tag or a commit of it"
+            f"{noun} {model!r} has no revision {revision!r} on its hub; name a branch, a tag or a commit of it"
         ) from error
     except errors.EntryNotFoundError:
         return  # a model in another layout (Mistral's, GGUF), which only vLLM can check
     except errors.HfHubHTTPError as error:
-        raise SettingsError(_hub_answer(model, error.response.status_code)) from error
+        raise SettingsError(_hub_answer(noun, model, error.response.status_code)) from error
     except Exception as error:  # the HTTP library of the hub's client may raise anything
-        raise SettingsError(_hub_answer(model, None)) from error
+        raise SettingsError(_hub_answer(noun, model, None)) from error
 
 
-def _hub_answer(model: str, status: int | None) -> str:
+def _hub_answer(noun: str, model: str, status: int | None) -> str:
     if status in {401, 403}:
-        return f"model {model!r}: the model hub answered {status}; {TOKEN_HINT} of an account that may read it"
+        return f"{noun} {model!r}: the model hub answered {status}; {TOKEN_HINT} of an account that may read it"
     why = "cannot be reached" if status is None else f"answered {status}"
     return (
-        f"model {model!r} is not on this machine and the model hub {why}: try again later, or name a directory "
+        f"{noun} {model!r} is not on this machine and the model hub {why}: try again later, or name a directory "
         "with the model's files"
     )
 

@@ -1,7 +1,7 @@
 """The tasks of vLLM, text and embeddings: converts requests to prompts, and outputs to outcomes."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from batchfile.engine.base import Prepared, SchemaUnchecked
 from batchfile.engine.fit import check_inputs, check_size, check_task, fitting_max_tokens, vector_of
 from batchfile.engine.prompts import ChatPrompts, RawPrompts, prefix_of_ids
+from batchfile.engine.vllm.adapters import Adapter, Adapters
 from batchfile.engine.vllm.guides import Guides
 from batchfile.engine.vllm.parsers import Parsers, Reading
 from batchfile.engine.vllm.preflight import why_unavailable
@@ -27,6 +28,8 @@ class VllmOptions:
     `parse_control_tokens`: those in texts keep their meaning, as in the model's own template.
     `tool_parser`, `reasoning_parser`: vLLM's names; None: detected by the chat template, and off.
     `task`: what the model is loaded for; with "embed" it makes vectors instead of text.
+    `lora`: the names of LoRA adapters, and their folders or repositories. `checks_model`: requests for another model
+    than this one or an adapter are rejected.
     `stall_s`: the engine counts as dead after this time without progress while requests are in flight.
     `extra`: further arguments of vLLM's engine.
     """
@@ -46,6 +49,8 @@ class VllmOptions:
     parse_control_tokens: bool = False
     tool_parser: str | None = None
     reasoning_parser: str | None = None
+    lora: Mapping[str, str] = field(default_factory=dict)
+    checks_model: bool = False
     task: Task = "generate"
     stall_s: float = 600.0
     extra: dict[str, Any] = field(default_factory=dict)
@@ -58,6 +63,7 @@ class VllmPrepared(Prepared):
     prompts: list[list[int]]
     params: Any
     num_sequences: int
+    adapter: Adapter | None = None
     reading: Reading | None = None
     is_raw: bool = False
     is_base64: bool = False
@@ -118,10 +124,11 @@ class OneDecode:
 class Generating:
     """Generates text with an LLM. `guides`: checks its guides. Raises: SettingsError."""
 
-    def __init__(self, llm: Any, options: VllmOptions, guides: Guides) -> None:
+    def __init__(self, llm: Any, options: VllmOptions, guides: Guides, adapters: Adapters) -> None:
         config = llm.llm_engine.vllm_config.model_config
         self._max_model_len: int = config.max_model_len
         self._guides = guides
+        self._adapters = adapters
         self._defaults: dict[str, Any] = config.get_diff_sampling_param()
         tokenizer = copy.deepcopy(llm.get_tokenizer())
         if options.chat_template is not None:
@@ -142,6 +149,7 @@ class Generating:
         owner
         is given."""
         check_task(request, "generate")
+        adapter = self._adapters.of(request.model)
         if request.raw is not None:
             token_ids = self._raw_prompts.token_ids(request.raw.inputs[0])
             prefix, reading = prefix_of_ids(token_ids), None
@@ -151,11 +159,11 @@ class Generating:
             token_ids, prefix = prompt.token_ids, prompt.prefix
         max_tokens = fitting_max_tokens(request.sampling, len(token_ids), self._max_model_len)
         return VllmPrepared(
-            prefix=prefix,
             cost=max_tokens,
             prompts=[token_ids],
             params=self._params(request, max_tokens, None if reading is None else reading.asked, owner),
             num_sequences=request.sampling.num_choices,
+            **_answered_by(adapter, prefix),
             reading=reading,
             is_raw=request.raw is not None,
         )
@@ -237,6 +245,13 @@ class Generating:
         return params
 
 
+def _answered_by(adapter: Adapter | None, prefix: int) -> dict[str, Any]:
+    """The fields of VllmPrepared for the adapter: prefixes are cached for each of them separately."""
+    if adapter is None:
+        return {"prefix": prefix}
+    return {"prefix": prefix + adapter.number, "model": adapter.name, "adapter": adapter}
+
+
 def _choice(choice: Any, text: str) -> Choice:
     if choice.finish_reason == "length":
         return Choice(text, "max_tokens")
@@ -256,29 +271,31 @@ def _read_template(path: str) -> str:
 class Embedding:
     """Makes embeddings with the pooling runner of an LLM. Raises: SettingsError if its model does not support them."""
 
-    def __init__(self, llm: Any, model: str) -> None:
+    def __init__(self, llm: Any, model: str, adapters: Adapters) -> None:
         if "embed" not in llm.llm_engine.get_supported_tasks():
             raise SettingsError(f"The model {model} does not support embeddings; task = 'embed' needs one that does.")
         config = llm.llm_engine.vllm_config.model_config
         self._max_model_len: int = config.max_model_len
         self._dimensions: int = getattr(config, "embedding_size", None) or config.get_hidden_size()
+        self._adapters = adapters
         self._prompts = RawPrompts(copy.deepcopy(llm.get_tokenizer()))
 
     def prepare(self, request: Request) -> VllmPrepared:
         from vllm import PoolingParams
 
         check_task(request, "embed")
+        adapter = self._adapters.of(request.model)
         raw = request.raw
         assert raw is not None, "an embedding has inputs"
         check_size(len(raw.inputs), raw.dimensions or self._dimensions)
         prompts = [self._prompts.token_ids(given) for given in raw.inputs]
         check_inputs([len(token_ids) for token_ids in prompts], self._max_model_len)
         return VllmPrepared(
-            prefix=prefix_of_ids(prompts[0]),
             cost=sum(map(len, prompts)),
             prompts=prompts,
             params=PoolingParams(task="embed", dimensions=raw.dimensions),
             num_sequences=len(prompts),
+            **_answered_by(adapter, prefix_of_ids(prompts[0])),
             is_base64=raw.is_base64,
         )
 
