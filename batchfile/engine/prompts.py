@@ -177,6 +177,73 @@ class ChatPrompts:
         return re.compile("|".join(re.escape(token) for token in sorted(tokens, key=len, reverse=True)))
 
 
+class MistralPrompts:
+    """Like ChatPrompts, for models with Mistral's own tokenizer: mistral_common renders and tokenizes in one step.
+
+    `tokenizer`: vLLM's MistralTokenizer or MistralCommonBackend of transformers. The result is that of vLLM's API.
+    Control tokens in texts are always ordinary text.
+    """
+
+    template = "[TOOL_CALLS]"  # what Mistral's models write before tool calls
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._lock = threading.Lock()
+
+    @staticmethod
+    def fits(tokenizer: Any) -> bool:
+        return hasattr(tokenizer, "IS_MISTRAL_TOKENIZER") or type(tokenizer).__name__ == "MistralCommonBackend"
+
+    @cached_property
+    def shows_tools(self) -> bool:
+        """The first version of the tokenizer ignores them silently."""
+        turns, tool = [Message("user", "Hello")], Tool("probe", None, {"type": "object", "properties": {}})
+        try:
+            return self.prompt(turns, Tools(offered=(tool,))).token_ids != self.prompt(turns).token_ids
+        except InvalidRequest:
+            return False
+
+    def prompt(
+        self, messages: Sequence[Message], tools: Tools | None = None, arguments: dict[str, Any] | None = None
+    ) -> Prompt:
+        """Raises: InvalidRequest if mistral_common rejects the turns."""
+        try:
+            with self._lock:
+                token_ids = list(
+                    self._tokenizer.apply_chat_template(
+                        _wired(messages),
+                        tools=None if tools is None else wire_tools(tools),
+                        continue_final_message=messages[-1].role == "assistant",
+                        tokenize=True,
+                        return_dict=False,
+                        **(arguments or {}),
+                    )
+                )
+        except Exception as error:  # of many kinds, assertions included
+            raise InvalidRequest(f"The model's tokenizer, mistral_common, rejected these turns: {error}") from error
+        is_system_first = messages[0].role == "system"
+        return Prompt(token_ids, _prefix(messages[0].content) if is_system_first else prefix_of_ids(token_ids))
+
+
+def prompts_of(
+    tokenizer: Any, model: str, *, chat_template: str | None = None, parses_control_tokens: bool = False
+) -> ChatPrompts | MistralPrompts:
+    """Needs exclusive use of the tokenizer. `chat_template`: used instead of the model's own.
+
+    Raises: SettingsError if the model has no chat template, or cannot use this one.
+    """
+    if MistralPrompts.fits(tokenizer):
+        if chat_template is not None:
+            raise SettingsError(
+                f"The model {model} uses the tokenizer of mistral_common, which has its own format of conversations: "
+                "remove chat_template, or set engine_args = {tokenizer_mode = 'hf'} if the model has a tokenizer.json."
+            )
+        return MistralPrompts(tokenizer)
+    if chat_template is not None:
+        tokenizer.chat_template = chat_template
+    return ChatPrompts(tokenizer, model, parses_control_tokens=parses_control_tokens)
+
+
 def _whole_backend(tokenizer: Any) -> Any:
     """The fast tokenizer inside, without truncation and padding; None if it is a slow one."""
     backend = getattr(tokenizer, "backend_tokenizer", None)

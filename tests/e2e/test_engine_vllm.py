@@ -219,7 +219,7 @@ def test_adapters_answer_in_one_batch_as_each_alone(engine: VllmEngine, model_di
     assert len(set(texts)) == 3, "and as nobody else; the model's own name means the model itself"
     assert texts[0] == texts[3]
     assert [prepare_now(engine, one).model for one in asked] == ["", "one", "two", ""]
-    with pytest.raises(InvalidRequest, match="model: 'gpt-4o' is unknown; use one of .*, one, two"):
+    with pytest.raises(InvalidRequest, match=r"model: 'gpt-4o' is unknown; use one of .*, one, two"):
         prepare_now(engine, replace(asked[0], model="gpt-4o"))
 
 

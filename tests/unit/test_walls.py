@@ -125,7 +125,8 @@ PLACES = {
     "api/__init__.py": "",
     # runners and deployment
     "runners/": "errors types logs child_env settings settings_tables signals open_ledger store.metered engine.base "
-    "engine.open engine.vllm.adapters engine.vllm.cpu ledger inbox.outbox inbox.scan runner.runner runner.stats",
+    "engine.open engine.vllm.adapters engine.vllm.cpu engine.vllm.preflight ledger inbox.outbox inbox.scan "
+    "runner.runner runner.stats",
     "runners/ray/": "errors types logs settings open_ledger store.open ledger.heartbeats ledger.status runners.child "
     "runners.options runners.scaling runners.supervisor",
     "runners/runpod/": "errors logs signals runners.child runners.options runners.scaling",

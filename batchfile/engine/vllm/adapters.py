@@ -16,7 +16,7 @@ from batchfile.errors import InvalidRequest, SettingsError
 
 CONFIG = "adapter_config.json"
 FILES = ("adapter_*",)  # not the tokenizer, and not the checkpoints of a training
-# The ranks that vLLM reserves memory for (MaxLoRARanks in vllm/config/lora.py); an adapter needs the next one.
+# The ranks that vLLM reserves memory for (its MaxLoRARanks); an adapter needs the next one.
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 # How many adapters may be used in one step; requests of others wait. Memory is reserved for each of them.
 ACTIVE_MAX = 8

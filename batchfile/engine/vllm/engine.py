@@ -18,7 +18,7 @@ from batchfile.engine.base import EngineInfo, EngineStats, Finished, Prepared, i
 from batchfile.engine.vllm.adapters import Adapter, Adapters, check_adapters, load_adapters, lora_arguments
 from batchfile.engine.vllm.cpu import GIB, CpuChoice, choose, kv_cache_gib, read_cpu
 from batchfile.engine.vllm.guides import Guides
-from batchfile.engine.vllm.preflight import check_vllm, commit_of, model_facts
+from batchfile.engine.vllm.preflight import TRANSFORMERS_FILES, check_vllm, commit_of, model_facts
 from batchfile.engine.vllm.processes import (
     CLOSE_S,
     ProcessGuard,
@@ -50,8 +50,6 @@ ENVIRONMENT = {
 }
 STEP_WAIT_S_MAX = 0.25  # a step of a large model on a CPU can take a minute; control returns to the caller this often
 CPU_BLOCK_TOKENS = 32  # the smallest size for fast attention on a CPU
-# The files of a repository that transformers can load, with tokenizer and chat template.
-TRANSFORMERS_FILES = ("config.json", "tokenizer_config.json")
 NOT_FETCHED = ["original/**/*", "consolidated*"]  # the first is vLLM's default
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from batchfile.engine.prompts import ChatPrompts
+from batchfile.engine.prompts import ChatPrompts, MistralPrompts
 from batchfile.engine.tool_wire import NO_THINKING, NO_TOOLS, call_stem, made_calls, wire_choice, wire_tools
 from batchfile.errors import InvalidRequest, SettingsError
 from batchfile.types import Choice, Request, StopReason, Tools
@@ -41,7 +41,7 @@ class Parsers:
         *,
         tokenizer: Any,
         model_config: Any,
-        prompts: ChatPrompts,
+        prompts: ChatPrompts | MistralPrompts,
         tool_parser: str | None,
         reasoning_parser: str | None,
     ) -> None:

@@ -22,8 +22,12 @@ from batchfile.engine.vllm.cpu import ModelFacts, check_usable, read_cpu
 from batchfile.errors import BatchfileError, EngineDead, SettingsError
 
 CONFIG = "config.json"
-CONFIGS = (CONFIG, "params.json", "adapter_config.json")  # of transformers, of Mistral, of an adapter
+PARAMS, TEKKEN = "params.json", "tekken.json"  # of Mistral's own layout
+CONFIGS = (CONFIG, PARAMS, "adapter_config.json")  # the last: of an adapter
+MISTRAL_FILES = {"consolidated*.safetensors": "the weights", TEKKEN: "the tokenizer"}
 CONFIG_BYTES_MAX = 16 * 1024 * 1024
+# The files of a repository that transformers can load, with tokenizer and chat template.
+TRANSFORMERS_FILES = (CONFIG, "tokenizer_config.json")
 HUB_S_MAX = 10.0  # for one response of a model hub
 WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf")
 # Mistral's second copy of the weights, and files that are not weights; see NOT_FETCHED in engine.py.
@@ -125,13 +129,19 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def _check_folder(model: str, path: Path) -> None:
-    if not (path / CONFIG).exists() and not (path / "params.json").exists():
+    if not (path / CONFIG).exists() and not (path / PARAMS).exists():
         raise SettingsError(
             f"model {model!r}: the directory has no {CONFIG}, so it is not a model that vLLM can load; "
             "name the directory with the model's files"
         )
     if not (path / CONFIG).exists():
-        return  # Mistral's own layout
+        for pattern, what in MISTRAL_FILES.items():
+            if not any(path.glob(pattern)) and not (pattern == TEKKEN and any(path.glob("tokenizer.model.v*"))):
+                raise SettingsError(
+                    f"model {model!r}: the directory has {PARAMS} but no {pattern}, {what} in Mistral's layout; "
+                    "fetch the model again, or name a directory with the files of transformers"
+                )
+        return
     try:
         _read_config(path / CONFIG)
     except (OSError, ValueError) as error:
@@ -142,8 +152,9 @@ def _check_folder(model: str, path: Path) -> None:
 
 def _weight_bytes(folder: Path) -> int | None:
     """The size of the weights, in the first format found. None if there are no weights, as before a download."""
+    others = NOT_WEIGHTS if (folder / CONFIG).exists() else NOT_WEIGHTS[1:]
     for pattern in WEIGHTS:
-        files = [path for path in folder.glob(pattern) if not path.name.startswith(NOT_WEIGHTS)]
+        files = [path for path in folder.glob(pattern) if not path.name.startswith(others)]
         if files:
             with suppress(OSError):
                 return sum(path.stat().st_size for path in files)

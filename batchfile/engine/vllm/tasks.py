@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from batchfile.engine.base import Prepared, SchemaUnchecked
 from batchfile.engine.fit import check_inputs, check_size, check_task, fitting_max_tokens, vector_of
-from batchfile.engine.prompts import ChatPrompts, RawPrompts, prefix_of_ids
+from batchfile.engine.prompts import RawPrompts, prefix_of_ids, prompts_of
 from batchfile.engine.vllm.adapters import Adapter, Adapters
 from batchfile.engine.vllm.guides import Guides
 from batchfile.engine.vllm.parsers import Parsers, Reading
@@ -131,9 +131,12 @@ class Generating:
         self._adapters = adapters
         self._defaults: dict[str, Any] = config.get_diff_sampling_param()
         tokenizer = copy.deepcopy(llm.get_tokenizer())
-        if options.chat_template is not None:
-            tokenizer.chat_template = _read_template(options.chat_template)
-        self._prompts = ChatPrompts(tokenizer, options.model, parses_control_tokens=options.parse_control_tokens)
+        self._prompts = prompts_of(
+            tokenizer,
+            options.model,
+            chat_template=None if options.chat_template is None else _read_template(options.chat_template),
+            parses_control_tokens=options.parse_control_tokens,
+        )
         self._raw_prompts = RawPrompts(tokenizer)
         self._parsers = Parsers(
             tokenizer=llm.get_tokenizer(),
