@@ -2,6 +2,7 @@
 
 import json
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -312,3 +313,35 @@ def test_waiting_for_another_pool_costs_no_read_of_every_record() -> None:
     run_alone(run, until=lambda: clock.now() - waiting_since >= 300)
     spent = sum(figure.num for figure in store.figures().values()) - before
     assert spent / 300 < 5, "requests a second"
+
+
+class AdaptedEcho(EchoEngine):
+    """The model of a request is its adapter."""
+
+    def prepare(self, request: Request) -> EchoPrepared:
+        return replace(super().prepare(request), model=request.model if request.model in ("sql", "polish") else "")
+
+
+def test_a_model_or_a_hint_that_names_an_adapter_gets_to_the_engine_and_into_the_result() -> None:
+    ledger, routing = world(["hi"]), RoutingTable(pools={"local": ("m",)}, adapters={"sql": "local", "polish": "local"})
+    turn = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 9}
+    rows = [
+        {"custom_id": "model", "params": {**turn, "model": "sql"}},
+        {"custom_id": "hint", "params": turn, "metadata": {"model_hint": "polish"}},
+        {"custom_id": "pool", "params": turn, "metadata": {"model_hint": "local"}},
+        {"custom_id": "unknown", "params": {**turn, "model": "sqll"}},
+    ]
+    key = input_key("c", "n")
+    ledger.store.put(key, "\n".join(map(json.dumps, rows)).encode())
+    planned = plan_input(ledger, "c", key, routing=routing)
+    batches.create(ledger, batches.Draft(batch_id="c", routing=routing, defaults=Defaults()), planned)
+    run_alone(Runner(ledger, AdaptedEcho, RunnerOptions(runner_id="r1", pool="local", only="c", is_janitor=False)))
+    batch = batches.read_batch(ledger, "c")
+    assert batch is not None
+    assert batch.results is not None
+    found = [json.loads(row) for row in b"".join(ledger.store.stream(batch.results.key)).splitlines()]
+    assert [row["model"] for row in found[:3]] == ["sql", "polish", "echo"]
+    assert (
+        "'sqll' is not a pool, model or alias; pools are local; adapters are polish, sql"
+        in found[3]["error"]["message"]
+    )
