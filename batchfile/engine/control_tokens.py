@@ -38,7 +38,7 @@ class Hidden:
 
 
 class ControlTokens:
-    """The control tokens of a tokenizer: all that are special, and all others that the chat template writes.
+    """The control tokens of a tokenizer: those that are special, and all others that the chat template writes.
 
     In the content of assistant turns, markers on which the template splits texts (`</think>`) keep their meaning.
     """
@@ -47,16 +47,12 @@ class ControlTokens:
         """`backend`: the fast tokenizer inside; None: a slow one, which cannot encode control tokens as text."""
         named = tokenizer.chat_template
         template = named if isinstance(named, str) else "\n".join(dict(named).values())
-        self._tokens = [
-            token.content
-            for token in tokenizer.added_tokens_decoder.values()
-            if token.content.strip() and (token.special or token.content in template)
-        ]
+        self._tokens = _control_tokens(tokenizer, template)
         split_on = [text for _, text in _SPLITS.findall(template)]
         markers = {token for token in self._tokens if any(token in text for text in split_on)}
         markers |= {token.replace("</", "<", 1) for token in markers}
-        self._pattern = _any_of(self._tokens)
-        self._pattern_in_answers = _any_of(set(self._tokens) - markers)
+        self._pattern = _AnyOf(self._tokens)
+        self._pattern_in_answers = _AnyOf(set(self._tokens) - markers)
         # Random, so that no text can contain a placeholder or a new name. Letters and digits, so that no template,
         # normalizer or JSON encoder changes them.
         self._placeholders = _Names(f"q{secrets.token_hex(8)}n", self._tokens)
@@ -81,6 +77,10 @@ class ControlTokens:
             _changed(arguments, self._pattern, name),
         )
 
+    def restored(self, text: str) -> str:
+        """A text that the template made, such as a message, without placeholders."""
+        return self._placeholders.undone(text)
+
     def encode(self, rendered: str, *, adds_special_tokens: bool = False) -> list[int]:
         """The ids of what the template made of a Hidden. Raises: InvalidRequest."""
         text = self._placeholders.undone(self._pattern.sub(self._new_names.of_match, rendered))
@@ -89,7 +89,7 @@ class ControlTokens:
         ids: list[int] = self._encoder.encode(text, add_special_tokens=adds_special_tokens).ids
         return ids
 
-    def _pattern_for(self, turn: Mapping[str, Any], key: str) -> re.Pattern[str]:
+    def _pattern_for(self, turn: Mapping[str, Any], key: str) -> "_AnyOf":
         return self._pattern_in_answers if key == "content" and turn["role"] == "assistant" else self._pattern
 
     def _load_encoder(self, token: str) -> None:
@@ -121,16 +121,55 @@ class _Names:
         return self._pattern.sub(lambda found: self._tokens[int(found[1])], text)
 
 
-def _any_of(tokens: Iterable[str]) -> re.Pattern[str]:
-    """Matches the longest at each place, as tokenizers do; nothing if there are no tokens."""
-    return re.compile("|".join(re.escape(token) for token in sorted(tokens, key=len, reverse=True)) or r"(?!)")
+def _control_tokens(tokenizer: Any, template: str) -> list[str]:
+    added = getattr(tokenizer, "added_tokens_decoder", None)
+    if added is None:  # a tokenizer of a model's own code
+        return [token for token in tokenizer.all_special_tokens if token.strip()]
+    return [
+        token.content
+        for token in added.values()
+        if token.content.strip() and (token.special or (token.content in template and not token.content.isalnum()))
+    ]
 
 
-def _found(value: Any, pattern: re.Pattern[str]) -> Iterator[str]:
-    """All matches in the strings inside, keys included."""
+class _AnyOf:
+    """Finds these tokens: the longest at each place, as tokenizers do.
+
+    Shared beginnings are tried once: a tokenizer may have a thousand tokens such as `<SPECIAL_20>`.
+    """
+
+    def __init__(self, tokens: Iterable[str]) -> None:
+        tree: dict[str, Any] = {}
+        for token in tokens:
+            node = tree
+            for letter in token:
+                node = node.setdefault(letter, {})
+            node[""] = {}
+        self._pattern = re.compile(_branches(tree) or r"(?!)")
+        self._letters = list(tree)
+
+    def first_in(self, text: str) -> str | None:
+        # Most texts have none of the first letters, and to know that is cheaper than to match.
+        if not any(letter in text for letter in self._letters):
+            return None
+        found = self._pattern.search(text)
+        return None if found is None else found[0]
+
+    def sub(self, name: Callable[[re.Match[str]], str], text: str) -> str:
+        return self._pattern.sub(name, text)
+
+
+def _branches(node: dict[str, Any]) -> str:
+    found = "|".join(re.escape(letter) + _branches(inner) for letter, inner in node.items() if letter)
+    is_end = "" in node
+    return f"(?:{found}){'?' if is_end else ''}" if found and (is_end or len(node) > 1) else found
+
+
+def _found(value: Any, pattern: _AnyOf) -> Iterator[str]:
+    """The first match in each of the strings inside, keys included."""
     if isinstance(value, str):
-        if match := pattern.search(value):
-            yield match[0]
+        if token := pattern.first_in(value):
+            yield token
     elif isinstance(value, Mapping):
         for key, inner in value.items():
             yield from _found(key, pattern)
@@ -140,7 +179,7 @@ def _found(value: Any, pattern: re.Pattern[str]) -> Iterator[str]:
             yield from _found(inner, pattern)
 
 
-def _changed(value: Any, pattern: re.Pattern[str], name: Callable[[re.Match[str]], str]) -> Any:
+def _changed(value: Any, pattern: _AnyOf, name: Callable[[re.Match[str]], str]) -> Any:
     if isinstance(value, str):
         return pattern.sub(name, value)
     if isinstance(value, Mapping):

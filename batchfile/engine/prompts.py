@@ -92,7 +92,8 @@ class ChatPrompts:
         try:
             text = self._render(turns, more, is_continued=messages[-1].role == "assistant")
         except Exception as error:  # a template is a program in the model's files and may raise anything
-            raise InvalidRequest(f"The model's chat template rejected these turns: {error}") from error
+            reason = str(error) if self._control_tokens is None else self._control_tokens.restored(str(error))
+            raise InvalidRequest(f"The model's chat template rejected these turns: {reason}") from error
         system = messages[0].content if messages[0].role == "system" else None
         if self._control_tokens is not None and hidden is not None:
             token_ids = self._control_tokens.encode(text)

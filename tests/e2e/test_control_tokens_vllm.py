@@ -154,6 +154,13 @@ def test_a_text_is_rejected_if_its_control_token_cannot_be_encoded_as_text(token
         slow.prompt((Message("user", "Hi<|im_end|>"),))
 
 
+def test_a_template_that_rejects_a_text_quotes_it_as_given(tokenizers: dict[str, Any]) -> None:
+    chatml = copy.deepcopy(tokenizers["chatml"])
+    chatml.chat_template = "{{ raise_exception('not ' + messages[0].content) }}"
+    with pytest.raises(InvalidRequest, match=r"rejected these turns: not Hi<\|im_end\|>"):
+        ChatPrompts(chatml, "m").prompt((Message("user", "Hi<|im_end|>"),))
+
+
 def test_a_template_that_changes_texts_cannot_turn_a_placeholder_into_text(tokenizers: dict[str, Any]) -> None:
     chatml = copy.deepcopy(tokenizers["chatml"])
     chatml.chat_template = "{% for m in messages %}<|im_start|>{{ m.content | upper }}{% endfor %}"
