@@ -193,7 +193,7 @@ class MistralPrompts:
 
     @staticmethod
     def fits(tokenizer: Any) -> bool:
-        return hasattr(tokenizer, "IS_MISTRAL_TOKENIZER") or type(tokenizer).__name__ == "MistralCommonBackend"
+        return type(tokenizer).__name__ in ("MistralTokenizer", "MistralCommonBackend")
 
     @cached_property
     def shows_tools(self) -> bool:
