@@ -31,8 +31,16 @@ def test_memory_is_reserved_for_the_largest_rank_and_for_at_most_eight_at_a_time
         ("a2", 3, 3),
         ("a3", 4, 17),
     ]
-    assert lora_arguments(found) == {"enable_lora": True, "max_lora_rank": 32, "max_loras": 8, "max_cpu_loras": 9}
-    assert lora_arguments([]) == {}
+    enabled = {"enable_lora": True, "max_lora_rank": 32}
+    assert lora_arguments(found, {}, is_cpu=False) == {**enabled, "max_loras": 8, "max_cpu_loras": 9}
+    given = {"max_loras": 20, "dtype": "auto"}
+    assert lora_arguments(found, given, is_cpu=False) == {**enabled, "max_loras": 20, "max_cpu_loras": 20}
+    assert lora_arguments([], {}, is_cpu=True) == {}
+
+
+def test_on_a_cpu_one_place_more_is_reserved_and_stays_empty(tmp_path: Path) -> None:
+    found = load_adapters({"a": adapter(tmp_path / "a"), "b": adapter(tmp_path / "b")})
+    assert lora_arguments(found, {"max_loras": 1}, is_cpu=True)["max_loras"] == 3
 
 
 def test_a_folder_of_the_hubs_cache_gives_the_commit(tmp_path: Path) -> None:

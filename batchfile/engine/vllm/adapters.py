@@ -79,17 +79,23 @@ def download(repository: str, revision: str | None) -> Path:
         raise not_loaded(error, repository) from error
 
 
-def lora_arguments(adapters: Sequence[Adapter]) -> dict[str, Any]:
-    """The arguments of vLLM that enable these adapters."""
+def lora_arguments(adapters: Sequence[Adapter], given: Mapping[str, Any], *, is_cpu: bool) -> dict[str, Any]:
+    """The arguments of vLLM that enable these adapters. `given`: arguments that take precedence."""
     if not adapters:
         return {}
-    rank = max(adapter.rank for adapter in adapters)
-    return {
+    rank, num = max(adapter.rank for adapter in adapters), len(adapters)
+    chosen = {
         "enable_lora": True,
         "max_lora_rank": next(fitting for fitting in RANKS if fitting >= rank),
-        "max_loras": min(len(adapters), ACTIVE_MAX),
-        "max_cpu_loras": len(adapters),
+        "max_loras": min(num, ACTIVE_MAX),
+        "max_cpu_loras": num,
+        **{name: value for name, value in given.items() if name in ("max_lora_rank", "max_loras", "max_cpu_loras")},
     }
+    if is_cpu:
+        # On a CPU, vLLM 0.32 computes requests without an adapter with the last place for adapters (its index is -1,
+        # in vLLM's lora/ops/torch_ops). So that place stays empty.
+        chosen["max_loras"] = max(chosen["max_loras"], num + 1)
+    return chosen | {"max_cpu_loras": max(chosen["max_cpu_loras"], chosen["max_loras"])}
 
 
 class Adapters:

@@ -77,8 +77,9 @@ class VllmEngine:
         import vllm
 
         adapters = load_adapters(options.lora)
-        arguments = lora_arguments(adapters) | _arguments(options)
-        choice = _choose_on_cpu(options, arguments) if vllm.platforms.current_platform.is_cpu() else None
+        is_cpu = vllm.platforms.current_platform.is_cpu()
+        arguments = _arguments(options) | lora_arguments(adapters, options.extra, is_cpu=is_cpu)
+        choice = _choose_on_cpu(options, arguments) if is_cpu else None
         if choice is not None:
             arguments["dtype"] = choice.dtype
         self._guard = ProcessGuard()
