@@ -14,7 +14,8 @@ class EngineInfo:
     `num_slots`: how many requests it generates for at the same time. `max_in_flight`: how many to add at once to keep
     the slots full (slots plus a margin that waits inside). `max_model_len`: in tokens; None if unknown.
     `num_gpus`: local GPUs, so 0 for an endpoint. `note`: one line about the engine's own choices; empty without any.
-    `commits`: of the models that come from a hub, by their names.
+    `commits`: of the models that come from a hub, by their names. `adapters`: the LoRA adapters that it has loaded;
+    None: it does not distinguish models.
     """
 
     name: str
@@ -26,6 +27,7 @@ class EngineInfo:
     num_gpus: int = 0
     note: str = ""
     commits: Mapping[str, str] = field(default_factory=dict)
+    adapters: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -109,6 +109,7 @@ class VllmEngine:
             max_model_len=config.model_config.max_model_len,
             num_gpus=0 if choice is not None else config.parallel_config.world_size,
             note="" if choice is None else choice.note,
+            adapters=tuple(adapter.name for adapter in adapters),
             commits={name: found for name, found in commits.items() if found is not None},
         )
         self._in_flight: dict[int, _InFlight] = {}
@@ -160,7 +161,7 @@ class VllmEngine:
         try:
             is_loaded = self._engine.add_lora(lora)
         except Exception as error:  # of the engine's process, without a type of its own
-            reason = str(error).strip().splitlines()[0][:300]
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
             raise SettingsError(f"lora {adapter.name!r}: {adapter.folder} does not fit the model: {reason}") from error
         if not is_loaded:
             raise SettingsError(f"lora {adapter.name!r}: vLLM did not load {adapter.folder}")
