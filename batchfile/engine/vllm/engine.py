@@ -75,9 +75,10 @@ class VllmEngine:
         check_adapters(options.lora)
         check_vllm(options.model, options.extra.get("revision"), is_hub_asked=False)
         import vllm
+        from vllm.platforms import current_platform
 
         adapters = load_adapters(options.lora)
-        is_cpu = vllm.platforms.current_platform.is_cpu()
+        is_cpu = current_platform.is_cpu()
         arguments = _arguments(options) | lora_arguments(adapters, options.extra, is_cpu=is_cpu)
         choice = _choose_on_cpu(options, arguments) if is_cpu else None
         if choice is not None:
