@@ -56,8 +56,8 @@ def make_adapter(folder: Path, model_dir: Path, seed: int) -> str:
     for layer in range(config["num_hidden_layers"]):
         for name, num_outputs in outputs.items():
             at = f"base_model.model.model.layers.{layer}.self_attn.{name}"
-            weights[f"{at}.lora_A.weight"] = torch.randn(rank, hidden, generator=random_numbers) * 0.05
-            weights[f"{at}.lora_B.weight"] = torch.randn(num_outputs, rank, generator=random_numbers) * 0.05
+            weights[f"{at}.lora_A.weight"] = torch.randn(rank, hidden, generator=random_numbers) * 0.2
+            weights[f"{at}.lora_B.weight"] = torch.randn(num_outputs, rank, generator=random_numbers) * 0.2
     folder.mkdir()
     save_file(weights, folder / "adapter_model.safetensors")
     described = {"peft_type": "LORA", "r": rank, "lora_alpha": 16, "target_modules": list(outputs)}
