@@ -20,6 +20,7 @@ from batchfile.lines.kinds import KIND_BYTES, detect, refusal
 from batchfile.lines.split_document import EXAMPLE, STAGE_EXAMPLE, iter_requests, read_document
 from batchfile.plan.options import CreateOptions
 from batchfile.plan.policy import Place, by_line, by_number
+from batchfile.plan.reuse_sources import reuse_for
 from batchfile.plan.submit import create_once, made_before, submit
 from batchfile.routing import route
 from batchfile.settings import Settings
@@ -108,8 +109,9 @@ def create_batch(
     """The batch of a body: a new one, or for a repeated create the existing one.
 
     `full`: why no new batch can be created, if so.
-    Raises: InvalidFile with its subclasses RequestRefused and TooLarge; KeyReused; Refusal 415; `full`;
-    StoreUnavailable (repeating the create completes it). After any error but the last, no batch exists.
+    Raises: InvalidFile with its subclasses RequestRefused and TooLarge; NotFound, of a batch to reuse; KeyReused;
+    Refusal 415; `full`; StoreUnavailable (repeating the create completes it). After any error but the last, no batch
+    exists.
     """
     upload = _open(spooled, content_type, options, settings, contract)
     options = replace(options, stage=upload.stage)
@@ -120,6 +122,9 @@ def create_batch(
         if made is None:
             raise full
         return made
+    if options.reuse is not None and (made := made_before(ledger, options, digest)) is not None:
+        return made  # what it has reused may have expired since
+    reuse = reuse_for(ledger, options)
     is_messages = contract == "anthropic" and options.stage is None
     own = Defaults() if contract == "native" else MESSAGE_DEFAULTS if is_messages else STAGE_DEFAULTS
     limit = settings.api.requests_max
@@ -132,7 +137,9 @@ def create_batch(
     def make(keyed: KeyedBatch) -> BatchRecord:
         defaults = replace(own, output_schema=settings.schema_of(options.stage))
         draft = options.draft(keyed.batch_id, keyed.created_at, routing, defaults)
-        return submit(ledger, draft, upload.chunks, size=spooled.size, policy=policy, is_shared=keyed.is_shared)
+        return submit(
+            ledger, draft, upload.chunks, size=spooled.size, policy=policy, is_shared=keyed.is_shared, reuse=reuse
+        )
 
     return create_once(ledger, options, digest, _new_message_id() if is_messages else _new_id(), make)
 

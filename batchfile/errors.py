@@ -149,17 +149,17 @@ class SettingsError(BatchfileError):
 
 
 class OutputTaken(BatchfileError):
-    """The output path belongs to another run. The caller chooses another path or restarts.
+    """The output has results of a run that differs, and none can be kept. The caller chooses another path or restarts.
 
     >>> receipt = batchfile.run("requests.jsonl", "results.jsonl", engine="echo", progress=False)
     >>> try:
-    ...     batchfile.run("requests.jsonl", "results.jsonl", engine="echo", limit=1, progress=False)
+    ...     batchfile.run("requests.jsonl", "results.jsonl", engine="echo", max_tokens=9, progress=False)
     ... except batchfile.OutputTaken:
     ...     receipt = batchfile.run(
-    ...         "requests.jsonl", "results.jsonl", engine="echo", limit=1, restart=True, progress=False
+    ...         "requests.jsonl", "results.jsonl", engine="echo", max_tokens=9, restart=True, progress=False
     ...     )
     >>> receipt.counts.succeeded
-    1
+    2
     """
 
 

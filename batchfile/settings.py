@@ -36,7 +36,7 @@ from batchfile.errors import SettingsError
 from batchfile.ledger.base import LOCAL, Limits
 from batchfile.ledger.keys import is_pool_name
 from batchfile.schemas.rules import schema_problem
-from batchfile.settings_tables import Api, ApiKey, InboxFiles, LocalRun, Pool, Times, Webhook, expected
+from batchfile.settings_tables import Api, ApiKey, InboxFiles, LocalRun, MediaAccess, Pool, Times, Webhook, expected
 from batchfile.types import NAME_RULE, RoutingTable
 
 CONFIG_FILE = "batchfile.toml"
@@ -109,6 +109,13 @@ class Settings(BaseSettings):
     webhooks: dict[str, Webhook] = Field(
         default_factory=dict,
         description="Where a tenant hears that a batch has ended, by tenant; `default` for a service without keys.",
+    )
+    media: dict[str, MediaAccess] = Field(
+        default_factory=dict,
+        description=(
+            "From where the requests of a tenant may name images, audio and documents, by tenant; `default` for a "
+            "service without keys. Set it where the runners read their settings. Without a table, from nowhere."
+        ),
     )
     inbox: InboxFiles = InboxFiles()
     _schemas: dict[str, dict[str, Any]] = PrivateAttr(default_factory=dict)
@@ -349,6 +356,7 @@ def _nearest(location: tuple[int | str, ...]) -> str:
         "api": Api,
         "api_keys": ApiKey,
         "webhooks": Webhook,
+        "media": MediaAccess,
         "inbox": InboxFiles,
     }
     first = str(location[0])

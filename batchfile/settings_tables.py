@@ -286,6 +286,31 @@ class Webhook(BaseModel):
         return secret
 
 
+class MediaAccess(BaseModel):
+    """What the requests of a tenant may read in addition to themselves: images, audio and documents by URL."""
+
+    model_config = _STRICT
+
+    allow: tuple[str, ...] = Field(
+        default=(),
+        description=(
+            "Hosts, with a port unless it is the usual one, and buckets with a prefix: `images.example`, "
+            "`images.example:8443`, `s3://photos/public/`. The service's own bucket only below `inbox/TENANT/`."
+        ),
+    )
+    allow_private: bool = Field(
+        default=False, description="Read also from an address that is not reachable from the internet."
+    )
+
+    @field_validator("allow")
+    @classmethod
+    def _are_places(cls, allow: tuple[str, ...]) -> tuple[str, ...]:
+        for place in allow:
+            if not re.fullmatch(r"s3://[^/\s?#@]+(/[^\s?#]*)?|[^/\s?#@:]+(:\d+)?", place):
+                raise ValueError(f"{place!r} must be a host, such as images.example, or s3://BUCKET/PREFIX/")
+        return allow
+
+
 class Api(BaseModel):
     """Limits and addresses of the HTTP service."""
 

@@ -10,12 +10,17 @@ from typing import Any, Literal
 import msgspec
 from msgspec import Struct
 
+from batchfile.request_media import Media
+from batchfile.request_options import Options
+
 Role = Literal["system", "user", "assistant", "tool"]
 LimitKey = Literal["max_tokens", "max_completion_tokens"]
 StopReason = Literal["end_turn", "max_tokens", "stop_sequence", "tool_use", "refusal", "content_filter"]
 ResultStatus = Literal["succeeded", "errored", "canceled", "expired"]
 InputFormat = Literal["native", "openai"]
-Kind = Literal["chat", "completion", "embedding"]
+Kind = Literal["chat", "completion", "embedding", "score", "rerank"]  # for engines
+Form = Literal["response", "message"]  # of results for a conversation, other than a chat completion
+ResultKind = Kind | Form
 EngineKind = Literal["vllm", "http", "echo"]
 Task = Literal["generate", "embed"]  # what a model is loaded for
 
@@ -45,7 +50,8 @@ class Message(Struct, frozen=True):
     """One turn. `content` is plain text; blocks were joined by the parser.
 
     `calls` only in turns of the assistant; `call_id` only in those of a tool: the call that it answers. `name`: of the
-    speaker, if given.
+    speaker, if given. `parts`: of a user turn with media: its texts and media in their order; `content` is then the
+    texts alone.
     """
 
     role: Role
@@ -53,6 +59,7 @@ class Message(Struct, frozen=True):
     calls: tuple[ToolCall, ...] = ()
     call_id: str | None = None
     name: str | None = None
+    parts: tuple[str | Media, ...] = ()
 
 
 class Tool(Struct, frozen=True):
@@ -111,11 +118,14 @@ class Raw(Struct, frozen=True, kw_only=True):
     """Input that goes to the model unchanged, instead of a conversation.
 
     A completion continues its one input. An embedding request returns a vector for each input, with `dimensions` if
-    given, and in base64 if requested.
+    given, and in base64 if requested. A score or a rerank compares the first `num_queries` inputs with the others, each
+    with its own or one with all; a rerank returns the `top_n` nearest.
     """
 
-    kind: Literal["completion", "embedding"]
+    kind: Literal["completion", "embedding", "score", "rerank"]
     inputs: tuple[Input, ...]
+    num_queries: int = 0
+    top_n: int = 0
     dimensions: int | None = None
     is_base64: bool = False
 
@@ -126,7 +136,8 @@ class Request(Struct, frozen=True, kw_only=True):
     `messages`: normalized: at least one turn; system text (if any) is the first turn and the only one of its role; no
     two consecutive turns of one role and name, except those of tools. A last turn of role assistant is to be continued.
     `tools` None: the request has no tools. `is_thinking` None: the model's default.
-    `raw`: instead of a conversation; there are no messages then.
+    `raw`: instead of a conversation; there are no messages then. `options` None: the request sets none.
+    `keeps_thinking`: whether the answer includes thinking that the request did not ask for; None: the engine decides.
     """
 
     custom_id: str
@@ -136,14 +147,51 @@ class Request(Struct, frozen=True, kw_only=True):
     tools: Tools | None = None
     is_thinking: bool | None = None
     raw: Raw | None = None
+    options: Options | None = None
+    keeps_thinking: bool | None = None
+    form: Form | None = None
+
+    @property
+    def result_kind(self) -> ResultKind:
+        return self.form or self.kind
+
+    @property
+    def generates(self) -> bool:
+        return self.raw is None or self.raw.kind == "completion"
 
     @property
     def kind(self) -> Kind:
         return "chat" if self.raw is None else self.raw.kind
 
     @property
+    def has_media(self) -> bool:
+        for turn in self.messages:  # noqa: SIM110 `any` takes three times as long, and every request asks
+            if turn.parts:
+                return True
+        return False
+
+    @property
+    def media(self) -> tuple[Media, ...]:
+        """In the order of the conversation."""
+        return tuple(part for turn in self.messages if turn.parts for part in turn.parts if isinstance(part, Media))
+
+    @property
     def is_continuation(self) -> bool:
-        return self.raw is None and self.messages[-1].role == "assistant"
+        """The answer continues the last turn."""
+        if self.raw is not None:
+            return False
+        if self.options is not None:
+            if self.options.continue_final_message is not None:
+                return self.options.continue_final_message
+            if self.options.add_generation_prompt:
+                return False
+        return self.messages[-1].role == "assistant"
+
+    @property
+    def has_guide(self) -> bool:
+        """The request itself says what the answer must match."""
+        guide = None if self.options is None else self.options.guide
+        return self.sampling.json_schema is not None or (guide is not None and guide.is_constraint)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,8 +246,24 @@ class Usage(Struct, frozen=True, kw_only=True):
         )
 
 
+class TopLogprob(Struct, frozen=True, kw_only=True):
+    """A token that was likely, with the natural logarithm of its probability. `bytes`: of its UTF-8 text, if known."""
+
+    token: str
+    logprob: float
+    bytes: tuple[int, ...] | None = None
+
+
+class TokenLogprob(TopLogprob, frozen=True, kw_only=True):
+    """A token of an answer, and the likeliest ones in its place, likeliest first."""
+
+    top_logprobs: tuple[TopLogprob, ...] = ()
+
+
 class Choice(Struct, frozen=True):
     """`stop_sequence`: the one that ended it, if the engine reports it. `thinking`: the model's reasoning.
+
+    `logprobs`, `token_ids`: of each generated token, if requested.
 
     `stop_reason` refusal: `text` is what the model said instead of an answer. content_filter: `text` is what was
     generated before the filter stopped it.
@@ -210,15 +274,27 @@ class Choice(Struct, frozen=True):
     stop_sequence: str | None = None
     calls: tuple[ToolCall, ...] = ()
     thinking: str | None = None
+    logprobs: tuple[TokenLogprob, ...] | None = None
+    token_ids: tuple[int, ...] | None = None
+
+
+# For each token of a prompt: by token id, as vLLM's API has it; null for the first.
+PromptLogprobs = list[dict[str, dict[str, Any]] | None]
 
 
 class Completion(Struct, frozen=True, kw_only=True):
-    """A request succeeded: one choice, or `num_choices` of them in order; an embedding has vectors instead."""
+    """A request succeeded: one choice, or `num_choices` of them in order; an embedding has vectors instead.
+    A score has a vector of one number for each pair, a rerank one of index and score for each document, nearest first.
+
+    `prompt_logprobs`, `prompt_token_ids`: if requested.
+    """
 
     choices: tuple[Choice, ...]
     usage: Usage
-    kind: Kind = "chat"
+    kind: ResultKind = "chat"
     vectors: tuple[Vector, ...] = ()
+    prompt_logprobs: PromptLogprobs | None = None
+    prompt_token_ids: tuple[int, ...] | None = None
 
 
 class Failure(Struct, frozen=True, kw_only=True):

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.text import Text
 
 WIDTH = 110  # columns of the terminal
+SOME_FAILED = 3  # the exit code of a run with failed requests
 # What programs send besides text: a move or a colour (CSI), or a control character.
 CONTROL = re.compile(r"\x1b\[\??([\d;]*)([A-Za-z])|\x1b[=>]|([\r\n\b])")
 
@@ -37,7 +38,8 @@ def output_of(command: str) -> str:
         data += chunk
         sys.stdout.buffer.write(chunk)
         sys.stdout.flush()
-    if status := os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]):
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    if status not in {0, SOME_FAILED}:
         raise SystemExit(f"{command}: exit code {status}")
     return data.decode(errors="replace")
 

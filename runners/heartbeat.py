@@ -147,6 +147,7 @@ class Heartbeat:
             model=identity.model if info is None else info.model,
             engine=identity.engine,
             engine_version="" if info is None else info.version,
+            fingerprint="" if info is None else info.fingerprint or "",
             state=state,
             started_at=identity.started_at,
             host=identity.host,

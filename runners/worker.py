@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NoReturn
 
 import structlog
@@ -25,6 +26,7 @@ from batchfile.signals import Interrupted, StopSignals
 from batchfile.store.metered import MeteredStore
 
 from .heartbeat import Heartbeat, Identity
+from .media import media_rules
 from .metrics import RunnerCollector, counted, serving
 from .options import Options, factory_of, kind_of, pool_of
 
@@ -131,7 +133,12 @@ def _run(options: Options, slot: int, signals: WorkerSignals) -> int:
         )
         log.info("runner.starting", runner_id=identity.runner_id, engine=kind, model=pool.model, store=store.url)
         inbox = Inbox(ledger, settings.routing(), settings.schema_of, move_done=settings.inbox.move_done)
-        wanted = RunnerOptions(runner_id=identity.runner_id, pool=options.pool, inbox=inbox)
+        wanted = RunnerOptions(
+            runner_id=identity.runner_id,
+            pool=options.pool,
+            inbox=inbox,
+            media_rules=partial(media_rules, settings, store.url),
+        )
         runner = Runner(ledger, factory_of(pool, kind, ledger.limits.engine_stall_s), wanted)
         signals.runner, signals.grace_s = runner, ledger.limits.grace_s
         rule = ShutdownRule(is_drain=options.is_drain, idle_exit_s=options.idle_exit_s)

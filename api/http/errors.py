@@ -16,6 +16,7 @@ from batchfile.errors import (
     InvalidFile,
     InvalidRequest,
     KeyReused,
+    NotFound,
     RecordDamaged,
     RecordNewer,
     StoreError,
@@ -100,6 +101,7 @@ _TABLE: list[tuple[type[BatchfileError], int, dict[str, str]]] = [
     (StoreError, 503, {"Retry-After": "60"}),
     (TooLarge, 413, {}),
     (InvalidFile, 400, {}),
+    (NotFound, 404, {}),
     (InvalidRequest, 400, {}),
     (KeyReused, 422, {}),
     (RecordNewer, 503, {"Retry-After": "60"}),  # another replica may already be upgraded

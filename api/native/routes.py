@@ -32,6 +32,11 @@ METADATA_RULE = (
     f"values up to {METADATA_VALUE_CHARS_MAX}"
 )
 
+REUSE_RULE = (
+    "The id of an ended batch, or `auto` for the latest ones that the same model made: requests that are the same as "
+    "one that succeeded there get its result and do not run. With `auto` only requests with temperature 0 or a seed."
+)
+
 batches = Routes("/api/batches", tag="batches")
 pools = Routes("/api", tag="pools")
 
@@ -52,10 +57,19 @@ async def create(
     pool: Annotated[
         str | None, QueryParameter(description="The pool for all requests. Overrides what they name.")
     ] = None,
+    reuse: Annotated[str | None, QueryParameter(description=REUSE_RULE)] = None,
 ) -> BatchStatus:
     pairs = _pairs(metadata or [])
     options = create_options(
-        request, service, caller, stage=stage, priority=priority, metadata=pairs, is_strict=strict, pool=pool
+        request,
+        service,
+        caller,
+        stage=stage,
+        priority=priority,
+        metadata=pairs,
+        is_strict=strict,
+        pool=pool,
+        reuse=reuse,
     )
     batch = await create_from(request, service, caller, options, "native")
     return serializers.batch_status(await asyncio.to_thread(service.read, caller, batch.batch_id))

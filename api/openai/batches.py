@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import re
 import secrets
+from dataclasses import replace
 from typing import Annotated
 
 from litestar.di import NamedDependency
@@ -16,6 +17,7 @@ from batchfile.ledger.records import BatchRecord
 from batchfile.ledger.status import BatchSnapshot
 from batchfile.plan import pending
 from batchfile.plan.options import CreateOptions
+from batchfile.plan.reuse_sources import reuse_for, with_reuse
 from batchfile.plan.submit import create_once, made_before
 from batchfile.types import Defaults
 
@@ -44,7 +46,7 @@ async def create(
     caller: CallerDep,
 ) -> schemas.Batch:
     """The file is validated after the response: if it is invalid, the batch becomes `failed` with the reasons."""
-    options = create_options(request, service, caller, metadata=data.metadata or {})
+    options = create_options(request, service, caller, metadata=data.metadata or {}, reuse=data.reuse)
 
     def act() -> schemas.Batch:
         batch_id = _create(service, caller, data, options)
@@ -89,7 +91,8 @@ def cancel(
 def _create(service: Service, caller: Caller, data: schemas.CreateBatch, options: CreateOptions) -> str:
     """The id of the batch: a new one, or for a repeated create the existing one."""
     ledger, settings = service.ledger, service.settings
-    digest = hashlib.sha256(data.model_dump_json().encode()).hexdigest()
+    without = {"reuse"} if data.reuse is None else None  # so that an older version made the same digest
+    digest = hashlib.sha256(data.model_dump_json(exclude=without).encode()).hexdigest()
     made = made_before(ledger, options, digest)
     if made is not None:
         return made.batch_id
@@ -98,6 +101,7 @@ def _create(service: Service, caller: Caller, data: schemas.CreateBatch, options
     if file is None:
         detail = f"input_file_id: file {data.input_file_id[:80]!r} not found; upload it with purpose 'batch' first"
         raise Refusal(400, detail, param="input_file_id")
+    reuse = reuse_for(ledger, options)
 
     def make(keyed: KeyedBatch) -> BatchRecord:
         made_of = source(
@@ -108,7 +112,7 @@ def _create(service: Service, caller: Caller, data: schemas.CreateBatch, options
             kept_s=None if data.output_expires_after is None else float(data.output_expires_after.seconds),
         )
         draft = options.draft(keyed.batch_id, keyed.created_at, settings.routing(), Defaults(url=data.endpoint))
-        return pending.create(ledger, draft, made_of)
+        return pending.create(ledger, draft, replace(made_of, rules=with_reuse(made_of.rules, reuse)))
 
     return create_once(ledger, options, digest, f"batch_{secrets.token_hex(16)}", make).batch_id
 

@@ -26,8 +26,16 @@ _Key = Annotated[str, Field(min_length=1, max_length=METADATA_NAME_CHARS_MAX)]
 _Value = Annotated[str, Field(max_length=METADATA_VALUE_CHARS_MAX)]
 
 
-# A batch of the last one is accepted; each line fails with an error that names the supported endpoints.
-Endpoint = Literal["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses"]
+Endpoint = Literal[
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/embeddings",
+    "/v1/responses",
+    "/v1/messages",
+    "/v1/score",
+    "/v1/rerank",
+    "/chat/completions",  # Azure's
+]
 
 
 class ExpiresAfter(BaseModel):
@@ -45,6 +53,7 @@ class CreateBatch(BaseModel):
     completion_window: Literal["24h"]
     metadata: Annotated[dict[_Key, _Value], Field(max_length=METADATA_MAX)] | None = None
     output_expires_after: ExpiresAfter | None = None
+    reuse: Annotated[str, Field(max_length=128)] | None = None  # as in the native API
 
 
 class CreateUpload(BaseModel):

@@ -35,6 +35,7 @@ def as_json(batch: BatchStatus) -> dict[str, object]:
         "output_tokens": usage.output_tokens,
         "cached_tokens": usage.cached_tokens,
         "usage_unknown": usage.unknown,
+        "reused": batch.reused,
         "shards_done": sum(pool.num_done for pool in batch.pools.values()),
         "shards_leased": sum(pool.num_leased for pool in batch.pools.values()),
         "created_at": batch.created_at,
@@ -49,7 +50,8 @@ def as_json(batch: BatchStatus) -> dict[str, object]:
 def status_line(batch: BatchStatus, now: float) -> str:
     counts, usage = batch.counts, batch.usage
     state = batch.state if batch.reason is None else f"{batch.state} ({batch.reason})"
-    parts = [f"{counts.finished:,}/{batch.total:,} requests", *outcomes(counts)]
+    reused = [f"{batch.num_reused:,} reused"] if batch.num_reused else []
+    parts = [f"{counts.finished:,}/{batch.total:,} requests", *reused, *outcomes(counts)]
     lasted = max(0.0, (batch.ended_at or now) - batch.created_at)
     return (
         f"{batch.batch_id}  {state}  {', '.join(parts)}, "

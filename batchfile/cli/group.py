@@ -40,6 +40,7 @@ COMMANDS = {
     "cancel": Lazy("batches", "End a batch early; finished results are kept."),
     "delete": Lazy("batches", "Delete an ended batch and its results."),
     "estimate": Lazy("estimate", "Estimate the tokens, time and cost of a file."),
+    "merge": Lazy("merge", "Join the results of requests that were run again into a file of results."),
     "rerun": Lazy("submit", "Run the requests that did not succeed as a new batch."),
     "doctor": Lazy("doctor", "Check this machine, the engine and the store."),
     "config": Lazy("config", "Show the settings and where each was set."),

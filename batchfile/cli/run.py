@@ -97,8 +97,10 @@ def run(inputs: tuple[str, ...], output: str, quiet: bool, is_json: bool, verbos
     The same command resumes a run that was stopped, for any reason. Ctrl-C finishes the requests in flight, for up to
     --grace seconds; a second Ctrl-C stops at once.
 
-    If lines were added at the end of INPUT, even while it ran, the same command runs these and the requests that have
-    not succeeded, and OUT has the results of all. After any other change of INPUT, it exits with code 7.
+    After a change of INPUT, even while it ran, or of --limit or --prompt, the same command keeps the answers to all
+    requests that are the same as before, runs the others and those that failed, and writes OUT as a whole. It keeps
+    none that were made by another model or with other options, such as another chat template. Where it cannot keep any,
+    it exits with code 7 and says what changed; --restart discards them.
     """
     logs.for_command(is_verbose=verbose)
     settings = load_settings()
@@ -228,7 +230,7 @@ def _finish(session: Session, batch: BatchRecord, voice: Voice) -> Exit:
         sys.stdout.buffer.flush()
         receipt = make_receipt(batch, stored_file(batch.results), gpu_hour=gpu_hour)
     else:
-        receipt = outputs.export(ledger, batch, path, gpu_hour=gpu_hour)
+        receipt = outputs.export(ledger, batch, path, voice.say, gpu_hour=gpu_hour)
     if voice.is_json:
         with report_lost_output(f"the results are in {path}, and the receipt is in {path}.receipt.json"):
             click.echo(msgspec.json.encode(receipt))

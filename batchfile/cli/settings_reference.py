@@ -18,7 +18,7 @@ from batchfile.settings import DEFAULT_STAGES, NESTED, PREFIX, Settings
 _BLOCK = re.compile(r"(<!-- settings: ([\w ]+) -->\n).*?(<!-- end -->)", re.S)
 _HEADINGS = "| key and variable | type | default | meaning |\n|---|---|---|---|\n"
 # For the keys that users choose.
-_NAMES = {"pools": "NAME", "webhooks": "TENANT", "stages": "STAGE", "schemas": "STAGE"}
+_NAMES = {"pools": "NAME", "webhooks": "TENANT", "media": "TENANT", "stages": "STAGE", "schemas": "STAGE"}
 _TYPES = {
     "string": "text",
     "integer": "whole number",

@@ -30,7 +30,7 @@ LOOKS_MAX = 4  # lists of results in which to look for the first problem
 @click.command(
     "submit",
     epilog=epilog(
-        "batchfile submit requests.jsonl.gz --url https://batch.example --stage email -o results.jsonl",
+        "batchfile submit requests.jsonl.gz --url https://batch.example --stage email --reuse auto -o results.jsonl",
         "batchfile submit reviews.csv --prompt 'Is this review good? {{ review }}' --choices yes,no -o answers.csv",
         "batchfile submit s3://bucket/in.parquet --store s3://bucket/prefix --pool mistral --metadata campaign=spring",
         exits=CREATE_EXITS,
@@ -42,6 +42,12 @@ LOOKS_MAX = 4  # lists of results in which to look for the first problem
 @click.option("--priority", type=Whole(0, 9), default=5, show_default=True, help="0 runs first.")
 @click.option("--metadata", "pairs", multiple=True, metavar="NAME=VALUE", help="Store with the batch; repeatable.")
 @click.option("--strict", is_flag=True, help="Reject the file if any line cannot run.")
+@click.option(
+    "--reuse",
+    metavar="BATCH",
+    help="Keep the results of an ended batch for requests that are the same; auto: of the latest ones that the same "
+    "model made, for requests with temperature 0 or a seed.",
+)
 @click.option("--detach", is_flag=True, help="Do not wait for the end of the batch: the default.")
 @click.option("--wait", is_flag=True, help="Wait for the end of the batch; the exit code reports its outcome.")
 @click.option(
@@ -59,6 +65,7 @@ def submit(
     priority: int,
     pairs: tuple[str, ...],
     strict: bool,
+    reuse: str | None,
     detach: bool,
     wait: bool,
     output: str | None,
@@ -86,12 +93,21 @@ def submit(
             upload = stack.enter_context(repeatable(upload, is_spooled=True))
         with _interruptible(), transfer(upload.name, upload.size) as on_bytes:
             batch = connection.submit(
-                upload, stage=stage, pool=pool, priority=priority, metadata=metadata, strict=strict, on_bytes=on_bytes
+                upload,
+                stage=stage,
+                pool=pool,
+                priority=priority,
+                metadata=metadata,
+                strict=strict,
+                reuse=reuse,
+                on_bytes=on_bytes,
             )
         with report_lost_output(f"the batch {batch.id} was created; do not submit the file again"):
             click.echo(batch.id, err=path == "-")
         if last_byte.value == b"\0":
             click.echo(f"note: {upload.name} {NUL_TAIL}", err=True)
+        if reuse is not None:
+            _say_what_is_reused(batch)
         _say_what_can_not_run(batch)
         _say_who_works(connection, batch)
         if upload.table is not None and path is None:
@@ -151,6 +167,15 @@ def _interruptible() -> Iterator[None]:
     except KeyboardInterrupt:
         click.echo("interrupted before the batch was confirmed; `batchfile ls` shows whether it exists", err=True)
         raise
+
+
+def _say_what_is_reused(batch: Batch) -> None:
+    status = batch.last_status
+    sources = ", ".join(source for source, num in status.reused.items() if num)
+    origin = f" from {sources}" if sources else ""
+    click.echo(f"{status.num_reused:,} of {status.total:,} reused{origin}", err=True)
+    if status.reuse_note:
+        click.echo(f"note: {status.reuse_note}", err=True)
 
 
 def _say_what_can_not_run(batch: Batch) -> None:

@@ -116,6 +116,7 @@ class Connection:
         priority: int = 5,
         metadata: Mapping[str, str] | None = None,
         strict: bool = False,
+        reuse: str | None = None,
         on_bytes: Callable[[int], None] | None = None,
         **rows: "Unpack[TableArguments]",
     ) -> Batch:
@@ -128,7 +129,11 @@ class Connection:
         line that cannot run becomes an `errored` result; with `strict` it rejects the file. HTTP retries within a call
         create one batch; a second call creates a second batch.
 
-        Raises: InvalidFile (TooLarge, RequestRefused) and SettingsError; then nothing was created.
+        `reuse`: the id of an ended batch, or "auto" for the latest ones that the same model made. Requests that are the
+        same as one that succeeded there get its result, and do not run; `status().reused` counts them. With "auto" only
+        those that are answered the same each time: temperature 0, or a seed.
+
+        Raises: InvalidFile (TooLarge, RequestRefused), SettingsError, NotFound for `reuse`; then nothing was created.
         """
         from batchfile.client.upload import open_upload
         from batchfile.local.options import RunOptions, TableArguments, check_arguments
@@ -136,7 +141,12 @@ class Connection:
 
         check_arguments("submit", TableArguments, rows)
         options = CreateOptions(
-            stage=stage, pool=pool, priority=priority, metadata=checked_metadata(metadata or {}), is_strict=strict
+            stage=stage,
+            pool=pool,
+            priority=priority,
+            metadata=checked_metadata(metadata or {}),
+            is_strict=strict,
+            reuse=reuse,
         )
         if isinstance(file, str | os.PathLike):
             upload = open_upload(os.fspath(file), RunOptions(input=os.fspath(file), **rows))

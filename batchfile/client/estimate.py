@@ -227,7 +227,7 @@ def _add(
         return
     found.format = found.format or envelope.format
     found.input_tokens += weight * tokens
-    if request.kind != "embedding":
+    if request.generates:
         found.max_output_tokens += weight * request.sampling.max_tokens * request.sampling.num_choices
     if routing is None:
         return

@@ -54,6 +54,7 @@ class HttpRemote:
         query: Pairs = [("priority", str(options.priority)), ("strict", "true" if options.is_strict else "false")]
         query += [("stage", options.stage)] if options.stage else []
         query += [("pool", options.pool)] if options.pool else []
+        query += [("reuse", options.reuse)] if options.reuse else []
         query += [("metadata", f"{name}={value}") for name, value in options.metadata.items()]
         with repeatable(upload) as source:
             sending = self._client.send_lines(

@@ -29,6 +29,7 @@ from batchfile.local.options import OUTPUT
 from batchfile.local.outputs import batch_at, is_being_written
 from batchfile.plan import submit as verbs
 from batchfile.plan.options import CreateOptions
+from batchfile.plan.reuse_sources import reuse_for
 from batchfile.routing import check_pool, check_stage
 from batchfile.settings import Settings
 from batchfile.types import Defaults, RoutingTable
@@ -70,6 +71,7 @@ class StoreRemote:
                 source.chunks(on_bytes),
                 size=source.unpacked_size,
                 policy=options.policy(),
+                reuse=reuse_for(self._ledger, options),
             )
         return self.batch(made.batch_id)
 

@@ -4,7 +4,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from batchfile.request_media import MediaUse
 from batchfile.types import Outcome, Request
+
+NO_MEDIA = MediaUse()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,6 +19,8 @@ class EngineInfo:
     `num_gpus`: local GPUs, so 0 for an endpoint. `note`: one line about the engine's own choices; empty without any.
     `commits`: of the models that come from a hub, by their names. `adapters`: the LoRA adapters that it has loaded;
     None: it does not distinguish models.
+    `fingerprint`: equal for engines whose answers may stand for each other's (see `engine/identity.py`); None: unknown.
+    `media`: what it takes in addition to text.
     """
 
     name: str
@@ -28,6 +33,8 @@ class EngineInfo:
     note: str = ""
     commits: Mapping[str, str] = field(default_factory=dict)
     adapters: tuple[str, ...] | None = None
+    fingerprint: str | None = None
+    media: MediaUse = NO_MEDIA
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,11 +43,13 @@ class Prepared:
 
     `prefix`: equal for requests that likely share a cached prefix. `cost`: expected work; only the order matters.
     `model`: the adapter that answers; empty: the engine's model.
+    `media_bytes`: of the media that it keeps in memory.
     """
 
     prefix: int = 0
     cost: int = 0
     model: str = ""
+    media_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

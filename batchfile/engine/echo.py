@@ -1,13 +1,15 @@
 """The echo engine: without a model, the answer is a fixed function of the request. For tests, demos and benchmarks.
 
-Tokens are separated by single spaces. The answer is the text of the last user turn, cut after `max_tokens` tokens and
-before the first stop sequence; all choices of a request are the same. Options set the answer to requests with a JSON
-schema or with tools. A raw prompt is its own answer; a vector is derived from the digest of its text.
+Tokens are separated by single spaces. The answer is the text of the last user turn, in which images and audio are named
+with their size, cut after `max_tokens` tokens and before the first stop sequence; all choices of a request are the
+same. Options set the answer to requests with a JSON schema or with tools. A raw prompt is its own answer; a vector is
+derived from the digest of its text.
 """
 
 import heapq
 import json
 import os
+import re
 import struct
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
@@ -20,13 +22,29 @@ from msgspec.structs import replace as replace_fields
 
 from batchfile.clock import Clock, SystemClock
 from batchfile.engine.base import EngineInfo, EngineStats, Finished, Prepared, in_flight_for
-from batchfile.engine.fit import check_size, check_task, vector_of
+from batchfile.engine.fit import check_options, check_size, check_task, compared, vector_of
+from batchfile.engine.identity import EngineIdentity
 from batchfile.engine.prompts import prefix_of
 from batchfile.engine.tool_wire import NO_THINKING, NO_TOOLS, call_stem, made_calls
 from batchfile.errors import EngineDead, InvalidRequest, SettingsError
-from batchfile.types import Choice, Completion, Input, Raw, Request, StopReason, Task, Usage
+from batchfile.request_media import Media, MediaUse
+from batchfile.request_options import Options
+from batchfile.types import (
+    Choice,
+    Completion,
+    Input,
+    Message,
+    Raw,
+    Request,
+    StopReason,
+    Task,
+    TokenLogprob,
+    TopLogprob,
+    Usage,
+)
 
 PREFIX = "BATCHFILE_ECHO_"
+VERSION = "1"  # of the answers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +105,15 @@ def _object(env: Mapping[str, str], name: str) -> dict[str, Any] | None:
     return found
 
 
+def identity_of(
+    model: str, task: Task, guided: str | None, tool_input: dict[str, Any] | None, thinking: str | None
+) -> EngineIdentity:
+    """Not of the options that only change how long an answer takes."""
+    given = {"guided": guided or "", "tool_input": json.dumps(tool_input, sort_keys=True), "thinking": thinking or ""}
+    options = {f"{PREFIX}{name.upper()}": value for name, value in given.items()}
+    return EngineIdentity({"the engine": f"echo {VERSION}", "the model": model, "the task": task, **options})
+
+
 # On the system clock, a step returns at least this often.
 STEP_WAIT_S_MAX = 0.05
 DIMENSIONS = 32  # of a vector, unless the request sets it
@@ -120,12 +147,15 @@ class EchoEngine:
         model: str = "echo",
         task: Task = "generate",
     ) -> None:
+        identity = identity_of(model, task, guided, tool_input, thinking)
         self.info = EngineInfo(
             name="echo",
             model=model,
-            version="1",
+            version=VERSION,
             num_slots=num_slots,
             max_in_flight=in_flight_for(num_slots),
+            fingerprint=identity.fingerprint if tokens is None else None,
+            media=MediaUse(kinds=frozenset({"image", "audio"})),
         )
         self._clock: Clock = clock or SystemClock()
         self._wait_s_max = inf if clock else STEP_WAIT_S_MAX
@@ -147,6 +177,9 @@ class EchoEngine:
         self._is_dead = False
 
     def prepare(self, request: Request) -> EchoPrepared:
+        check_options(request)
+        if request.has_media:
+            request = replace_fields(request, messages=tuple(told_media(turn) for turn in request.messages))
         if request.raw is None and self._task == "generate":
             num_tokens, completion = self._answer(request)
         else:
@@ -156,6 +189,10 @@ class EchoEngine:
             completion = Completion(choices=choices, usage=completion.usage)
         if request.tools is not None or request.is_thinking:
             completion = self._with_blocks(request, completion)
+        if request.options is not None:
+            completion = _with_options(request, request.options, completion)
+        if request.form is not None:
+            completion = replace_fields(completion, kind=request.form)
         return EchoPrepared(
             prefix=prefix_of(request),
             cost=request.sampling.max_tokens,
@@ -253,14 +290,14 @@ class EchoEngine:
                 calls = made_calls(call_stem(request), number, called)
                 choice = replace_fields(choice, text="", stop_reason="tool_use", stop_sequence=None, calls=calls)
             choices.append(choice)
-        return Completion(choices=tuple(choices), usage=completion.usage)
+        return replace_fields(completion, choices=tuple(choices))
 
     def _raw_answer(self, request: Request) -> tuple[int, Completion]:
         """Like `_answer`, for a raw prompt or an embedding. Raises: InvalidRequest if another pool serves it."""
         check_task(request, self._task)
         raw = request.raw
         assert raw is not None, "an engine that generates answers conversations"
-        if raw.kind == "embedding":
+        if not request.generates:
             return 1, _vectors(raw)
         text = text_of(raw.inputs[0])
         num_tokens, completion = self._echo(request, text, text.count(" ") + 1)
@@ -292,6 +329,38 @@ class EchoEngine:
         return num_tokens, Completion(choices=(Choice(text, reason, matched),) * sampling.num_choices, usage=usage)
 
 
+def _with_options(request: Request, options: Options, completion: Completion) -> Completion:
+    """Follows a list of choices (with the first), `echo` and `logprobs` (of certain tokens)."""
+    choices = completion.choices
+    if options.guide is not None and options.guide.choice is not None:
+        choices = (Choice(options.guide.choice[0], "end_turn"),) * request.sampling.num_choices
+    if options.echo and request.raw is not None:
+        choices = tuple(replace_fields(one, text=text_of(request.raw.inputs[0]) + one.text) for one in choices)
+    if options.logprobs is not None:
+        choices = tuple(replace_fields(one, logprobs=_logprobs(one.text, options.logprobs)) for one in choices)
+    return replace_fields(completion, choices=choices)
+
+
+def _logprobs(text: str, num: int) -> tuple[TokenLogprob, ...]:
+    made = []
+    for token in re.findall(r" ?[^ ]+| ", text):
+        told: dict[str, Any] = {"token": token, "logprob": 0.0, "bytes": tuple(token.encode("utf-8", "replace"))}
+        made.append(TokenLogprob(**told, top_logprobs=(TopLogprob(**told),) if num else ()))
+    return tuple(made)
+
+
+def told_media(turn: Message) -> Message:
+    """The turn as text: `[image 640x480]`, `[audio 2.5s]`."""
+    return replace_fields(turn, content="\n\n".join(map(_told, turn.parts)), parts=()) if turn.parts else turn
+
+
+def _told(part: str | Media) -> str:
+    if isinstance(part, str):
+        return part
+    size = f"{part.decoded.width}x{part.decoded.height}" if part.kind == "image" else f"{part.decoded.seconds:g}s"
+    return f"[{part.kind} {size}]"
+
+
 def text_of(given: Input) -> str:
     return given if isinstance(given, str) else " ".join(map(str, given))
 
@@ -305,6 +374,10 @@ def _vectors(raw: Raw) -> Completion:
         numbers = struct.unpack(f"<{num}h", shake_128(text_of(given).encode("utf-8", "replace")).digest(2 * num))
         length = hypot(*numbers) or 1.0
         singles = struct.pack(f"<{num}f", *[number / length for number in numbers])
-        vectors.append(vector_of(struct.unpack(f"<{num}f", singles), is_base64=raw.is_base64))
+        vectors.append(struct.unpack(f"<{num}f", singles))
     usage = Usage(input_tokens=sum(text_of(given).count(" ") + 1 for given in raw.inputs))
-    return Completion(choices=(), usage=usage, kind="embedding", vectors=tuple(vectors))
+    if raw.kind == "embedding":
+        made = tuple(vector_of(vector, is_base64=raw.is_base64) for vector in vectors)
+    else:
+        made = compared(raw, vectors)
+    return Completion(choices=(), usage=usage, kind=raw.kind, vectors=made)

@@ -7,11 +7,14 @@ import base64
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import hypot
 from typing import Any
 
-from batchfile.engine.prompts import MistralPrompts, RawPrompts, prompts_of
+from msgspec.structs import replace
+
+from batchfile.engine.prompts import MistralPrompts, RawPrompts, prompts_of, template_arguments
 from batchfile.errors import InvalidRequest, SettingsError
-from batchfile.types import Request, Sampling, Task, Vector
+from batchfile.types import Raw, Request, Sampling, Task, Vector
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,8 +49,13 @@ def token_counter(model: str) -> TokenCounter:
 
     def count(request: Request) -> list[int]:
         if request.raw is not None:
-            return [len(raw.token_ids(given)) for given in request.raw.inputs]
-        return [len(prompts.prompt(request.messages, request.tools).token_ids)]
+            found = [raw.token_ids(given) for given in request.raw.inputs]
+        else:
+            # What media take depends on the model's processor, and is not counted.
+            turns = [replace(turn, parts=()) if turn.parts else turn for turn in request.messages]
+            found = [prompts.prompt(turns, request.tools, template_arguments(request)).token_ids]
+        longest = bound if isinstance(bound, int) else max(map(len, found)) + 1
+        return [len(truncated(request, token_ids, longest, "left")) for token_ids in found]
 
     return TokenCounter(count=count, max_model_len=bound if isinstance(bound, int) else None)
 
@@ -68,7 +76,7 @@ def _tokenizer_of(model: str) -> Any:
 
 def check_fit(request: Request, nums: Sequence[int], max_model_len: int) -> None:
     """`nums`: from `count`. Raises: InvalidRequest if the request does not fit the model."""
-    if request.kind == "embedding":
+    if not request.generates:
         check_inputs(nums, max_model_len)
     else:
         fitting_max_tokens(request.sampling, nums[0], max_model_len)
@@ -99,6 +107,26 @@ def fitting_max_tokens(sampling: Sampling, num_prompt: int, max_model_len: int) 
     return min(sampling.max_tokens, room)
 
 
+def truncated(request: Request, token_ids: list[int], max_model_len: int, side: str) -> list[int]:
+    """The part of a prompt that `truncate_prompt_tokens` keeps. `side`: the tokenizer's default to cut off."""
+    options = request.options
+    keep = None if options is None else options.truncate_prompt_tokens
+    if options is None or keep is None:
+        return token_ids
+    if keep == -1:  # what fits, with room for one token of an answer
+        keep = max_model_len - request.generates
+    if len(token_ids) <= keep:
+        return token_ids
+    is_left = (options.truncation_side or side) == "left"
+    return token_ids[len(token_ids) - keep :] if is_left else token_ids[:keep]
+
+
+def check_options(request: Request) -> None:
+    """For engines other than endpoints. Raises: InvalidRequest for an option that only endpoints get."""
+    for key in () if request.options is None else request.options.only_endpoints:
+        raise InvalidRequest(f"{key}: only an endpoint (a pool of the engine http) can support it; remove it.")
+
+
 VALUES_MAX = 1_000_000  # numbers in the vectors of one request: about 20 MB of JSON
 
 _NO_EMBEDDINGS = "This pool's model generates text, not embeddings: name a pool with task = 'embed'."
@@ -107,9 +135,9 @@ _NO_TEXT = "This pool's model makes embeddings, not text: name another pool."
 
 def check_task(request: Request, task: Task) -> None:
     """Raises: InvalidRequest if a model loaded for `task` cannot serve the request."""
-    if task == "embed" and request.kind != "embedding":
+    if task == "embed" and request.generates:
         raise InvalidRequest(_NO_TEXT)
-    if task == "generate" and request.kind == "embedding":
+    if task == "generate" and not request.generates:
         raise InvalidRequest(_NO_EMBEDDINGS)
 
 
@@ -120,6 +148,21 @@ def check_size(num_inputs: int, dimensions: int) -> None:
             f"{num_inputs} vectors of {dimensions} numbers exceed the limit of {VALUES_MAX:,} numbers in one result: "
             f"put at most {VALUES_MAX // dimensions} inputs on a line."
         )
+
+
+def compared(raw: Raw, vectors: Sequence[Sequence[float]]) -> tuple[Vector, ...]:
+    """The answer to a score or a rerank, by the cosine of the inputs' `vectors`, as vLLM's server makes it."""
+    first, second = [*vectors[: raw.num_queries]], vectors[raw.num_queries :]
+    pairs = zip(first * len(second) if len(first) == 1 else first, second, strict=True)
+    scores = [_dot(one, other) / ((hypot(*one) * hypot(*other)) or 1.0) for one, other in pairs]
+    if raw.kind == "score":
+        return tuple((score,) for score in scores)
+    nearest = sorted(range(len(scores)), key=lambda index: -scores[index])[: raw.top_n]
+    return tuple((float(index), scores[index]) for index in nearest)
+
+
+def _dot(one: Sequence[float], other: Sequence[float]) -> float:
+    return sum([a * b for a, b in zip(one, other, strict=True)])
 
 
 def vector_of(values: Sequence[float], *, is_base64: bool) -> Vector:

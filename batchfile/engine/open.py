@@ -1,17 +1,32 @@
 """Selects an engine by name. Its module is imported only when it is built, because imports are slow."""
 
 import os
-from collections.abc import Mapping
-from dataclasses import asdict
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
-from batchfile.engine.base import Engine, EngineFactory
+from batchfile.engine.base import Engine
+from batchfile.engine.identity import EngineIdentity
 from batchfile.types import EngineKind, Task
+
+if TYPE_CHECKING:
+    from batchfile.engine.vllm.tasks import VllmOptions
 
 # With any of these set, tests get an echo engine with faults: batchfile/testing/faulty_echo.py.
 ECHO_FAULTS = [
     f"BATCHFILE_ECHO_{fault}" for fault in ("POISON", "HANG", "KILL", "REFUSE", "SCHEMA_MISMATCHES", "EXECUTIONS")
 ]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineMaker:
+    """An EngineFactory. `identity` says before an engine is built what decides its answers, as far as that is known."""
+
+    build: Callable[[], Engine]
+    identity: Callable[[], EngineIdentity | None]
+
+    def __call__(self) -> Engine:
+        return self.build()
 
 
 def engine_factory(
@@ -35,7 +50,7 @@ def engine_factory(
     task: Task = "generate",
     wait_for_endpoint: bool = True,
     stall_s: float = 600.0,
-) -> EngineFactory:
+) -> EngineMaker:
     """A function that builds a new engine with each call. `max_num_seqs`: requests at once, for any engine.
 
     `revision`: of the model on its hub. `task`: what the model is loaded for; ignored for an HTTP endpoint.
@@ -45,29 +60,31 @@ def engine_factory(
     `stall_s`: vLLM counts as dead after this time without progress.
     """
 
+    def vllm_options() -> "VllmOptions":
+        from batchfile.engine.vllm.tasks import VllmOptions
+
+        return VllmOptions(
+            model=model,
+            max_model_len=max_model_len,
+            max_num_seqs=max_num_seqs,
+            gpu_memory_utilization=gpu_memory_utilization,
+            tensor_parallel_size=tensor_parallel_size,
+            tool_parser=tool_parser,
+            reasoning_parser=reasoning_parser,
+            chat_template=chat_template,
+            parse_control_tokens=parse_control_tokens,
+            lora=dict(lora or {}),
+            checks_model=checks_model,
+            task=task,
+            stall_s=stall_s,
+            extra=({} if revision is None else {"revision": revision}) | dict(engine_args or {}),
+        )
+
     def build() -> Engine:
         if kind == "vllm":
             from batchfile.engine.vllm.engine import VllmEngine
-            from batchfile.engine.vllm.tasks import VllmOptions
 
-            return VllmEngine(
-                VllmOptions(
-                    model=model,
-                    max_model_len=max_model_len,
-                    max_num_seqs=max_num_seqs,
-                    gpu_memory_utilization=gpu_memory_utilization,
-                    tensor_parallel_size=tensor_parallel_size,
-                    tool_parser=tool_parser,
-                    reasoning_parser=reasoning_parser,
-                    chat_template=chat_template,
-                    parse_control_tokens=parse_control_tokens,
-                    lora=dict(lora or {}),
-                    checks_model=checks_model,
-                    task=task,
-                    stall_s=stall_s,
-                    extra=({} if revision is None else {"revision": revision}) | dict(engine_args or {}),
-                )
-            )
+            return VllmEngine(vllm_options())
         if kind == "http":
             from batchfile.engine.http.engine import HttpEngine, HttpOptions
 
@@ -90,4 +107,16 @@ def engine_factory(
             return FaultyEchoEngine(faults=EchoFaults.from_env(), model=model, task=task, **options)
         return EchoEngine(model=model, task=task, **options)
 
-    return build
+    def identity() -> EngineIdentity | None:
+        if kind == "vllm":
+            from batchfile.engine.vllm.identity import identity_of as identity_of_vllm
+
+            return identity_of_vllm(vllm_options())
+        if kind == "http":
+            return None  # nothing proves which model answers at an address
+        from batchfile.engine.echo import EchoOptions, identity_of
+
+        echo = EchoOptions.from_env()
+        return identity_of(model, task, echo.guided, echo.tool_input, echo.thinking)
+
+    return EngineMaker(build, identity)

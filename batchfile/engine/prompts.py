@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Any
 
 from batchfile.engine.control_tokens import ControlTokens
-from batchfile.engine.tool_wire import wire_tools, wire_turn
+from batchfile.engine.tool_wire import wire_parts, wire_tools, wire_turn
 from batchfile.errors import InvalidRequest, SettingsError
 from batchfile.types import Input, Message, Request, Tool, Tools
 
@@ -57,6 +57,7 @@ class ChatPrompts:
         self._lock = threading.Lock()
         self._backend = _whole_backend(tokenizer)
         self._control_tokens = None if parses_control_tokens else ControlTokens(tokenizer, self._backend)
+        self._takes_parts = not self._shows_text() and self._shows_text(takes_parts=True)
         self._takes_system = self._has_system_role()
         self._separator = self._exact_separator()
         self._prefixes: OrderedDict[str, list[int]] = OrderedDict()
@@ -70,25 +71,35 @@ class ChatPrompts:
         """Whether the template shows tools to the model. Most templates without tools ignore them silently."""
         try:
             probe = Tools(offered=(Tool(_PROBE, None, {"type": "object", "properties": {}}),))
-            turns = _wired([Message("user", "Hello")])
+            turns = self._wire([Message("user", "Hello")])
             return _PROBE in self._render(turns, {"tools": wire_tools(probe)}, is_continued=False)
         except Exception:  # noqa: BLE001 - see prompt()
             return False
 
     def prompt(
-        self, messages: Sequence[Message], tools: Tools | None = None, arguments: dict[str, Any] | None = None
+        self,
+        messages: Sequence[Message],
+        tools: Tools | None = None,
+        arguments: dict[str, Any] | None = None,
+        *,
+        adds_special_tokens: bool = False,
+        above: Sequence[str] = (),
     ) -> Prompt:
-        """The token ids to generate from. `arguments`: further arguments of the template.
+        """The token ids to generate from. `arguments`: further arguments of the template. `adds_special_tokens`: those
+        that the tokenizer adds to text, in addition to the template's. `above`: what to write above the text of each
+        turn, as the template would: control tokens in it keep their meaning.
 
         Raises: InvalidRequest if the template rejects the turns.
         """
-        turns = _wired(messages if self._takes_system else fold_system(messages))
+        turns = self._wire(messages if self._takes_system else fold_system(messages))
         more = arguments or {}
         if tools is not None:
             more = {**more, "tools": wire_tools(tools)}
         hidden = None if self._control_tokens is None else self._control_tokens.hide(turns, more)
         if hidden is not None:
             turns, more = hidden.turns, hidden.arguments
+        if above:  # aligned by the end, because a folded system turn is missing at the start
+            turns = [_with_above(turn, text) for turn, text in zip(turns, above[-len(turns) :], strict=True)]
         try:
             text = self._render(turns, more, is_continued=messages[-1].role == "assistant")
         except Exception as error:  # a template is a program in the model's files and may raise anything
@@ -96,21 +107,25 @@ class ChatPrompts:
             raise InvalidRequest(f"The model's chat template rejected these turns: {reason}") from error
         system = messages[0].content if messages[0].role == "system" else None
         if self._control_tokens is not None and hidden is not None:
-            token_ids = self._control_tokens.encode(text)
+            token_ids = self._control_tokens.encode(text, adds_special_tokens=adds_special_tokens)
+        elif adds_special_tokens:
+            token_ids = self._encode(text, adds_special_tokens=True)
         else:
             token_ids = self._tokenize(text, system if self._takes_system else None)
         if system is not None:
             return Prompt(token_ids, _prefix(system))
         return Prompt(token_ids, prefix_of_ids(token_ids))
 
+    def _wire(self, turns: Sequence[Message]) -> list[dict[str, Any]]:
+        return _wired(turns, takes_parts=self._takes_parts)
+
     def _render(self, turns: list[dict[str, Any]], arguments: dict[str, Any], is_continued: bool) -> str:
+        ending = {"add_generation_prompt": not is_continued, "continue_final_message": is_continued}
         rendered: str = self._tokenizer.apply_chat_template(
             turns,
-            **arguments,
+            **(ending | arguments),
             chat_template=self._template,
             tokenize=False,
-            add_generation_prompt=not is_continued,
-            continue_final_message=is_continued,
         )
         return rendered
 
@@ -140,17 +155,25 @@ class ChatPrompts:
         found = self._separator.search(text, at + len(system.strip())) if at >= 0 else None
         return None if found is None else found.end()
 
-    def _encode(self, text: str) -> list[int]:
+    def _encode(self, text: str, *, adds_special_tokens: bool = False) -> list[int]:
         if self._backend is not None:
-            ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
+            ids: list[int] = self._backend.encode(text, add_special_tokens=adds_special_tokens).ids
             return ids
         with self._lock:
-            return list(self._tokenizer.encode(text, add_special_tokens=False))
+            return list(self._tokenizer.encode(text, add_special_tokens=adds_special_tokens))
+
+    def _shows_text(self, *, takes_parts: bool = False) -> bool:
+        """Whether the template shows a text, or one in a list of parts, which some models with media require."""
+        try:
+            self._takes_parts = takes_parts
+            return _PROBE in self._render(self._wire([Message("user", _PROBE)]), {}, is_continued=False)
+        except Exception:  # noqa: BLE001 - see prompt()
+            return False
 
     def _has_system_role(self) -> bool:
         """Whether the template supports a system turn. Some raise, some ignore it silently."""
         try:
-            turns = _wired([Message("system", _PROBE), Message("user", "Hello")])
+            turns = self._wire([Message("system", _PROBE), Message("user", "Hello")])
             return _PROBE in self._render(turns, {}, is_continued=False)
         except Exception:  # noqa: BLE001 - see prompt()
             return False
@@ -205,19 +228,27 @@ class MistralPrompts:
             return False
 
     def prompt(
-        self, messages: Sequence[Message], tools: Tools | None = None, arguments: dict[str, Any] | None = None
+        self,
+        messages: Sequence[Message],
+        tools: Tools | None = None,
+        arguments: dict[str, Any] | None = None,
+        *,
+        adds_special_tokens: bool = False,
+        above: Sequence[str] = (),
     ) -> Prompt:
-        """Raises: InvalidRequest if mistral_common rejects the turns."""
+        """`adds_special_tokens` has no effect, as in vLLM's API: the format includes them. `above`: never given, as
+        these models take no media here. Raises: InvalidRequest if mistral_common rejects the turns.
+        """
+        given = {"continue_final_message": messages[-1].role == "assistant"} | (arguments or {})
         try:
             with self._lock:
                 token_ids = list(
                     self._tokenizer.apply_chat_template(
                         _wired(messages),
                         tools=None if tools is None else wire_tools(tools),
-                        continue_final_message=messages[-1].role == "assistant",
                         tokenize=True,
                         return_dict=False,
-                        **(arguments or {}),
+                        **given,
                     )
                 )
         except Exception as error:  # of many kinds, assertions included
@@ -254,9 +285,11 @@ def _whole_backend(tokenizer: Any) -> Any:
     return backend
 
 
-def _wired(turns: Sequence[Message]) -> list[dict[str, Any]]:
+def _wired(turns: Sequence[Message], *, takes_parts: bool = False) -> list[dict[str, Any]]:
     """Replaces tool call ids by nine letters and digits, which Mistral's templates require and others ignore."""
     wired = [wire_turn(turn) for turn in turns]
+    if takes_parts:
+        wired = [wire | {"content": wire_parts(turn)} for wire, turn in zip(wired, turns, strict=True)]
     names: dict[str, str] = {}
     for turn in wired:
         for call in turn.get("tool_calls", ()):
@@ -266,13 +299,23 @@ def _wired(turns: Sequence[Message]) -> list[dict[str, Any]]:
     return wired
 
 
+def _with_above(turn: dict[str, Any], text: str) -> dict[str, Any]:
+    content = turn["content"]
+    if not text:
+        return turn
+    if isinstance(content, str):
+        return turn | {"content": "\n".join([text, content])}
+    return turn | {"content": [{"type": "text", "text": f"{text}\n"}, *content]}
+
+
 def fold_system(messages: Sequence[Message]) -> tuple[Message, ...]:
     """Removes the system turn and puts its text at the start of the first user turn."""
     if messages[0].role != "system":
         return tuple(messages)
     system, rest = messages[0].content, messages[1:]
     if rest and rest[0].role == "user":
-        return (Message("user", f"{system}\n\n{rest[0].content}"), *rest[1:])
+        parts = (system, *rest[0].parts) if rest[0].parts else ()
+        return (Message("user", f"{system}\n\n{rest[0].content}", parts=parts), *rest[1:])
     return (Message("user", system), *rest)
 
 
@@ -286,6 +329,31 @@ def prefix_of(request: Request) -> int:
     return _prefix(request.messages[0].content if request.raw is None else repr(request.raw.inputs[0]))
 
 
+def template_arguments(request: Request) -> dict[str, Any]:
+    """The arguments of the chat template that a request sets, as vLLM's API passes them."""
+    arguments: dict[str, Any] = {}
+    if request.is_thinking is not None:  # templates use one of two names, and ignore the other
+        arguments = {"enable_thinking": request.is_thinking, "thinking": request.is_thinking}
+    options = request.options
+    if options is None:
+        return arguments
+    if options.reasoning_effort is not None:
+        arguments = {"enable_thinking": options.reasoning_effort != "none"} | arguments
+    given = {
+        "reasoning_effort": options.reasoning_effort,
+        "verbosity": options.verbosity,
+        "documents": options.documents,
+    }
+    arguments |= {name: value for name, value in given.items() if value is not None}
+    opens, is_continued = options.add_generation_prompt, request.is_continuation
+    if opens is not None or options.continue_final_message is not None:
+        arguments |= {
+            "add_generation_prompt": not is_continued if opens is None else opens,
+            "continue_final_message": is_continued,
+        }
+    return arguments | (options.chat_template_kwargs or {})
+
+
 class RawPrompts:
     """Tokenizes raw prompts. Needs exclusive use of its tokenizer."""
 
@@ -294,15 +362,21 @@ class RawPrompts:
         self._lock = threading.Lock()
         self._backend = _whole_backend(tokenizer)
 
-    def token_ids(self, given: Input) -> list[int]:
+    def token_ids(self, given: Input, *, adds_special_tokens: bool = True) -> list[int]:
         """Includes the tokenizer's special tokens, such as a first token; given token ids are unchanged."""
         if not isinstance(given, str):
             return list(given)
         if self._backend is not None:
-            ids: list[int] = self._backend.encode(given, add_special_tokens=True).ids
+            ids: list[int] = self._backend.encode(given, add_special_tokens=adds_special_tokens).ids
             return ids
         with self._lock:
-            return list(self._tokenizer.encode(given))
+            return list(self._tokenizer.encode(given, add_special_tokens=adds_special_tokens))
+
+    def text(self, given: Input) -> str:
+        if isinstance(given, str):
+            return given
+        with self._lock:
+            return str(self._tokenizer.decode(list(given)))
 
 
 def prefix_of_ids(token_ids: list[int]) -> int:

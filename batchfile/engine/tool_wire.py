@@ -38,6 +38,8 @@ def wire_choice(tools: Tools) -> str | dict[str, Any]:
 def wire_turn(turn: Message) -> dict[str, Any]:
     """`arguments` is an object, for templates; endpoints need a string."""
     name = {} if turn.name is None else {"name": turn.name}
+    if turn.parts:
+        return {"role": turn.role, "content": wire_parts(turn), **name}
     if turn.call_id is not None:
         return {"role": "tool", "tool_call_id": turn.call_id, "content": turn.content, **name}
     if not turn.calls:
@@ -47,6 +49,13 @@ def wire_turn(turn: Message) -> dict[str, Any]:
         for call in turn.calls
     ]
     return {"role": turn.role, "content": turn.content, "tool_calls": calls, **name}
+
+
+def wire_parts(turn: Message) -> list[dict[str, Any]]:
+    """The content of a turn as chat templates of models with media take it: each medium is its kind alone."""
+    if not turn.parts:
+        return [{"type": "text", "text": turn.content}]
+    return [{"type": "text", "text": part} if isinstance(part, str) else {"type": part.kind} for part in turn.parts]
 
 
 def call_stem(request: Request) -> str:

@@ -6,7 +6,7 @@ native lines.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from itertools import groupby, islice
@@ -50,7 +50,9 @@ _STORAGE_ERROR = Failure(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assembled:
-    """What `batch.json` will reference. `counts` add up to the batch's total. `reasons` None: all succeeded."""
+    """What `batch.json` will reference. `counts` add up to the batch's total. `reasons` None: all succeeded.
+    `fingerprints`: as in the batch.
+    """
 
     results: FileRef
     errors: FileRef
@@ -59,6 +61,7 @@ class Assembled:
     counts: Counts
     usage: Usage
     gpu_s: float
+    fingerprints: dict[str, tuple[str, ...]]
 
 
 def assemble(
@@ -126,6 +129,7 @@ def assemble(
             counts=Counts(**counts, rejected=tally.num_rejected),
             usage=usage,
             gpu_s=round(gpu_s, 3),
+            fingerprints=fingerprints_of(batch, records.values()),
         )
 
 
@@ -136,6 +140,15 @@ def _write_requests(errors: HashingWriter, requests: "_Requests", lines: list[Li
                 errors.write_long(requests.bytes_of(line))
         else:
             errors.write_lines([line.data for line in same if line.data is not None])
+
+
+def fingerprints_of(batch: BatchRecord, records: Iterable[ShardRecord]) -> dict[str, tuple[str, ...]]:
+    """Pool -> the distinct fingerprints of the engines that made its results, reused ones included."""
+    found = {pool: set(known) for pool, known in batch.fingerprints.items()}
+    for record in records:
+        if record.parts and record.pool not in keys.PSEUDO_POOLS:
+            found.setdefault(record.pool, set()).update(record.fingerprints or ("",))
+    return {pool: tuple(sorted(known)) for pool, known in found.items()}
 
 
 def _records_of(batch: BatchRecord, plan: Plan, n: int, records: Records) -> Iterator[ShardRecord]:

@@ -64,9 +64,10 @@ class BatchStatus(msgspec.Struct, frozen=True, kw_only=True):
 
     The input format is `openai` if each line has a `body` and a `url`. `inbox_path`: the key of the dropped file that
     the batch was made of. `errored` includes `rejected`. `failures`: the most frequent reasons why requests did not
-    succeed. `waiting_for`: why nothing moves, in an open batch. `gpu_s`: GPU seconds so far; 0 if no GPU is
-    known. `usage_unknown`: results whose endpoint did not report
-    tokens; the sums leave them out.
+    succeed. `waiting_for`: why nothing moves, in an open batch. `gpu_s`: GPU seconds so far; 0 if no GPU is known.
+    `usage_unknown`: results whose endpoint did not report tokens; the sums leave them out. `reused`: id of an earlier
+    batch -> how many of its results this one has taken over; they are among `succeeded` and cost no tokens.
+    `reuse_note`: why nothing was reused, or not from some batch, where that was wanted.
 
     >>> status = client.batch(done.id).status()
     >>> status.state, status.reason, status.total, status.counts.succeeded
@@ -101,6 +102,13 @@ class BatchStatus(msgspec.Struct, frozen=True, kw_only=True):
     dialect: InputFormat
     inbox_path: str | None
     pools: dict[str, PoolProgress]
+    reused: dict[str, int] = {}
+    reuse_note: str | None = None
+
+    @property
+    def num_reused(self) -> int:
+        """Results that were taken over from earlier batches, and cost nothing."""
+        return sum(self.reused.values())
 
     @property
     def counts(self) -> Counts:

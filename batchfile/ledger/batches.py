@@ -48,6 +48,8 @@ class Draft:
 class Planned:
     """A planned input with everything stored but its commit. `num_rejected` counts the lines that will not run.
 
+    `num_reused`: lines with the result of another batch; `reused_from`: how many, by batch;
+    `fingerprints`: of the engines that made them, by pool. `reuse_note`: why a batch was not used, as a sentence.
     `metadata` is added to that of the draft: what is known only once the input was read.
     """
 
@@ -59,6 +61,9 @@ class Planned:
     first_problem: str | None = None
     num_hints: int = 0
     num_reused: int = 0
+    reused_from: dict[str, int] = field(default_factory=dict)
+    fingerprints: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    reuse_note: str | None = None
     metadata: dict[str, str] = field(default_factory=dict)
 
 
@@ -92,6 +97,9 @@ def create(ledger: Ledger, draft: Draft, planned: Planned) -> BatchRecord:
         plan_key=planned.plan_key,
         total=planned.total,
         metadata={**draft.metadata, **planned.metadata},
+        reused=planned.reused_from,
+        fingerprints=planned.fingerprints,
+        reuse_note=planned.reuse_note,
     )
     enqueue(ledger, record, planned.plan)
     ledger.store.put(keys.index_key(record.tenant, record.created_at, record.batch_id), b"")

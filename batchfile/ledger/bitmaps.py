@@ -12,10 +12,13 @@ def render(bits: int) -> str:
 
 
 def of(lines: Iterable[int]) -> int:
-    bits = 0
+    bits = bytearray()  # an int would be copied for each line
     for line in lines:
-        bits |= 1 << line
-    return bits
+        at = line >> 3
+        if at >= len(bits):
+            bits.extend(bytes(at + 1 - len(bits)))
+        bits[at] |= 1 << (line & 7)
+    return int.from_bytes(bits, "little")
 
 
 def lines(bits: int) -> Iterator[int]:

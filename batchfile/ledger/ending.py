@@ -137,6 +137,7 @@ def _commit_end(ledger: Ledger, batch: BatchRecord, plan: Plan, made: Assembled)
             usage=made.usage,
             failures=made.failures,
             gpu_s=made.gpu_s,
+            fingerprints=made.fingerprints,
         )
 
     ended = update_batch(ledger, keys.batch_key(batch.batch_id), decide)

@@ -107,6 +107,11 @@ class HashingWriter:
         self._hash = hashlib.sha256()
         self._writer: Writer = ledger.store.writer(key, is_new=True)
 
+    def write_data(self, data: bytes, num_lines: int) -> None:
+        """Write bytes that count as so many lines."""
+        self.num_lines += num_lines
+        self._pass(data)
+
     def write_lines(self, lines: list[bytes]) -> None:
         data = b"\n".join([*lines, b""]) if lines else b""
         self.num_lines += len(lines)

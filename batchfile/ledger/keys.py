@@ -54,6 +54,10 @@ def custom_ids_key(batch_id: str, nonce: str) -> str:
     return f"{batch_prefix(batch_id)}custom-ids-{nonce}.jsonl"
 
 
+def hashes_key(batch_id: str, nonce: str) -> str:
+    return f"{batch_prefix(batch_id)}hashes-{nonce}.bin"
+
+
 def plan_key(batch_id: str, nonce: str) -> str:
     return f"{batch_prefix(batch_id)}plan-{nonce}.json"
 

@@ -10,6 +10,7 @@ A holder may be silent because it cannot reach the store. So before an expiry bl
 the record is marked as doubted, and the holder gets one more full lease, with a store that works, to write it again.
 """
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 from batchfile.ledger import bitmaps
@@ -113,6 +114,7 @@ def checkpointed(
     accused: int | None = None,
     gpu_s: float = 0.0,
     failures: tuple[FailureGroup, ...] = (),
+    fingerprints: Iterable[str] = (),
 ) -> ShardRecord:
     """The record after one more part (None: only a renewal). `done`, `counts` and the rest are of that part alone.
 
@@ -136,6 +138,7 @@ def checkpointed(
         usage=record.usage + usage,
         failures=merged(record.failures, failures) if failures else record.failures,
         gpu_s=round(record.gpu_s + gpu_s, 4),
+        fingerprints=record.fingerprints if part is None else tuple(sorted({*record.fingerprints, *fingerprints})),
         has_dispatched=has_dispatched,
         bisect_set=() if crash_count == 0 else record.bisect_set if bisect_set is None else bisect_set,
         crash_count=crash_count,

@@ -63,11 +63,16 @@ class PlanRules:
     """What the planner requires of the input of a batch that exists before its plan.
 
     `endpoint`: one line that is not a request to it fails the batch. None: such lines are rejected one by one, and the
-    batch fails if none is left. More than `requests_max` requests fail it as well.
+    batch fails if none is left. More than `requests_max` requests fail it as well. `reuse_from`: the batches whose
+    results it takes over, in order of preference; sampled ones too if `is_sampled_reused`.
+    `reuse_notes`: why other batches are not used.
     """
 
     endpoint: str | None = None
     requests_max: int = REQUESTS_MAX
+    reuse_from: tuple[str, ...] = ()
+    is_sampled_reused: bool = False
+    reuse_notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +105,9 @@ class BatchRecord:
     `problems`: why it failed before it ran. `kept_s`: how long its results are kept after its end (None: the retention
     time). `gpu_s`: GPU seconds that its committed results took; 0 if no GPU is known. Once it has ended, `reasons` is
     the file with the reason of each request that did not succeed (None: all did), and `failures` has the most frequent.
+    `fingerprints`: pool -> those of the engines that made its results, once it has ended, and from its creation on of
+    the results that it reuses; an empty one is unknown. `reused`: how many of its results are from other batches, by
+    their id; `reuse_note`: why one of these was not used.
     """
 
     batch_id: str
@@ -132,6 +140,9 @@ class BatchRecord:
     usage: Usage = field(default_factory=Usage)
     failures: tuple[FailureGroup, ...] = ()
     gpu_s: float = 0.0
+    fingerprints: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    reused: dict[str, int] = field(default_factory=dict)
+    reuse_note: str | None = None
     seq: int = 0
     write_id: str = ""
     version: int = VERSION
@@ -157,12 +168,14 @@ class Range:
 class Plan:
     """`plan-{nonce}.json`. `pools`: pool -> {range number: how many of its lines are this pool's}.
 
-    `ids`: the custom_ids of the requests, kept if the input is not an object that the store wrote.
+    `ids`: the custom_ids of the requests, kept if the input is not an object that the store wrote. `hashes`: of its
+    requests, for batches that are to reuse its results.
     """
 
     ranges: tuple[Range, ...]
     pools: dict[str, dict[int, int]]
     ids: FileRef | None = None
+    hashes: FileRef | None = None
     version: int = VERSION
 
 
@@ -180,9 +193,9 @@ class ShardRecord:
     """The holder of a shard, what is done, and where the results are. One owner: `lease`; `epoch` counts the owners.
 
     `done` is a bitmap over the lines of the range. `num_lines`: this pool's lines in it. `gpu_s`: GPU seconds so far, 0
-    if no GPU is known. `failures`: the most frequent reasons why lines did not succeed. `has_dispatched`,
-    `crash_count`, `bisect_set`, `crashes_alone` and `is_doubted` find a line that kills its runner (see
-    `ledger/lease.py`).
+    if no GPU is known. `failures`: the most frequent reasons why lines did not succeed. `fingerprints`: the distinct
+    ones of the engines whose results are committed here; an empty one is unknown. `has_dispatched`, `crash_count`,
+    `bisect_set`, `crashes_alone` and `is_doubted` find a line that kills its runner (see `ledger/lease.py`).
     """
 
     pool: str
@@ -199,6 +212,7 @@ class ShardRecord:
     usage: Usage = field(default_factory=Usage)
     failures: tuple[FailureGroup, ...] = ()
     gpu_s: float = 0.0
+    fingerprints: tuple[str, ...] = ()
     reason: EndReason | None = None
     has_dispatched: bool = False
     crash_count: int = 0
@@ -244,7 +258,8 @@ class HeartbeatRecord:
     requests (None: none yet), from when the engine gets the request to its answer. `draining`: it finishes what it
     holds and ends. `down`: its endpoint is unavailable. `shards`: held ones as `batch_id/n`, the first 100.
     `set_aside`: batches that it leaves alone because an object cannot be read or written, and why, the first 20.
-    `started_at`: epoch seconds. `commits`: of the models that came from a hub, by their names.
+    `started_at`: epoch seconds. `fingerprint`: of its engine (see `engine/identity.py`); empty: unknown, or not loaded.
+    `commits`: of the models that came from a hub, by their names.
     """
 
     pool: str
@@ -254,6 +269,7 @@ class HeartbeatRecord:
     state: RunnerState
     started_at: float
     engine_version: str = ""
+    fingerprint: str = ""
     host: str = ""
     num_slots: int = 0
     in_flight: int = 0

@@ -5,7 +5,7 @@ line. It knows no engine and no thread. A holder that loses a write has lost the
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -26,7 +26,7 @@ from batchfile.ledger.cas import ATTEMPTS_MAX, Lost, Stored, load, swap
 from batchfile.ledger.records import BatchRecord, EndReason, PartRef, Plan, Range, ShardRecord, ShardState
 from batchfile.lines.failures import tally_of
 from batchfile.lines.result import FinishedLine, encode_part
-from batchfile.types import Counts, FailureGroup, Usage
+from batchfile.types import Counts, Usage
 
 log = structlog.get_logger()
 
@@ -164,11 +164,12 @@ def checkpoint(
     has_dispatched: bool,
     bisect_set: tuple[int, ...] | None = None,
     accused: int | None = None,
+    fingerprints: Iterable[str] = ("",),
 ) -> None:
     """Commit `finished` (lines that no checkpoint holds yet), renew the lease and publish the progress.
 
     `bisect_set`: the lines of a new trial, none of which was dispatched yet. `accused`: the line that this process is
-    about to end for. A shard that is done stays as it is.
+    about to end for. `fingerprints`: of the engines that this process has had. A shard that is done stays as it is.
     Raises: LeaseLost; StoreUnavailable, where the caller repeats it later with at least the same lines.
     """
     if held.record.state == "done":
@@ -191,6 +192,7 @@ def checkpoint(
         accused=accused,
         gpu_s=sum(item.gpu_s for item in finished),
         failures=tally.top(),
+        fingerprints=fingerprints,
     )
     _rewrite(ledger, held, wanted, part)
 
@@ -305,36 +307,6 @@ def _load_or_damage(ledger: Ledger, key: str) -> Stored[ShardRecord] | RecordDam
         return load(ledger, key, ShardRecord)
     except RecordDamaged as damage:
         return damage
-
-
-def put_done(
-    ledger: Ledger,
-    batch_id: str,
-    pool: str,
-    n: int,
-    parts: Sequence[PartRef],
-    lines: Sequence[FinishedLine],
-    failures: tuple[FailureGroup, ...] = (),
-) -> None:
-    """A record that is born done, for lines that the planner rejected or reused. Written before the batch is committed.
-
-    `lines` may be without their results.
-    """
-    counts, usage = _totals(lines)
-    record = ShardRecord(
-        pool=pool,
-        n=n,
-        num_lines=len(lines),
-        state="done",
-        lease=ledger.new_id(),
-        runner="",
-        done=bitmaps.render(bitmaps.of(item.line for item in lines)),
-        parts=tuple(parts),
-        counts=replace(counts, rejected=counts.errored),
-        usage=usage,
-        failures=failures,
-    )
-    swap(ledger, keys.shard_key(batch_id, pool, n), record, None)
 
 
 def write_part(ledger: Ledger, key: str, lines: Sequence[FinishedLine]) -> PartRef:

@@ -385,6 +385,8 @@ def _status(
         dialect=batch.input.format,
         inbox_path=None,  # known to the inbox
         pools=pools or {},
+        reused=batch.reused,
+        reuse_note=batch.reuse_note,
     )
 
 

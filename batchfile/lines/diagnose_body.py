@@ -7,20 +7,41 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from batchfile.lines.diagnostics import Diagnostic, Path, shown
-from batchfile.lines.formats import native, openai_chat, openai_completions, openai_embeddings
-from batchfile.lines.formats.native import ToolChoice, ToolDefinition, ToolResultBlock, ToolUseBlock
+from batchfile.lines.formats import (
+    native,
+    openai_chat,
+    openai_completions,
+    openai_embeddings,
+    openai_rerank,
+    openai_responses,
+    openai_scores,
+)
+from batchfile.lines.formats.native import (
+    OutputConfig,
+    Thinking,
+    ToolChoice,
+    ToolDefinition,
+    ToolResultBlock,
+    ToolUseBlock,
+)
 from batchfile.lines.formats.openai_chat import Body, Function
+from batchfile.lines.formats.openai_shared import ResponseFormat
+from batchfile.lines.formats.options import StructuredOutputs
 from batchfile.lines.formats.shared import TextBlock, UnsupportedKey, unsupported_keys_of
 from batchfile.lines.json_scan import find_fault, longest_number, nesting
 from batchfile.lines.key_advice import Advice, advice, typo_of
 
 _MISSING: Any = object()
-_BODIES = (native.Params, openai_chat.Body, openai_completions.Body, openai_embeddings.Body)
+_BODIES = (
+    *(native.Params, openai_chat.Body, openai_completions.Body, openai_embeddings.Body, openai_responses.Body),
+    *(openai_scores.Body, openai_rerank.Body),
+)
 _FIELDS = frozenset[str]().union(*(model.model_fields for model in _BODIES))
 _SCHEMA_FORM = '{"type": "json_schema", "json_schema": {"name": "...", "schema": {...}}}'
 _IN_JSON_SCHEMA = {"name", "description", "strict", "schema"}
-# Allowed in the content of a turn in `params`; everywhere else only text is.
-_BLOCKS = {"text", "tool_use", "tool_result", "thinking", "redacted_thinking"}
+# Allowed in the content of a turn in `params` and in `body`; everywhere else only text is.
+_BLOCKS = {"text", "tool_use", "tool_result", "thinking", "redacted_thinking", "image", "document"}
+_PARTS = {"text", "image_url", "input_audio", "audio_url", "file", "input_text", "input_image", "input_file"}
 _DEPTH_SAFE = 100  # nested containers, and digits of a number, that pydantic always reads
 _DIGITS_SAFE = 1000
 _KINDS = {
@@ -67,7 +88,7 @@ def _finding(
     detail: ErrorDetails, path: Path, values: list[Any], root: str, model: type[BaseModel], data: Any
 ) -> Diagnostic:
     kind, context = detail["type"], detail.get("ctx", {})
-    block = _block(path, values)
+    block = _block(path, values, _PARTS if model is Body else _BLOCKS)
     if block is not None:
         return Diagnostic((root, *block), *_not_text(values[len(block) - 1]))
     place, value = (root, *path), values[-1] if values else data
@@ -106,7 +127,8 @@ def _walk(detail: ErrorDetails, data: Any) -> tuple[Path, list[Any]]:
     last = len(detail["loc"]) - 1
     for n, step in enumerate(detail["loc"]):
         found = _MISSING
-        if isinstance(data, dict) and n < last and path[-2:-1] == ["content"] and step == data.get("type"):
+        is_block = n > 0 and path[-2:-1] == ["content"] and path[-1] == detail["loc"][n - 1]
+        if isinstance(data, dict) and n < last and is_block and step == data.get("type"):
             continue  # pydantic's name of the union member of this block
         if isinstance(data, dict):
             found = data.get(step, _MISSING)
@@ -120,11 +142,11 @@ def _walk(detail: ErrorDetails, data: Any) -> tuple[Path, list[Any]]:
     return tuple(path), values
 
 
-def _block(path: Path, values: list[Any]) -> Path | None:
+def _block(path: Path, values: list[Any], in_turns: set[str]) -> Path | None:
     """The path of the block of an unsupported type that contains the error, if there is one."""
     for n, (step, value) in enumerate(zip(path, values, strict=True)):
         if isinstance(step, int) and path[n - 1] in {"content", "system"} and isinstance(value, dict):
-            served = _BLOCKS if n == 3 else {"text"}
+            served = in_turns if n == 3 else {"text", "image"} if "source" in path[:n] else {"text"}
             if isinstance(value.get("type"), str) and value["type"] not in served:
                 return path[: n + 1]
     return None
@@ -161,16 +183,18 @@ def _keys_at(path: Path, model: type[BaseModel]) -> list[str]:
     """The keys that are allowed there. The path shows whether it is a turn, a block or a tool."""
     place, parent = path[0], path[-2]
     if place in {"output_config", "output_format"}:
-        return ["format"] if path[:-1] == ("output_config",) else ["type", "schema"]
+        return [*OutputConfig.model_fields] if path[:-1] == ("output_config",) else ["type", "schema"]
     if place == "response_format":
-        return ["type", "json_schema"] if parent == place else ["name", "description", "strict", "schema"]
+        return [*ResponseFormat.model_fields] if parent == place else ["name", "description", "strict", "schema"]
     if place in {"messages", "system"}:
         if place == "messages" and len(path) == 3:
             return ["role", "content", "tool_calls", "tool_call_id", "name"] if model is Body else ["role", "content"]
         return [*TextBlock.model_fields, *ToolUseBlock.model_fields, *ToolResultBlock.model_fields]
     if place in {"tools", "tool_choice"}:
         return [*ToolDefinition.model_fields, *Function.model_fields, *ToolChoice.model_fields, "function"]
-    return {"thinking": ["type"], "structured_outputs": ["json"]}.get(str(place), [])
+    nested: dict[str, type[BaseModel]] = {"structured_outputs": StructuredOutputs, "thinking": Thinking}
+    fields = nested[str(place)].model_fields if place in nested else {}
+    return [field.alias or name for name, field in fields.items()]
 
 
 def _expected(kind: str, context: Mapping[str, Any], path: Path) -> str:

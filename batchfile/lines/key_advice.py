@@ -64,24 +64,46 @@ OTHERWISE: dict[str, tuple[tuple[str, Advice], ...]] = {
     "output_config": (("response_format", Advice(f"is not supported here; {_FORM}")),),
     "output_format": (("response_format", Advice(f"is not supported here; {_FORM}")),),
     "json_schema": (("response_format", Advice(f"is not supported here; {_FORM}")),),
-    "n": (("stop_sequences", Advice("is not supported in params; write the line in OpenAI's format, with body")),),
+    "reasoning": (
+        ("reasoning_effort", Advice("is not supported here; use reasoning_effort")),
+        ("output_config", Advice("is not supported here; use output_config.effort")),
+    ),
+    "reasoning_effort": (("output_config", Advice("is not supported here; use output_config.effort")),),
+    "effort": (
+        ("output_config", Advice("is not supported here; use output_config.effort")),
+        ("reasoning_effort", Advice("is not supported here; use reasoning_effort")),
+    ),
+    "thinking": (("reasoning_effort", Advice("is not supported here; use reasoning_effort, or chat_template_kwargs")),),
+    "thinking_budget": (
+        ("thinking", Advice("is not supported here; use thinking.budget_tokens")),
+        ("thinking_token_budget", Advice("is not supported here; use thinking_token_budget")),
+    ),
+    "thinking_token_budget": (("thinking", Advice("is not supported here; use thinking.budget_tokens")),),
+    "include_reasoning": (("thinking", Advice("is not supported here; use thinking")),),
 }
 
 # Keys of other APIs that change an answer and have no equivalent here.
 NOT_SERVED = frozenset(
     {
-        *("allowed_token_ids", "bad_words", "cache_salt", "chat_template", "chat_template_kwargs", "documents"),
-        *("continue_final_message", "add_generation_prompt", "add_special_tokens", "echo", "suffix", "best_of"),
-        *("guided_choice", "guided_decoding_backend", "guided_grammar", "guided_json", "guided_regex", "grammar"),
-        *("include_reasoning", "include_stop_str_in_output", "kv_transfer_params", "length_penalty", "logit_bias"),
-        *("logits_processors", "logprobs", "max_length", "max_time", "min_length", "min_new_tokens", "min_tokens"),
-        *("models", "plugins", "provider", "route", "transforms", "mirostat", "mirostat_eta", "mirostat_tau"),
-        *("mm_processor_kwargs", "early_stopping", "do_sample"),
-        *("num_beams", "priority", "prompt_logprobs", "reasoning", "reasoning_effort", "return_token_ids"),
-        *("return_tokens_as_token_ids", "skip_special_tokens", "spaces_between_special_tokens", "stop_token_ids"),
-        *("structured_outputs", "thinking", "thinking_budget", "thinking_token_budget", "top_a", "top_logprobs"),
-        *("truncate_prompt_tokens", "truncation", "typical_p", "tfs_z", "use_beam_search", "verbosity"),
-        *("vllm_xargs", "web_search_options", "parallel_tool_calls", "modalities", "functions", "function_call"),
+        *("add_generation_prompt", "add_special_tokens", "allowed_token_ids", "bad_words", "best_of", "cache_salt"),
+        *(
+            "chat_template",
+            "chat_template_kwargs",
+            "continue_final_message",
+            "do_sample",
+            "documents",
+            "early_stopping",
+        ),
+        *("echo", "function_call", "functions", "grammar", "guided_choice", "guided_decoding_backend"),
+        *("guided_grammar", "guided_json", "guided_regex", "include_reasoning", "include_stop_str_in_output"),
+        *("kv_transfer_params", "length_penalty", "logit_bias", "logits_processors", "logprobs", "max_length"),
+        *("max_time", "min_length", "min_new_tokens", "min_tokens", "mirostat", "mirostat_eta", "mirostat_tau"),
+        *("mm_processor_kwargs", "modalities", "models", "num_beams", "parallel_tool_calls", "plugins", "priority"),
+        *("prompt_logprobs", "provider", "reasoning", "reasoning_effort", "return_token_ids"),
+        *("return_tokens_as_token_ids", "route", "skip_special_tokens", "spaces_between_special_tokens"),
+        *("stop_token_ids", "structured_outputs", "suffix", "tfs_z", "thinking", "thinking_budget"),
+        *("thinking_token_budget", "top_a", "top_logprobs", "transforms", "truncate_prompt_tokens", "truncation"),
+        *("typical_p", "use_beam_search", "verbosity", "vllm_xargs", "web_search_options"),
     }
 )
 

@@ -1,6 +1,7 @@
 """Parses a request line of any format into a Request."""
 
 import re
+from dataclasses import replace
 from functools import lru_cache
 from types import ModuleType
 from typing import Any
@@ -13,7 +14,16 @@ from batchfile.errors import UNREADABLE, InvalidRequest
 from batchfile.lines import diagnose_body
 from batchfile.lines.diagnostics import Diagnostic, shown
 from batchfile.lines.envelope import Envelope, Unreadable, decode_envelope
-from batchfile.lines.formats import native, openai_chat, openai_completions, openai_embeddings
+from batchfile.lines.formats import (
+    native,
+    openai_chat,
+    openai_completions,
+    openai_embeddings,
+    openai_messages,
+    openai_rerank,
+    openai_responses,
+    openai_scores,
+)
 from batchfile.lines.json_scan import (
     LONE_SURROGATE_FIX,
     PLACEHOLDER,
@@ -26,15 +36,31 @@ from batchfile.types import Defaults, Request
 
 METHOD = "POST"
 
-Carried = native.Params | openai_chat.Body | openai_completions.Body | openai_embeddings.Body
+Carried = (
+    native.PlainParams
+    | openai_chat.PlainBody
+    | openai_completions.PlainBody
+    | openai_embeddings.PlainBody
+    | openai_responses.Body
+    | openai_scores.PlainBody
+    | openai_rerank.PlainBody
+)
 
 
-# Each module of formats/ has Body, UNSUPPORTED_KEYS, is_plain (nothing else to check), more_problems and to_request.
-_OPENAI: dict[str, ModuleType] = {module.URL: module for module in (openai_chat, openai_completions, openai_embeddings)}
+# Each module of formats/ has Body, PlainBody (without the options that few requests set, so faster to read),
+# UNSUPPORTED_KEYS, is_plain (nothing else to check), more_problems and to_request.
+_OPENAI: dict[str, ModuleType] = {
+    module.URL: module
+    for module in (
+        *(openai_chat, openai_completions, openai_embeddings, openai_responses, openai_messages),
+        *(openai_scores, openai_rerank),
+    )
+}
 _URLS = " or ".join([", ".join(f'"{url}"' for url in [*_OPENAI][:-1]), f'"{[*_OPENAI][-1]}"'])
 
 
 _SERVER = re.compile(r"https?://[^/]*")
+_AZURE = re.compile(r"^openai/(deployments/[^/]+/)?")
 
 
 class _Carried(msgspec.Struct):
@@ -60,9 +86,12 @@ def read_carried(envelope: Envelope) -> Carried:
     module = _module_of(envelope)
     try:
         # Calls the validator directly: `model_validate_json` adds 0.5 us a line.
-        carried: Carried = module.Body.__pydantic_validator__.validate_json(envelope.carried)
+        carried: Carried = module.PlainBody.__pydantic_validator__.validate_json(envelope.carried)
     except ValidationError:
-        raise _rejected(find_problems(envelope)) from None
+        try:
+            carried = module.Body.__pydantic_validator__.validate_json(envelope.carried)
+        except ValidationError:
+            raise _rejected(find_problems(envelope)) from None
     is_addressed = envelope.format == "native" or (envelope.method == METHOD and envelope.url in _OPENAI)
     is_addressed = is_addressed or not _outside(envelope)
     if not (is_addressed and module.is_plain(carried)) or has_repeats(envelope.carried):
@@ -73,17 +102,17 @@ def read_carried(envelope: Envelope) -> Carried:
 
 
 def _module_of(envelope: Envelope) -> ModuleType:
-    return native if envelope.format == "native" else _OPENAI.get(_path_of(envelope.url), openai_chat)
+    return native if envelope.format == "native" else _OPENAI.get(path_of(envelope.url), openai_chat)
 
 
 @lru_cache(maxsize=64)
-def _path_of(url: str | None) -> str:
-    """The endpoint that a url means: with or without the server, /v1 or a slash at its end. None: chat completions,
-    for lines of only custom_id and body, which Mistral's batches have.
+def path_of(url: str | None) -> str:
+    """The endpoint that a url means: with or without the server, /v1, a slash at its end, or Azure's deployment. None:
+    chat completions, for lines of only custom_id and body, which Mistral's batches have.
     """
     if url is None:
         return openai_chat.URL
-    path = _SERVER.sub("", url).strip("/")
+    path = _AZURE.sub("", _SERVER.sub("", url).partition("?")[0].strip("/"))
     return f"/{path}" if path.startswith("v1/") else f"/v1/{path}"
 
 
@@ -97,7 +126,7 @@ def find_problems(line: bytes | Envelope) -> list[Diagnostic]:
     if envelope.format == "native":
         return _inside(envelope.carried, "params", native)
     outside = _outside(envelope)
-    if _path_of(envelope.url) not in _OPENAI:
+    if path_of(envelope.url) not in _OPENAI:
         return outside  # without a supported url the format of the body is unknown
     return outside + _inside(envelope.carried, "body", _module_of(envelope))
 
@@ -121,7 +150,7 @@ def _outside(envelope: Envelope) -> list[Diagnostic]:
     if envelope.method is not None and envelope.method.upper() != METHOD:
         message = f'must be "{METHOD}", got {shown(envelope.method)}'
         diagnostics.append(Diagnostic(("method",), message, "No other value is supported."))
-    if _path_of(envelope.url) not in _OPENAI:
+    if path_of(envelope.url) not in _OPENAI:
         diagnostics.append(
             Diagnostic(("url",), f"must be {_URLS}, got {shown(envelope.url)}", "No other value is supported.")
         )
@@ -146,7 +175,7 @@ def _inside(carried: bytes, root: str, module: ModuleType) -> list[Diagnostic]:
             ]
         return diagnose_body.from_pydantic(error, root, module.Body, data, carried) + diagnostics
     more: list[Diagnostic] = module.more_problems(valid)
-    return diagnostics + more
+    return diagnostics + [replace(problem, path=(root, *problem.path[1:])) for problem in more]
 
 
 def _data(carried: bytes) -> dict[str, Any]:

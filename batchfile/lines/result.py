@@ -12,7 +12,8 @@ import msgspec
 from msgspec import Struct
 
 from batchfile.errors import BatchDamaged
-from batchfile.types import Choice, Completion, Failure, Kind, Outcome, ResultStatus, Usage
+from batchfile.request_media import Media
+from batchfile.types import Choice, Completion, Failure, Outcome, ResultKind, ResultStatus, Usage
 
 _ESCAPES = (
     ("\u2028".encode(), rb"\u2028"),
@@ -62,6 +63,14 @@ class NativeBlock(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NativeMedia:
+    """`sha256`: of the bytes that were read, in hex; None if the endpoint read them itself."""
+
+    type: str
+    sha256: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NativeMessage:
     content: list[NativeBlock]
 
@@ -70,6 +79,8 @@ class NativeMessage:
 class NativeChoice:
     message: NativeMessage
     stop_reason: str
+    logprobs: list[msgspec.Raw] | None = None
+    token_ids: list[int] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,8 +88,11 @@ class NativeResult:
     """A decoded result line. `choices`: only if the request asked for several; `message` is then the first.
 
     `usage`: None also for a success if the endpoint did not report it. `stop_sequence`: only if a known one ended the
-    (first) answer. `kind`: "chat" is not written. `vectors`: only for an embedding, which has no message; each as it
-    was written. `line`: of the file, only for a request without a custom_id.
+    (first) answer. `kind`: "chat" is not written. `vectors`: only for an embedding or a score, which have no
+    message; each as it was written. `line`: of the file, only for a request without a custom_id.
+    `logprobs` (a list of TokenLogprob) and `token_ids`: of the answer, if requested and if there is one choice; each of
+    several `choices` has its own. `prompt_logprobs`, `prompt_token_ids`: if requested.
+    `media`: of the request, in its order.
     """
 
     custom_id: str | None
@@ -90,19 +104,26 @@ class NativeResult:
     error: NativeError | None
     choices: list[NativeChoice] | None = None
     stop_sequence: str | None = None
-    kind: Kind = "chat"
+    kind: ResultKind = "chat"
     vectors: list[msgspec.Raw] | None = None
     line: int | None = None
+    logprobs: list[msgspec.Raw] | None = None
+    token_ids: list[int] | None = None
+    prompt_logprobs: list[msgspec.Raw] | None = None
+    prompt_token_ids: list[int] | None = None
+    media: list[NativeMedia] | None = None
 
 
 _decoder = msgspec.json.Decoder(NativeResult)
 
 
-def encode_result(custom_id: str | None, outcome: Outcome, model: str, *, line: int | None = None) -> bytes:
+def encode_result(
+    custom_id: str | None, outcome: Outcome, model: str, *, line: int | None = None, media: Sequence[Media] = ()
+) -> bytes:
     """One line without its newline. Keys and their order are fixed, without times or random ids, so that the same
     outcome gives the same bytes. Unicode line separators are escaped.
 
-    `line`: of the file, from 1, for a request without a custom_id.
+    `line`: of the file, from 1, for a request without a custom_id. `media`: of the request, in its order.
     `model` is written only for a success. Lone surrogates, which an HTTP endpoint may send and UTF-8 cannot encode, are
     replaced.
     """
@@ -114,6 +135,8 @@ def encode_result(custom_id: str | None, outcome: Outcome, model: str, *, line: 
     made |= _succeeded(outcome, model) if isinstance(outcome, Completion) else {"error": _error(outcome)}
     if line is not None:
         made["line"] = line
+    if media:
+        made["media"] = [{"type": one.kind, "sha256": one.digest} for one in media]
     try:
         return escape_separators(_encoder.encode(made))
     except UnicodeEncodeError:
@@ -123,6 +146,28 @@ def encode_result(custom_id: str | None, outcome: Outcome, model: str, *, line: 
 def decode_result(line: bytes) -> NativeResult:
     """Decodes a line from `encode_result`; unknown keys, as of a later version, are ignored."""
     return _decoder.decode(line)
+
+
+_ID_START = b'{"custom_id":"'
+_STATUS_START = b'","status":"'
+_SUCCEEDED = b'","status":"succeeded",'
+
+
+def after_id(result: bytes) -> bytes | None:
+    """All that follows the custom_id in a succeeded line from `encode_result`; None for any other line.
+
+    Inside a JSON string no quote stands without a backslash, so the first `","status":"` ends the id, whatever it is.
+    """
+    at = result.find(_STATUS_START) if result.startswith(_ID_START) else -1
+    return result[at + 1 :] if at >= 0 and result.startswith(_SUCCEEDED, at) else None
+
+
+def with_id(custom_id: str, rest: bytes) -> bytes:
+    """The result line of the request with this custom_id. `rest`: from `after_id`.
+
+    Nothing in it depends on the line of the request: the ids of tool calls only have to differ within one answer.
+    """
+    return _ID_START[:-1] + escape_separators(_encoder.encode(custom_id)) + rest
 
 
 def _error(failure: Failure) -> dict[str, object]:
@@ -144,9 +189,22 @@ def _succeeded(outcome: Completion, model: str) -> dict[str, object]:
         line["stop_sequence"] = first.stop_sequence
     if len(outcome.choices) > 1:
         line["choices"] = [
-            {"message": _message(choice), "stop_reason": choice.stop_reason} for choice in outcome.choices
+            {"message": _message(choice), "stop_reason": choice.stop_reason} | _details(choice)
+            for choice in outcome.choices
         ]
+    else:
+        line |= _details(first)
+    for name in ("prompt_logprobs", "prompt_token_ids"):
+        if (value := getattr(outcome, name)) is not None:
+            line[name] = value
     return line
+
+
+def _details(choice: Choice) -> dict[str, object]:
+    if choice.logprobs is None and choice.token_ids is None:
+        return {}
+    details = {"logprobs": choice.logprobs, "token_ids": choice.token_ids}
+    return {name: value for name, value in details.items() if value is not None}
 
 
 def _usage(usage: Usage) -> dict[str, object] | None:
@@ -164,6 +222,8 @@ def _repaired(value: object) -> object:
         return value.encode("utf-8", "replace").decode()
     if isinstance(value, dict):
         return {_repaired(key): _repaired(item) for key, item in value.items()}
+    if isinstance(value, Struct):
+        return _repaired(msgspec.structs.asdict(value))
     return [_repaired(item) for item in value] if isinstance(value, list | tuple) else value
 
 
@@ -200,7 +260,7 @@ def explanation(stop_reason: str) -> str:
     return f"{_WHAT[stop_reason]}."
 
 
-class FinishedLine(Struct, frozen=True):
+class FinishedLine(Struct, frozen=True, gc=False):
     """One finished request: its position in the range, its status and its native result line (no newline).
 
     `gpu_s`: its share of the GPU time in seconds; 0 without GPUs.

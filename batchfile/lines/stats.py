@@ -82,7 +82,7 @@ def _add(counter: Counter[str | None], value: str | None) -> None:
 
 def _add_request(found: FileStats, request: Request) -> None:
     sampling = request.sampling
-    if request.kind != "embedding":
+    if request.generates:
         found.output_tokens_max += sampling.max_tokens * sampling.num_choices
     if request.raw is not None:
         texts = [given for given in request.raw.inputs if isinstance(given, str)]

@@ -14,7 +14,14 @@ from typing import Any, NamedTuple
 from batchfile.errors import InvalidRequest
 from batchfile.lines.diagnostics import Diagnostic, locate, short
 from batchfile.lines.envelope import Envelope, Unreadable, custom_id_of, decode_envelope
-from batchfile.lines.formats import openai_chat, openai_completions, openai_embeddings
+from batchfile.lines.formats import (
+    openai_chat,
+    openai_completions,
+    openai_embeddings,
+    openai_rerank,
+    openai_responses,
+    openai_scores,
+)
 from batchfile.lines.formats.shared import TextBlock
 from batchfile.lines.framing import NO_REQUEST, NUL_TAIL, Line, iter_lines
 from batchfile.lines.json_scan import find_any_repeats, repeats
@@ -283,12 +290,17 @@ class _Asks(NamedTuple):
 
 
 def _asks(carried: Carried, max_tokens_else: int) -> _Asks:
-    if isinstance(carried, openai_completions.Body):
+    if isinstance(carried, openai_completions.PlainBody):
         return _Asks(_num_input_chars([carried.prompt]), carried.max_tokens or openai_completions.MAX_TOKENS)
-    if isinstance(carried, openai_embeddings.Body):
+    if isinstance(carried, openai_embeddings.PlainBody):
         return _Asks(_num_input_chars(carried.input), 0)
+    if isinstance(carried, openai_scores.PlainBody | openai_rerank.PlainBody):
+        inputs = (carried.pair or ((), ())) if isinstance(carried, openai_scores.PlainBody) else (carried.documents,)
+        return _Asks(sum(_num_input_chars([one] if isinstance(one, str) else one) for one in inputs), 0)
+    if isinstance(carried, openai_responses.Body):
+        carried = openai_responses.chat_of(carried)
     max_tokens = carried.max_tokens
-    if isinstance(carried, openai_chat.Body):
+    if isinstance(carried, openai_chat.PlainBody):
         num_chars = 0
         max_tokens = max_tokens if carried.max_completion_tokens is None else carried.max_completion_tokens
     else:

@@ -96,7 +96,7 @@ def _run_file(options: RunOptions, say: Callable[[str], None], *, is_shown: bool
         session = open_session(stack, settings, options, choice, say)
         assert session.options.output is not None
         batch = end_batch(session, settings, choice, say, is_shown=is_shown)
-        receipt = outputs.export(session.ledger, batch, session.options.output, gpu_hour=session.options.gpu_hour)
+        receipt = outputs.export(session.ledger, batch, session.options.output, say, gpu_hour=session.options.gpu_hour)
         for text in full_summary(receipt, outputs.error_column(batch)):
             say(text)
         if session.is_added_to(batch.reason):

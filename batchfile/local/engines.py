@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from batchfile.engine.base import Engine, EngineFactory
+from batchfile.engine.identity import EngineIdentity
 from batchfile.engine.open import engine_factory
 from batchfile.engine.vllm.adapters import check_adapters
 from batchfile.engine.vllm.preflight import check_vllm
@@ -24,7 +25,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineChoice:
-    """`model` is part of the run's identity; `label` is for people.
+    """`model` is part of the run's identity; `label` is for people. `identity`: what decides answers; None: unknown.
 
     `check`: called before a file is planned, with a function that prints a line for people. Raises: SettingsError where
     the engine clearly cannot run it.
@@ -33,6 +34,7 @@ class EngineChoice:
     kind: EngineKind
     model: str
     factory: EngineFactory
+    identity: EngineIdentity | None = None
     check: Callable[[Say], None] = lambda say: None
 
     @property
@@ -105,7 +107,7 @@ def choose_engine(settings: Settings, options: RunOptions) -> EngineChoice:
     )
     if kind == "http" and url and not options.wait_for_endpoint:
         return EngineChoice(kind=kind, model=model, factory=factory, check=_endpoint_check(url, model, api_key))
-    return EngineChoice(kind=kind, model=model, factory=factory)
+    return EngineChoice(kind=kind, model=model, factory=factory, identity=factory.identity())
 
 
 def _endpoint_check(url: str, model: str, api_key: str | None) -> Callable[[Say], None]:

@@ -194,20 +194,6 @@ def bring_in(store: Store, source: Source, key: str) -> bool:
     return False
 
 
-def begins_with(source: Source, size: int, sha256: str) -> bool:
-    """Do the first `size` bytes of the source's JSONL have this digest? Not for a source that can be read only once.
-
-    Raises: InvalidFile.
-    """
-    digest = hashlib.sha256()
-    for chunk in requests_of(source):
-        digest.update(chunk[:size])
-        size -= min(size, len(chunk))
-        if not size:
-            break
-    return size == 0 and digest.hexdigest() == sha256
-
-
 def requests_of(source: Source, on_bytes: OnBytes = lambda num_bytes: None) -> Iterator[bytes]:
     """The JSONL of the requests that are wanted. Raises: InvalidFile.
 

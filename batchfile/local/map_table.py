@@ -221,6 +221,9 @@ class _Job:
             try:
                 session = open_session(stack, self.settings, options, self.choice, say, source)
             except OutputTaken:
+                stack.close()  # our own lock
+                if not outputs.is_being_written(str(folder / ANSWERS)):
+                    raise  # the files of the model have changed
                 raise OutputTaken(
                     "the same rows are being answered by another call; wait for it, or pass another folder as store"
                 ) from None

@@ -1,7 +1,7 @@
-"""The options of a run, and the check that a repeated command asks for the same run.
+"""The options of a run, and what a repeated command has changed.
 
 A batch is found by the path of its output. Its metadata keeps the digest of the input, the engine, the model and the
-other options that change the answers; a repeated command must match them. Pure.
+other options that change the answers. A repeated command that matches them resumes it. Pure.
 """
 
 from collections.abc import Iterable, Mapping
@@ -10,7 +10,10 @@ from functools import cache
 from hashlib import sha256
 from typing import Any, Literal, TypedDict, get_args, get_origin, get_type_hints
 
-from batchfile.errors import OutputTaken, SettingsError
+import msgspec
+
+from batchfile.engine.identity import DIGEST, EngineIdentity
+from batchfile.errors import SettingsError
 from batchfile.types import EngineKind, Task
 
 STDIN = "-"  # as an input
@@ -22,8 +25,8 @@ INPUT = "run.input"
 OUTPUT = "run.output"
 REPLACES = "run.replaces"  # the batch whose receipt was at the output when this one was created
 LINKED = "run.linked"  # the key of the object with which the store refers to the input file itself
-REUSED = "run.reused"  # how many results were taken over when this one was created
-REUSED_FROM = "run.reused_from"  # from which batch
+EARLIER = "run.earlier"  # a batch of the output that it replaced, with results that are not among its own
+ANSWERS_BY = "run.answers_by"  # the parts of the engine's identity, as JSON; empty: unknown
 ENGINE_VERSION = "run.engine_version"
 COMMITS = "run.commits"  # of models from a hub, by their names, as JSON
 TABLE = "run.table"  # how the results of rows are written
@@ -61,6 +64,7 @@ class EngineArguments(TypedDict, total=False):
     lora: Mapping[str, str] | None
     parse_control_tokens: bool
     grace_s: float | None
+    reuse: bool
     restart: bool
 
 
@@ -91,6 +95,7 @@ class RunArguments(EngineArguments, TableArguments, total=False):
     strict: bool
     task: Task
     tool_parser: str | None
+    media_folder: str | None
 
 
 # ruff: noqa: RUF009 fields are made by `_option`
@@ -144,6 +149,10 @@ class RunOptions:
     )
     raw: bool = _option("Take a text as one prompt, and write its answer as it is.", default=False)
     strict: bool = _option("Reject the file if any line cannot run, before the engine loads.", default=False)
+    reuse: bool = _option(
+        "Keep finished answers even if nobody knows that the same model made them, as with --engine http.",
+        default=False,
+    )
     restart: bool = _option("Discard the previous run of this output, and start over.", default=False)
     max_tokens: int | None = _option("The default for requests without it.  [default: 2048]", least=1)
     gpu_hour: float | None = _option(
@@ -152,7 +161,9 @@ class RunOptions:
     temperature: float | None = _option("The default for requests without it.", least=0, most=2)
     max_model_len: int | None = _option("The context length: tokens of prompt and answer together.", least=16)
     max_num_seqs: int | None = _option("How many requests run at the same time.", least=1)
-    task: Task = _option("What to load the model for: embed for /v1/embeddings lines.", default="generate")
+    task: Task = _option(
+        "What to load the model for: embed for lines of /v1/embeddings, /v1/score and /v1/rerank.", default="generate"
+    )
     dtype: Dtype | None = _option(
         "The data type of vLLM: bfloat16, float16, float32, or auto: the model's own, or float32 if the CPU "
         "would emulate that.  [default: auto]",
@@ -174,6 +185,10 @@ class RunOptions:
         least=0,
         metavar="SECONDS",
     )
+    media_folder: str | None = _option(
+        "The folder of the images and documents that requests name by path.  [default: the folder of the input]",
+        metavar="DIR",
+    )
     store: str | None = _option(
         "A directory or s3://bucket/prefix.  [default: .batchfile next to the results]", metavar="STORE"
     )
@@ -192,10 +207,11 @@ class RunOptions:
         """The first option that was given for rows and text."""
         return next((name for name in (*_ROW_OPTIONS, "prompt_file") if getattr(self, name) not in {None, False}), None)
 
-    def identity(self, digest: str) -> dict[str, str]:
+    def identity(self, digest: str, engine: EngineIdentity | None = None) -> dict[str, str]:
         """The metadata that identifies a run; empty where not given. `digest`: of the input as given."""
         values = {name: getattr(self, name) for name in _GUARDED}
-        return {SHA256: digest} | {f"run.{name}": _kept(one) for name, one in values.items()}
+        parts = "" if engine is None else msgspec.json.encode(engine.parts).decode()
+        return {SHA256: digest, ANSWERS_BY: parts} | {f"run.{name}": _kept(one) for name, one in values.items()}
 
 
 def _kept(value: object) -> str:
@@ -224,19 +240,38 @@ def _check_range(name: str, value: float, least: float, most: float | None) -> N
     raise SettingsError(f"{name}: {value!r} must be {limits}")
 
 
-def is_same_but_for_input(metadata: Mapping[str, str], wanted: Mapping[str, str]) -> bool:
-    return not changes(metadata, {**wanted, SHA256: metadata.get(SHA256, "")})
-
-
 def changes(metadata: Mapping[str, str], wanted: Mapping[str, str]) -> list[str]:
-    """The differences from the run with this `metadata`, as text."""
-    return [
+    """The differences from the run with this `metadata`, as text. An engine that is unknown counts as the same."""
+    found = [
         "the input has changed"
         if name == SHA256
         else f"{_name_of(name)} was {_shown(metadata.get(name, ''))} and is {_shown(value)} now"
         for name, value in wanted.items()
-        if metadata.get(name, "") != value
+        if name != ANSWERS_BY and metadata.get(name, "") != value
     ]
+    was, now = _parts(metadata), _parts(wanted)
+    for name in [*was, *(name for name in now if name not in was)] if was and now else ():
+        is_told = any(text.startswith(f"{name} ") for text in found)
+        if was.get(name, "") != now.get(name, "") and not is_told:
+            found.append(_part_change(name, was.get(name, ""), now.get(name, "")))
+    return found
+
+
+def fingerprint_of(metadata: Mapping[str, str]) -> str | None:
+    """Of the engine that was expected when the batch was planned."""
+    parts = _parts(metadata)
+    return EngineIdentity(parts).fingerprint if parts else None
+
+
+def _parts(metadata: Mapping[str, str]) -> dict[str, str]:
+    text = metadata.get(ANSWERS_BY)
+    return msgspec.json.decode(text, type=dict[str, str]) if text else {}
+
+
+def _part_change(name: str, was: str, now: str) -> str:
+    if DIGEST in was + now:
+        return f"{name} has changed"
+    return f"{name} was {_shown(was)} and is {_shown(now)} now"
 
 
 def _name_of(key: str) -> str:
@@ -246,23 +281,6 @@ def _name_of(key: str) -> str:
 
 def flag_of(option: str) -> str:
     return "--" + option.replace("_", "-")
-
-
-def check_same(metadata: Mapping[str, str], wanted: Mapping[str, str], output: str) -> None:
-    """Raises: OutputTaken that says what changed."""
-    different = changes(metadata, wanted)
-    if not different:
-        return
-    if is_same_but_for_input(metadata, wanted):
-        raise OutputTaken(
-            f"{output} belongs to a run of other requests: {different[0]}, and not only by lines that were added at "
-            "its end. Restore the input to resume that run, choose another output for the new requests, or add "
-            "--restart to discard that run and its results"
-        )
-    raise OutputTaken(
-        f"{output} belongs to a run with other options: {'; '.join(different)}. "
-        "Choose another output, or add --restart to discard that run and its results"
-    )
 
 
 def _shown(value: str) -> str:

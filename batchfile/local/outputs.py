@@ -8,9 +8,10 @@ import hashlib
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import BinaryIO
 
@@ -107,8 +108,16 @@ def is_writable(path: str) -> bool:
     return Path(path).suffix.lower() not in _NOT_TABLES
 
 
-def export(ledger: Ledger, batch: BatchRecord, output: str, *, gpu_hour: float | None = None) -> Receipt:
-    """Write the files of an ended batch, the receipt last. Idempotent. `gpu_hour`: the price of a GPU, for the receipt.
+def export(
+    ledger: Ledger,
+    batch: BatchRecord,
+    output: str,
+    say: Callable[[str], None] = lambda text: None,
+    *,
+    gpu_hour: float | None = None,
+) -> Receipt:
+    """Write the files of an ended batch, the receipt last. Idempotent. `say`: tells of a file that was edited.
+    `gpu_hour`: the price of a GPU, for the receipt.
 
     Raises: OSError where the disk is full (each file is then complete or unchanged); OutputTaken where another run has
     written there since this one started.
@@ -116,24 +125,30 @@ def export(ledger: Ledger, batch: BatchRecord, output: str, *, gpu_hour: float |
     assert batch.results is not None
     assert batch.errors is not None
     old = check_not_taken(ledger, batch, output)
-    if old is not None and old.batch_id == batch.batch_id and _is_there(old):
-        return old
+    if old is not None:
+        edited = [
+            facts.path for facts in (old.output, old.errors, old.reasons) if facts is not None and not _is_there(facts)
+        ]
+        if not edited and old.batch_id == batch.batch_id:
+            return old
+        for path in edited:
+            _keep_edited(path, say)
     if output.endswith(PARQUET_ENDING) and table_of(batch) is None:
         from batchfile.lines.parquet import write_results
 
-        with _replaced(output) as temporary:
+        with replaced(output) as temporary:
             write_results(result_lines(ledger, batch), temporary)
     else:
-        with _replaced(output) as temporary, open(temporary, "wb") as file:
+        with replaced(output) as temporary, open(temporary, "wb") as file:
             write_results_to(ledger, batch, file, output)
     receipt = make_receipt(
         batch,
-        _facts(output, batch.total),
+        facts_of(output, batch.total),
         _export_file(ledger, batch.errors, output + ERRORS_ENDING),
         _export_file(ledger, batch.reasons, output + REASONS_ENDING),
         gpu_hour,
     )
-    with _replaced(output + RECEIPT_ENDING) as temporary:
+    with replaced(output + RECEIPT_ENDING) as temporary:
         Path(temporary).write_bytes(documents.encode(receipt))
     past_runs.keep(receipt)
     return receipt
@@ -145,15 +160,15 @@ def _export_file(ledger: Ledger, stored: FileRef | None, path: str) -> FileFacts
         with suppress(FileNotFoundError):
             os.unlink(path)
         return None
-    with _replaced(path) as temporary, open(temporary, "wb") as file:
+    with replaced(path) as temporary, open(temporary, "wb") as file:
         for chunk in ledger.store.stream(stored.key):
             file.write(chunk)
-    return _facts(path, stored.num_lines)
+    return facts_of(path, stored.num_lines)
 
 
 def check_not_taken(ledger: Ledger, batch: BatchRecord, output: str) -> Receipt | None:
     """The receipt at the output. Raises: OutputTaken where another run has written there since this one started."""
-    old = _read_receipt(output)
+    old = read_receipt(output)
     if old is None or old.batch_id in {batch.batch_id, batch.metadata.get(REPLACES)}:
         return old
     raise OutputTaken(
@@ -164,7 +179,7 @@ def check_not_taken(ledger: Ledger, batch: BatchRecord, output: str) -> Receipt 
 
 def batch_at(output: str) -> str | None:
     """The batch whose results are at `output`, according to the receipt."""
-    found = _read_receipt(output)
+    found = read_receipt(output)
     return None if found is None else found.batch_id
 
 
@@ -204,32 +219,38 @@ def error_column(batch: BatchRecord) -> str | None:
     return None if table is None else table.columns.error
 
 
-def _read_receipt(output: str) -> Receipt | None:
+def read_receipt(output: str) -> Receipt | None:
     try:
         return documents.read(Path(output + RECEIPT_ENDING).read_bytes(), Receipt)
     except OSError:
         return None
 
 
-def _is_there(receipt: Receipt) -> bool:
-    """Do the files of a receipt still exist, unchanged?"""
-    for facts in (receipt.output, receipt.errors, receipt.reasons):
-        if facts is not None:
-            try:
-                if os.path.getsize(facts.path) != facts.bytes or file_digest(facts.path) != facts.sha256:
-                    return False
-            except OSError:
-                return False
-    return True
+def _is_there(facts: FileFacts) -> bool:
+    """Does a file of a receipt still exist, unchanged?"""
+    try:
+        return os.path.getsize(facts.path) == facts.bytes and file_digest(facts.path) == facts.sha256
+    except OSError:
+        return False
 
 
-def _facts(path: str, num_lines: int) -> FileFacts:
+def _keep_edited(path: str, say: Callable[[str], None]) -> None:
+    """Keep a file that is not as it was written, before it is written again. Raises: OSError."""
+    if not os.path.isfile(path) or not os.path.getsize(path):
+        return
+    names = (f"{path}.edited{number or ''}" for number in count())
+    kept = next(name for name in names if not os.path.lexists(name))
+    os.replace(path, kept)
+    say(f"{path} was changed since it was written; the changed file is kept as {os.path.basename(kept)}")
+
+
+def facts_of(path: str, num_lines: int) -> FileFacts:
     return FileFacts(path=path, bytes=os.path.getsize(path), sha256=file_digest(path), lines=num_lines)
 
 
 @contextmanager
-def _replaced(path: str) -> Iterator[str]:
-    """`with _replaced(path) as temporary`: at the end, the file `temporary` is synced and replaces `path`.
+def replaced(path: str) -> Iterator[str]:
+    """`with replaced(path) as temporary`: at the end, the file `temporary` is synced and replaces `path`.
 
     The temporary name is fixed, so that a killed run leaves at most one such file and the next one reuses it.
     """

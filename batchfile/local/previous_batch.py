@@ -1,40 +1,131 @@
-"""Replaces the batch of an output: takes over its results if lines were added to its input, else removes it.
+"""The batches that an output had before: what a new one may take over from them, and how they end and are removed.
 
-The finished results become results of a new batch of the whole file. The pointer of the output names both batches until
-the new one is committed, so that a process may die at any point. The caller holds the lock of the output.
+The pointer of the output names the previous batch and the new one until that is committed, so that a process may die at
+any point. The caller holds the lock of the output.
 """
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
 
-from batchfile.errors import RecordDamaged, StoreUnavailable
+from batchfile.engine.identity import EngineIdentity
+from batchfile.errors import OutputTaken, RecordDamaged, StoreUnavailable
 from batchfile.ledger import batches, damage, ending, keys, retention
+from batchfile.ledger.assemble import fingerprints_of
 from batchfile.ledger.base import Ledger
-from batchfile.ledger.cas import Lost, Stored, swap, update_batch
-from batchfile.ledger.records import BatchRecord, IdempotencyRecord
-from batchfile.local import options
-from batchfile.local.inputs import Source, begins_with
+from batchfile.ledger.batches import Planned
+from batchfile.ledger.cas import Lost, Stored, load, swap, update_batch
+from batchfile.ledger.records import BatchRecord, IdempotencyRecord, ShardRecord
+from batchfile.local.display import counted
+from batchfile.local.options import EARLIER, OUTPUT, changes
+from batchfile.plan.reuse_sources import UNKNOWN_NOW, UNKNOWN_THEN, Fingerprints, why_not
 from batchfile.types import TENANT
 
 POOL = "local"
 CUT_OFF = "its run was interrupted, and another one replaced it"
-DETAIL = "lines were added to its input; another batch has taken over its results"
+DETAIL = "its input or its options have changed; another batch has taken over its results"
+KEPT_SHARE = 0.1  # a batch with so many results that were not taken over is kept until it expires
 _TRIES = 90  # to end a batch that another process may hold: one a second, for longer than a lease
 
 
-def is_reusable(source: Source, batch: BatchRecord, wanted: Mapping[str, str]) -> bool:
-    """Does the run have the same options, and does its input extend that of the batch?
+@dataclass(frozen=True, slots=True)
+class Previous:
+    """What a new batch of an output replaces: `batch`, and one that was kept for results that `batch` has not.
 
-    Also true for the same input, if a change of it had ended the batch.
+    `num_succeeded`: results of `batch`; `fingerprints`: of the engines that made them.
     """
-    is_grown = batch.metadata.get(options.SHA256) != wanted[options.SHA256]
-    if not is_grown and batch.reason != "input_changed":
-        return False
-    if not source.is_repeatable or not options.is_same_but_for_input(batch.metadata, wanted):
-        return False
-    if batch.state == "ended" and batch.results is None:
-        return False
-    return begins_with(source, batch.input.size, batch.input.sha256)
+
+    batch: BatchRecord
+    earlier: BatchRecord | None
+    num_succeeded: int
+    fingerprints: Fingerprints
+
+    @property
+    def all(self) -> tuple[BatchRecord, ...]:
+        return (self.batch,) if self.earlier is None else (self.batch, self.earlier)
+
+
+def names_of(ledger: Ledger, batch_id: str) -> tuple[str, ...]:
+    """The id, and that of the batch which was kept for it."""
+    with suppress(RecordDamaged):
+        batch = batches.read_batch(ledger, batch_id)
+        if batch is not None and EARLIER in batch.metadata:
+            return batch_id, batch.metadata[EARLIER]
+    return (batch_id,)
+
+
+def previous_of(ledger: Ledger, batch: BatchRecord) -> Previous:
+    """Changes nothing. Raises: StoreUnavailable, BatchDamaged."""
+    name = batch.metadata.get(EARLIER)
+    earlier = None if name is None else batches.read_batch(ledger, name)
+    if batch.state == "ended":
+        return Previous(batch, earlier, batch.counts.succeeded, batch.fingerprints)
+    found = [load(ledger, entry.key, ShardRecord) for entry in ledger.store.list(keys.shards_prefix(batch.batch_id))]
+    records = [one.record for one in found if one is not None]
+    num = sum(record.counts.succeeded for record in records)
+    return Previous(batch, earlier, num, fingerprints_of(batch, records))
+
+
+def sources_of(
+    previous: Previous, wanted: Mapping[str, str], engine: EngineIdentity | None, *, is_asked: bool, is_same: bool
+) -> tuple[str, ...]:
+    """The ids of the batches whose results may be taken over. `is_asked`: also if nobody knows what has made them.
+    `is_same`: the run is only resumed.
+
+    Raises: OutputTaken that says what changed, where there are results and none may be taken over.
+    """
+    now = {POOL: None if engine is None else engine.fingerprint}
+
+    def refusal(made: Fingerprints) -> str | None:
+        why = why_not(made, now)
+        return None if is_asked and why in {UNKNOWN_THEN, UNKNOWN_NOW} else why
+
+    why = None if is_same else refusal(previous.fingerprints)
+    if why is not None and previous.num_succeeded:
+        raise nothing_reused(previous, wanted, why)
+    earlier = previous.earlier
+    found = () if why is not None else (previous.batch.batch_id,)
+    return found if earlier is None or refusal(earlier.fingerprints) is not None else (*found, earlier.batch_id)
+
+
+def nothing_reused(previous: Previous, wanted: Mapping[str, str], why: str) -> OutputTaken:
+    """`why`: a clause about the results."""
+    old = previous.batch.metadata
+    asked = "add --reuse to keep the answers to equal requests anyway, " if why in {UNKNOWN_THEN, UNKNOWN_NOW} else ""
+    return OutputTaken(
+        f"{old[OUTPUT]} has {counted(previous.num_succeeded, 'finished answer')} of a run that differs: "
+        f"{'; '.join(changes(old, wanted))}. None of them can be reused: {why}. "
+        f"Choose another output, {asked}or add --restart to discard them"
+    )
+
+
+def metadata_of(previous: Previous, planned: Planned, wanted: Mapping[str, str]) -> dict[str, str]:
+    """What the new batch remembers of those that it replaces.
+
+    Raises: OutputTaken where it would discard results of which it has taken none.
+    """
+    if previous.num_succeeded and not planned.num_reused:
+        raise nothing_reused(previous, wanted, planned.reuse_note or "no request is the same as one that has succeeded")
+    left = {one.batch_id: _num_left(one, planned) / max(1, one.counts.succeeded) for one in previous.all}
+    kept = max(left, key=lambda name: left[name])
+    return {EARLIER: kept} if left[kept] >= KEPT_SHARE else {}
+
+
+def notes(previous: Previous, planned: Planned) -> Iterator[str]:
+    """For the user, one sentence each."""
+    if planned.reuse_note:
+        yield planned.reuse_note
+    if planned.num_reused:
+        yield f"{planned.num_reused:,} of {planned.total:,} reused"
+    num = _num_left(previous.batch, planned)
+    if num:
+        kept = "; they are kept in the store, and reused if their requests come back"
+        left = f"{counted(num, 'finished answer')} of requests that are not in the input now"
+        yield f"{left}{kept if EARLIER in planned.metadata else ''}"
+
+
+def _num_left(batch: BatchRecord, planned: Planned) -> int:
+    return batch.counts.succeeded - planned.reused_from.get(batch.batch_id, 0)
 
 
 def end(ledger: Ledger, batch: BatchRecord) -> BatchRecord:
@@ -63,7 +154,7 @@ def repaired(ledger: Ledger, key: str, pointer: Stored[IdempotencyRecord]) -> St
     except RecordDamaged:
         return pointer  # the next read reports it
     if made is not None:
-        if old is not None:
+        if old is not None and old.batch_id != made.metadata.get(EARLIER):
             throw_away(ledger, old.batch_id)
         wanted = replace(record, digest=made.input.sha256, replaces="")
     elif record.replaces:

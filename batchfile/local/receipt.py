@@ -58,8 +58,9 @@ class Receipt:
     `seconds`: from the batch's creation to its end, including pauses between runs. `errors`: the file of the input
     lines that did not succeed; None if all did. `reasons`: the file that says why; `failures` has the most frequent
     reasons, with what to do. `gpu_seconds`: None if no GPU is known; `cost_usd`: of these, if `gpu_hour` was given.
-    `reused`: how many results are from an earlier run of the output, the batch `reused_from`; `usage` and `seconds` do
-    not include it. `speed`: None where nothing was measured.
+    `reused`: how many results are from earlier runs of the output, the batches `reused_from`; `usage` and `seconds` do
+    not include it. `merged`: how many results `batchfile merge` has replaced since. `speed`: None where nothing was
+    measured.
 
     >>> receipt = batchfile.run("requests.jsonl", "results.jsonl", engine="echo", progress=False)
     >>> receipt.input.requests, receipt.counts.succeeded, receipt.errors
@@ -83,6 +84,7 @@ class Receipt:
     python_version: str
     reused: int = 0
     reused_from: str = ""
+    merged: int = 0
     speed: Speed | None = None
     gpu_seconds: float | None = None
     cost_usd: float | None = None
@@ -136,8 +138,8 @@ def make_receipt(
         },
         batchfile_version=__version__,
         python_version=platform.python_version(),
-        reused=int(meta.get(options.REUSED, "0")),
-        reused_from=meta.get(options.REUSED_FROM, ""),
+        reused=sum(batch.reused.values()),
+        reused_from=", ".join(source for source, num in batch.reused.items() if num),
         speed=speed_of(meta),
         gpu_seconds=batch.gpu_s or None,
         cost_usd=cost_usd(batch.gpu_s, gpu_hour),

@@ -3,52 +3,48 @@
 The same command resumes the batch of its output. Knows no terminal and no output format.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 
-import msgspec
 import structlog
 
-from batchfile.engine.base import Engine, EngineFactory, EngineInfo
+from batchfile.engine.identity import EngineIdentity
 from batchfile.errors import BatchDamaged, InvalidFile, InvalidRequest, OutputTaken, RecordDamaged
-from batchfile.ledger import batches, ending, keys, retention
+from batchfile.ledger import batches, keys, retention
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.batches import Planned
 from batchfile.ledger.cas import Lost, Stored, load, must_know, swap, update_batch
-from batchfile.ledger.parallel import in_order
 from batchfile.ledger.records import BatchRecord, IdempotencyRecord
 from batchfile.lines.envelope import decode_envelope
 from batchfile.lines.framing import NUL_TAIL, iter_lines
 from batchfile.local import inputs, outputs, previous_batch
 from batchfile.local.inputs import Source
 from batchfile.local.options import (
-    COMMITS,
-    ENGINE_VERSION,
+    EARLIER,
     INPUT,
     LINKED,
     OUTPUT,
     REPLACES,
-    REUSED,
-    REUSED_FROM,
     SHA256,
     STAMP,
     STDOUT,
     TABLE,
     RunOptions,
-    check_same,
+    changes,
 )
-from batchfile.local.past_runs import remember_speed
-from batchfile.local.previous_batch import CUT_OFF, POOL, throw_away
+from batchfile.local.previous_batch import CUT_OFF, POOL, Previous, throw_away
 from batchfile.plan import submit
 from batchfile.plan.options import CreateOptions
 from batchfile.plan.planner import plan_input
 from batchfile.plan.policy import CHECK, REJECT, LinesRefused
-from batchfile.runner.runner import Runner, RunnerOptions
+from batchfile.plan.reuse import Reuse
 from batchfile.types import Defaults, RoutingTable
 
 FIRST_BYTES = 256 * 1024  # enough for a line or two
+_SPOOLED_AGAIN = "again"  # what was on stdin, until a batch has it or it is known to be the same
 
 log = structlog.get_logger()
 
@@ -63,38 +59,54 @@ class Opened:
 
 
 def open_batch(
-    ledger: Ledger, source: Source, options: RunOptions, before_plan: Callable[[], None] = lambda: None
+    ledger: Ledger,
+    source: Source,
+    options: RunOptions,
+    before_plan: Callable[[], None] = lambda: None,
+    engine: EngineIdentity | None = None,
 ) -> Opened:
-    """The output's batch: the existing one if the options are the same, else a new one.
+    """The output's batch: the existing one if nothing has changed, else a new one, which takes over results of it.
 
-    `before_plan` is called before a new one is created, and may raise. Raises: OutputTaken, InvalidFile; then no new
-    batch was created.
+    `before_plan` is called before a new one is created, and may raise. `engine`: what will answer; None: unknown.
+    Raises: OutputTaken, InvalidFile; then no new batch was created.
     """
+    run = _Run(ledger=ledger, source=source, options=options, engine=engine, before_plan=before_plan)
+    try:
+        return _open(run)
+    finally:
+        if run.spooled is not None:
+            ledger.store.delete(run.spooled)
+
+
+def _open(run: "_Run") -> Opened:
+    ledger, options = run.ledger, run.options
     if options.output is None:
-        before_plan()
-        return _create(ledger, source, options, None)
+        run.before_plan()
+        return run.create(None)
     key = keys.idempotency_key("output", options.output)
     try:
         pointer = load(ledger, key, IdempotencyRecord)
     except RecordDamaged as error:
         if not options.restart:
             raise _restart_instead(options.output, error) from error
-        return _create(ledger, source, options, error)  # the id of the old batch is lost with the pointer
+        return run.create(error)  # the id of the old batch is lost with the pointer
     pointer = pointer and previous_batch.repaired(ledger, key, pointer)
     if pointer is not None and options.restart:
         _check_replaceable(ledger, pointer.record.batch_id)
         # The old run is removed only once the new one exists: if the new input is rejected, nothing is lost.
-        before_plan()
-        opened = _create(ledger, source, options, pointer)
-        throw_away(ledger, pointer.record.batch_id)
+        run.before_plan()
+        old = previous_batch.names_of(ledger, pointer.record.batch_id)
+        opened = run.create(pointer)
+        for batch_id in old:
+            throw_away(ledger, batch_id)
         return opened
     if pointer is not None:
         try:
             batch = batches.read_batch(ledger, pointer.record.batch_id)
+            if batch is not None:
+                return _continue(run, batch, pointer)
         except RecordDamaged as error:
             raise _restart_instead(options.output, error) from error
-        if batch is not None:
-            return _continue(ledger, source, options, batch, pointer, before_plan)
         if not pointer.record.digest:
             retention.fence(ledger, pointer.record.batch_id, CUT_OFF)
     is_ours = pointer is not None and not pointer.record.digest
@@ -103,8 +115,8 @@ def open_batch(
             f"{options.output} exists and does not belong to a run of this store; "
             "choose another output, or add --restart to replace it"
         )
-    before_plan()
-    return _create(ledger, source, options, pointer)
+    run.before_plan()
+    return run.create(pointer)
 
 
 def _restart_instead(output: str, error: RecordDamaged) -> BatchDamaged:
@@ -120,205 +132,167 @@ def _check_replaceable(ledger: Ledger, batch_id: str) -> None:
             must_know(ledger, key, found)
 
 
-def work(
-    ledger: Ledger,
-    found: Sequence[BatchRecord],
-    factory: EngineFactory,
-    runner_id: str,
-    on_runner: Callable[[Runner], None],
-    on_ended: Callable[[BatchRecord], None],
-    *,
-    grace_s: float | None = None,
-) -> None:
-    """Run the rest of the batches with one engine, in their order, without draining it between two of them.
-
-    No engine is built if nothing is left. `on_runner` gets the runner before it starts; `on_ended` each batch as it
-    ends, in any thread. Those that were stopped before remain open. Raises: EngineDead, BatchDamaged, StoreError.
-    """
-    left: list[str] = []
-    with ledger.store.hold_process_lock(f"{runner_id}-opening"):
-        for batch in found:
-            ended = ending.finish(ledger, batch.batch_id, runner=f"{runner_id}-opening")
-            if ended is None:
-                left.append(batch.batch_id)
-            else:
-                on_ended(ended)
-    if not left:
-        return
-
-    startup_s = 0.0
-
-    def build() -> Engine:
-        nonlocal startup_s
-        started_at = ledger.clock.monotonic()
-        engine = factory()
-        startup_s = ledger.clock.monotonic() - started_at
-        for _ in in_order(ledger, lambda batch_id: _remember_engine(ledger, batch_id, engine.info), tuple(left)):
-            pass
-        return engine
-
-    def measured(batch_id: str) -> BatchRecord | None:
-        if runner.info is None or found[0].metadata.get("run.engine") == "echo":  # says nothing about other engines
-            return None
-        return remember_speed(ledger, batch_id, startup_s, runner.info, runner.runner_stats)
-
-    def end(ended: BatchRecord) -> None:
-        left.remove(ended.batch_id)
-        on_ended(measured(ended.batch_id) or ended)
-
-    options = RunnerOptions(runner_id=runner_id, pool=POOL, only=tuple(left), grace_s=grace_s)
-    runner = Runner(ledger, build, options, on_ended=end)
-    on_runner(runner)
-    runner.run()
-    for batch_id in left:
-        measured(batch_id)
-
-
-def _remember_engine(ledger: Ledger, batch_id: str, info: EngineInfo) -> None:
-    """Store the versions of engine and model with the batch, so that any process can write them to the receipt."""
-    versions = {ENGINE_VERSION: info.version, COMMITS: msgspec.json.encode(info.commits, order="sorted").decode()}
-
-    def decide(record: BatchRecord) -> BatchRecord | None:
-        if record.state != "open" or versions.items() <= record.metadata.items():
-            return None
-        return replace(record, metadata={**record.metadata, **versions})
-
-    update_batch(ledger, keys.batch_key(batch_id), decide)
-
-
-def _continue(
-    ledger: Ledger,
-    source: Source,
-    options: RunOptions,
-    batch: BatchRecord,
-    pointer: Stored[IdempotencyRecord],
-    before_plan: Callable[[], None],
-) -> Opened:
-    assert options.output is not None
+def _continue(run: "_Run", batch: BatchRecord, pointer: Stored[IdempotencyRecord]) -> Opened:
+    """The batch, if the command is the one that made it; else a new one that takes over its results."""
+    ledger, source = run.ledger, run.source
     is_untouched = bool(source.stamp) and batch.metadata.get(STAMP) == f"{source.stamp} {source.name}"
     if is_untouched:
         digest = batch.metadata[SHA256]
     elif source.path is not None:
         digest = inputs.digest_of(source)
     else:
-        digest = inputs.digest_of_requests(source)
-    wanted = options.identity(digest)
-    if previous_batch.is_reusable(source, batch, wanted):
-        outputs.check_not_taken(ledger, batch, options.output)
-        before_plan()
-        if batch.state != "ended":
-            batch = previous_batch.end(ledger, _repin(ledger, source, batch, is_same=False))
-        return _create(ledger, source, options, pointer, reuse=batch)
-    check_same(batch.metadata, wanted, options.output)
-    if not is_untouched and source.path is not None and batch.state != "ended":
-        batch = _repin(ledger, source, batch, is_same=True)
-    return Opened(batch=batch, is_new=False)
+        digest = run.spool(batch.batch_id)
+    wanted = run.options.identity(digest, run.engine)
+    is_same = not changes(batch.metadata, wanted)
+    if is_same and batch.reason != "input_changed":
+        if not is_untouched and source.path is not None and batch.state != "ended":
+            batch = _repin(ledger, source, batch)
+        return Opened(batch=batch, is_new=False)
+    outputs.check_not_taken(ledger, batch, batch.metadata[OUTPUT])
+    previous = previous_batch.previous_of(ledger, batch)
+    sources = previous_batch.sources_of(previous, wanted, run.engine, is_asked=run.options.reuse, is_same=is_same)
+    run.before_plan()
+    if batch.state != "ended":
+        previous = replace(previous, batch=previous_batch.end(ledger, batch))
+    return run.create(pointer, previous, sources)
 
 
-def _repin(ledger: Ledger, source: Source, batch: BatchRecord, *, is_same: bool) -> BatchRecord:
+def _repin(ledger: Ledger, source: Source, batch: BatchRecord) -> BatchRecord:
     """Repin the batch to another file with the same bytes (moved, copied, touched).
 
-    Not `is_same`: the file has further lines, so the next command must not mistake it for the input of this batch.
     Raises: InvalidFile where the file has changed since it was read.
     """
-    if source.path is None:
-        return batch
-    stamp = {STAMP: f"{source.stamp} {source.name}"} if is_same else {}
+    assert source.path is not None
     is_linked = batch.metadata.get(LINKED) == batch.input.key
     etag = ledger.store.link(batch.input.key, source.path) if is_linked else None
     inputs.check_untouched(source)
 
     def decide(record: BatchRecord) -> BatchRecord | None:
         pinned = record.input if etag is None else replace(record.input, etag=etag)
-        return replace(record, input=pinned, metadata={**record.metadata, **stamp})
+        return replace(record, input=pinned, metadata={**record.metadata, STAMP: f"{source.stamp} {source.name}"})
 
     found = update_batch(ledger, keys.batch_key(batch.batch_id), decide)
     return batch if found is None else found.record
 
 
-def _create(
-    ledger: Ledger,
-    source: Source,
-    options: RunOptions,
-    previous: Stored[IdempotencyRecord] | RecordDamaged | None,
-    reuse: BatchRecord | None = None,
-) -> Opened:
-    """`reuse`: the previous batch of the output; the new one takes over its succeeded results."""
-    batch_id = f"batch_{ledger.new_id()[:12]}"
-    pointer_key = None if options.output is None else keys.idempotency_key("output", options.output)
-    pointer = IdempotencyRecord(batch_id=batch_id, digest="", replaces="" if reuse is None else reuse.batch_id)
-    ours: Stored[IdempotencyRecord] | None = None
-    if pointer_key is not None:
-        written = swap(ledger, pointer_key, pointer, previous)
-        if isinstance(written, Lost):
-            raise OutputTaken(f"{options.output}: another process has just started a run of it; try again")
-        ours = written
-    try:
-        opened = _plan_and_commit(ledger, source, options, batch_id, reuse)
-    except InvalidFile:
-        if pointer_key is not None and isinstance(previous, Stored) and (previous.record.digest or reuse):
-            swap(ledger, pointer_key, previous.record, ours)
-        elif pointer_key is not None:
-            ledger.store.delete(pointer_key)
-        raise
-    if reuse is not None:
-        throw_away(ledger, reuse.batch_id)
-    if pointer_key is not None:
-        swap(ledger, pointer_key, replace(pointer, digest=opened.batch.input.sha256, replaces=""), ours)
-    return opened
+@dataclass(slots=True, kw_only=True)
+class _Run:
+    """One call of `open_batch`. `spooled`: the key of what was on stdin, once it was read."""
 
+    ledger: Ledger
+    source: Source
+    options: RunOptions
+    engine: EngineIdentity | None
+    before_plan: Callable[[], None]
+    spooled: str | None = None
 
-def _plan_and_commit(
-    ledger: Ledger, source: Source, options: RunOptions, batch_id: str, reuse: BatchRecord | None
-) -> Opened:
-    key = keys.input_key(batch_id, ledger.new_id()[:12])
-    defaults = Defaults(max_tokens=options.max_tokens or Defaults().max_tokens, temperature=options.temperature)
-    draft = CreateOptions(stage=options.stage).draft(batch_id, None, RoutingTable(everything=POOL), defaults)
-    notes: list[str] = []
+    def spool(self, batch_id: str) -> str:
+        """The digest of the content of stdin or of an address; the content is kept next to the batch."""
+        self.spooled = keys.input_key(batch_id, f"{_SPOOLED_AGAIN}-{self.ledger.new_id()[:12]}")
+        inputs.bring_in(self.ledger.store, self.source, self.spooled)
+        digest = sha256()
+        for chunk in self.ledger.store.stream(self.spooled):
+            digest.update(chunk)
+        return digest.hexdigest()
 
-    def plan(beat: Callable[[], None]) -> Planned:
-        is_linked = inputs.bring_in(ledger.store, source, key)
-        planned = plan_input(
-            ledger,
-            batch_id,
-            key,
-            routing=draft.routing,
-            stage=draft.stage,
-            policy=replace(CHECK if options.strict else REJECT, id_name=source.id_name),
-            beat=beat,
-            name=f"{source.shown}:",
-            keeps_ids=is_linked,
-            reuse=reuse,
-        )
-        inputs.check_untouched(source)
-        notes.extend(
-            _notes(
-                planned, _first_model(ledger, planned), options.model or "", "line" if source.table is None else "row"
+    def create(
+        self,
+        pointer: Stored[IdempotencyRecord] | RecordDamaged | None,
+        previous: Previous | None = None,
+        sources: tuple[str, ...] = (),
+    ) -> Opened:
+        """A new batch of the output. `previous`: what it replaces; `sources`: the ids of those to take results from."""
+        ledger, output = self.ledger, self.options.output
+        batch_id = f"batch_{ledger.new_id()[:12]}"
+        key = None if output is None else keys.idempotency_key("output", output)
+        replaces = "" if previous is None else previous.batch.batch_id
+        record = IdempotencyRecord(batch_id=batch_id, digest="", replaces=replaces)
+        ours: Stored[IdempotencyRecord] | None = None
+        if key is not None:
+            written = swap(ledger, key, record, pointer)
+            if isinstance(written, Lost):
+                raise OutputTaken(f"{output}: another process has just started a run of it; try again")
+            ours = written
+        try:
+            opened = self._plan_and_commit(batch_id, previous, sources)
+        except (InvalidFile, OutputTaken):
+            if key is not None and isinstance(pointer, Stored) and (pointer.record.digest or previous):
+                swap(ledger, key, pointer.record, ours)
+            elif key is not None:
+                ledger.store.delete(key)
+            raise
+        for old in () if previous is None else previous.all:
+            if old.batch_id != opened.batch.metadata.get(EARLIER):
+                throw_away(ledger, old.batch_id)
+        if key is not None:
+            swap(ledger, key, replace(record, digest=opened.batch.input.sha256, replaces=""), ours)
+        return opened
+
+    def _plan_and_commit(self, batch_id: str, previous: Previous | None, sources: tuple[str, ...]) -> Opened:
+        ledger, source, options = self.ledger, self.source, self.options
+        key = keys.input_key(batch_id, ledger.new_id()[:12])
+        defaults = Defaults(max_tokens=options.max_tokens or Defaults().max_tokens, temperature=options.temperature)
+        draft = CreateOptions(stage=options.stage).draft(batch_id, None, RoutingTable(everything=POOL), defaults)
+        old = () if previous is None else tuple(one for one in previous.all if one.batch_id in sources)
+        notes: list[str] = []
+
+        def plan(beat: Callable[[], None]) -> Planned:
+            is_linked = self._bring_in(key)
+            planned = plan_input(
+                ledger,
+                batch_id,
+                key,
+                routing=draft.routing,
+                stage=draft.stage,
+                policy=replace(CHECK if options.strict else REJECT, id_name=source.id_name),
+                beat=beat,
+                name=f"{source.shown}:",
+                keeps_ids=is_linked,
+                defaults=defaults,
+                reuse=Reuse(sources=old, is_sampled_too=True) if old else None,
             )
-        )
-        notes.extend(_tail_note(ledger, planned))
-        is_own_bytes = is_linked or source.path is None
-        digest = planned.input.sha256 if is_own_bytes else inputs.digest_of(source)
-        metadata = _metadata(source, options, digest)
-        if is_linked:
-            metadata[LINKED] = key
-        if reuse is not None:
-            metadata |= {REUSED: str(planned.num_reused), REUSED_FROM: reuse.batch_id}
-        return replace(planned, metadata=metadata)
+            inputs.check_untouched(source)
+            is_own_bytes = is_linked or source.path is None
+            digest = planned.input.sha256 if is_own_bytes else inputs.digest_of(source)
+            wanted = options.identity(digest, self.engine)
+            metadata = wanted | _metadata(source, options)
+            if is_linked:
+                metadata[LINKED] = key
+            if previous is not None:
+                metadata |= previous_batch.metadata_of(previous, planned, wanted)
+            planned = replace(planned, metadata=metadata)
+            if previous is not None:
+                notes.extend(previous_batch.notes(previous, planned))
+            noun = "line" if source.table is None else "row"
+            notes.extend(_notes(planned, _first_model(ledger, planned), options.model or "", noun))
+            notes.extend(_tail_note(ledger, planned))
+            return planned
 
-    try:
-        batch = submit.create(ledger, draft, plan)
-    except LinesRefused as error:
-        first, more = error.errors[0], f" ({error.num:,} such lines)" if error.num > 1 else ""
-        raise InvalidFile(
-            f"{source.shown}: line {first.line}: {first.message}{more}; nothing ran (--strict). "
-            "`batchfile validate` lists all problems"
-        ) from None
-    return Opened(batch=batch, is_new=True, notes=tuple(notes))
+        try:
+            batch = submit.create(ledger, draft, plan)
+        except LinesRefused as error:
+            first, more = error.errors[0], f" ({error.num:,} such lines)" if error.num > 1 else ""
+            raise InvalidFile(
+                f"{source.shown}: line {first.line}: {first.message}{more}; nothing ran (--strict). "
+                "`batchfile validate` lists all problems"
+            ) from None
+        return Opened(batch=batch, is_new=True, notes=tuple(notes))
+
+    def _bring_in(self, key: str) -> bool:
+        """Store the input. True: as a reference to the file itself."""
+        store = self.ledger.store
+        if self.spooled is None:
+            return inputs.bring_in(store, self.source, key)
+        with store.writer(key, is_new=True) as writer:
+            for chunk in store.stream(self.spooled):
+                writer.write(chunk)
+            writer.commit()
+        return False
 
 
-def _metadata(source: Source, options: RunOptions, digest: str) -> dict[str, str]:
-    metadata = options.identity(digest) | {INPUT: source.name, OUTPUT: options.output or STDOUT}
+def _metadata(source: Source, options: RunOptions) -> dict[str, str]:
+    """What does not identify the run."""
+    metadata = {INPUT: source.name, OUTPUT: options.output or STDOUT}
     if options.output is not None and (replaced := outputs.batch_at(options.output)) is not None:
         metadata[REPLACES] = replaced
     if source.stamp:
@@ -329,8 +303,6 @@ def _metadata(source: Source, options: RunOptions, digest: str) -> dict[str, str
 
 
 def _notes(planned: Planned, named: str | None, model: str, noun: str) -> Iterator[str]:
-    if planned.num_reused:
-        yield f"{planned.num_reused:,} of {planned.total:,} requests have already finished and do not run again"
     if planned.num_hints:
         yield f"requests with a model_hint: {planned.num_hints:,}; a local run ignores it and uses its one engine"
     if named not in {None, model, Path(model).name}:

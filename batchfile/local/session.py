@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from batchfile.errors import SettingsError
 from batchfile.ledger.base import LOCAL, Ledger
 from batchfile.ledger.batch_status import BatchStatus
 from batchfile.ledger.records import BatchRecord
@@ -19,8 +20,10 @@ from batchfile.local.inputs import Source, is_added_to
 from batchfile.local.inputs import opened as opened_input
 from batchfile.local.options import RunOptions
 from batchfile.local.progress import Meter, Snapshot, cost_usd
-from batchfile.local.run import Opened, open_batch, work
+from batchfile.local.run import Opened, open_batch
 from batchfile.local.tables import prepared, with_contents
+from batchfile.local.work import work
+from batchfile.media.rules import MediaRules
 from batchfile.open_ledger import STORE_FOLDER, open_ledger
 from batchfile.routing import check_stage
 from batchfile.runner.runner import Runner
@@ -77,6 +80,8 @@ def open_session(
     StoreError; then nothing was created.
     """
     options = completed(options, settings, choice)
+    if options.media_folder is not None and not Path(options.media_folder).is_dir():
+        raise SettingsError(f"media_folder: {options.media_folder}: no such directory")
     if source is None:
         source = prepared(stack.enter_context(opened_input(options.input)), options)
     if source.table is not None and source.table.prompt.is_constant:
@@ -89,17 +94,22 @@ def open_session(
         url, is_temporary = stack.enter_context(tempfile.TemporaryDirectory(prefix="batchfile-")), True
     stack.enter_context(outputs.lock_output(path))
     options = replace(options, output=path, store=None if is_temporary else url)
-    session = begin(open_ledger(url, settings), source, options, partial(choice.check, say), say)
+    session = begin(open_ledger(url, settings), source, options, choice, partial(choice.check, say), say)
     if is_temporary and session.opened.batch.total > 1:
         say(f"results are written to stdout at the end; until then they are in {url}. This run cannot be resumed")
     return session
 
 
 def begin(
-    ledger: Ledger, source: Source, options: RunOptions, check: Callable[[], None], say: Callable[[str], None]
+    ledger: Ledger,
+    source: Source,
+    options: RunOptions,
+    choice: EngineChoice,
+    check: Callable[[], None],
+    say: Callable[[str], None],
 ) -> Session:
     """Find or create the batch of the output, which is locked. `check`, `Raises`: as `before_plan` of `open_batch`."""
-    opened = open_batch(ledger, source, options, before_plan=check)
+    opened = open_batch(ledger, source, options, before_plan=check, engine=choice.identity)
     for note in opened.notes:
         say(note)
     return Session(options=options, ledger=ledger, source=source, opened=opened)
@@ -168,7 +178,15 @@ def work_on_all(
 
     with observer.show(look):
         runner_id = f"local-{ledger.new_id()[:12]}"
-        work(ledger, left, choice.noted(observer.say), runner_id, on_runner, end, grace_s=grace_s)
+        factory, rules = choice.noted(observer.say), partial(_media_rules, sessions)
+        work(ledger, left, factory, runner_id, on_runner, end, media_rules=rules, grace_s=grace_s)
+
+
+def _media_rules(sessions: Sequence[Session], batch: BatchRecord) -> MediaRules:
+    """A user's own requests may read everything that the user can, but paths only below one folder."""
+    session = next(one for one in sessions if one.opened.batch.batch_id == batch.batch_id)
+    folder = session.options.media_folder or (session.source.path and str(Path(session.source.path).parent))
+    return MediaRules(folder=None if folder is None else Path(folder), allow=None)
 
 
 def _progress_of(session: Session) -> BatchStatus:

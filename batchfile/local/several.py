@@ -36,12 +36,12 @@ class FileRun:
     receipt: Receipt | None = None
     error: BatchfileError | OSError | None = None
 
-    def export(self, batch: BatchRecord) -> None:
+    def export(self, batch: BatchRecord, say: Say) -> None:
         """Write the results of the ended batch, or note why that fails."""
         assert self.session is not None
         try:
             self.receipt = outputs.export(
-                self.session.ledger, batch, self.output, gpu_hour=self.session.options.gpu_hour
+                self.session.ledger, batch, self.output, say, gpu_hour=self.session.options.gpu_hour
             )
         except (BatchfileError, OSError) as error:
             self.error = error
@@ -67,9 +67,9 @@ def open_files(
                 source = prepared(found, given)
                 outputs.check_format(file.output, source.table)
                 outputs.check_unlocked(file.output)
-                file.session = begin(ledger, source, given, check, partial(_say_of, say, file.input))
+                file.session = begin(ledger, source, given, choice, check, partial(_say_of, say, file.input))
             if file.session.opened.batch.state == "ended":
-                file.export(file.session.opened.batch)
+                file.export(file.session.opened.batch, say)
         except (InvalidFile, OutputTaken, BatchDamaged) as error:
             file.error = error
             say(str(error))
@@ -87,7 +87,7 @@ def work_on_files(files: Sequence[FileRun], choice: EngineChoice, observer: Obse
         observer.say(f"resuming: {num_done:,} of {counted(len(sessions), 'file')} are done")
 
     def end(batch: BatchRecord) -> None:
-        by_id[batch.batch_id].export(batch)
+        by_id[batch.batch_id].export(batch, observer.say)
 
     work_on_all(sessions, choice, observer, end, grace_s=grace_s)
 

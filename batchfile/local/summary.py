@@ -31,7 +31,7 @@ def summary(receipt: Receipt, path: str | None, error_column: str | None = None)
 
 
 def _what_became_of(path: str) -> str:
-    became = "was changed, not only extended" if os.path.exists(path) else "was removed while it ran"
+    became = "was changed while it ran" if os.path.exists(path) else "was removed while it ran"
     return f"{_from_here(path)} {became}"
 
 
@@ -42,12 +42,13 @@ def _what_to_do(receipt: Receipt, num_left: int) -> str:
         named = "" if errors is None else f"{_from_here(errors.path)} lists them; "
         if not os.path.exists(receipt.input.path):
             return f"{named}restore the file and run the same command again to finish the rest"
-        return f"{named}run the changed file with another output, or with --restart to replace these results"
+        return f"{named}the same command runs the changed file and keeps what has finished"
     why = "the results say why" if receipt.reasons is None else f"{_from_here(receipt.reasons.path)} says why"
     if errors is None:
         return why
     few = f" ({errors.lines:,} of them)" if errors.lines < num_left else ""
-    return f"fix {_from_here(errors.path)} and run it{few}; {why}"
+    lines = f"{_from_here(errors.path)} has the lines{few}"
+    return f"{why} and {lines}; fix them in the input, and the same command runs only those"
 
 
 def _from_here(path: str) -> str:

@@ -8,13 +8,16 @@ from batchfile.ledger.batches import Draft
 from batchfile.plan.policy import Policy
 from batchfile.types import TENANT, Defaults, RoutingTable
 
+AUTO = "auto"  # as `reuse`: from the latest batches that the same model made
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CreateOptions:
     """The options of a create in addition to its input, whichever way it arrives.
 
     `stage`: of all requests. `pool`: where all of them run. `priority`: 0 (first) to 9. `deadline`: when the batch
-    expires, in epoch seconds. Not `is_strict`: lines that cannot run are rejected alone.
+    expires, in epoch seconds. Not `is_strict`: lines that cannot run are rejected alone. `reuse`: the id of a batch, or
+    AUTO: results that need not be generated again.
     A repeated create is identified by its `idempotency_key`. Without a key it is identified by its body, if
     `retry_count` says which attempt of an SDK it is, from 0; `arrived_at` is by the ledger's monotonic clock.
     """
@@ -26,6 +29,7 @@ class CreateOptions:
     metadata: dict[str, str] = field(default_factory=dict)
     deadline: float | None = None
     is_strict: bool = True
+    reuse: str | None = None
     idempotency_key: str | None = None
     retry_count: int | None = None
     arrived_at: float = 0.0
@@ -33,10 +37,11 @@ class CreateOptions:
     @property
     def digest(self) -> str:
         """Of what distinguishes two creates of one body and one stage; empty without any option."""
-        if (self.priority, self.is_strict, self.metadata, self.pool) == (5, True, {}, None):
+        if (self.priority, self.is_strict, self.metadata, self.pool, self.reuse) == (5, True, {}, None, None):
             return ""
         pool = "" if self.pool is None else f" {self.pool}"
-        return f"{self.priority} {self.is_strict} {sorted(self.metadata.items())}{pool}"
+        reuse = "" if self.reuse is None else f" reuse={self.reuse}"
+        return f"{self.priority} {self.is_strict} {sorted(self.metadata.items())}{pool}{reuse}"
 
     def policy(self, **more: Any) -> Policy:
         """`more`: fields of Policy."""

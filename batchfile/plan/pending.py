@@ -38,6 +38,7 @@ from batchfile.lines.parquet import kind_of_table
 from batchfile.lines.split_document import elements
 from batchfile.plan.planner import plan_input
 from batchfile.plan.policy import LinesRefused, policy_of
+from batchfile.plan.reuse import Reuse, source_of
 from batchfile.rows.prompt import RowPrompt, request_lines
 from batchfile.rows.read import read_rows
 from batchfile.store.base import Store
@@ -142,10 +143,19 @@ def _read(ledger: Ledger, batch: BatchRecord, beat: Callable[[], None]) -> Plann
         policy=policy_of(rules),
         beat=beat,
         name=f"{_name(batch)}:" if rules.endpoint is None else _name(batch),
+        defaults=batch.defaults,
+        reuse=_reuse(ledger, rules),
     )
     if key == batch.input.key and planned.input.etag != batch.input.etag:
         raise ObjectChanged(f"{batch.input.key} is not the object that the batch was made from")
     return planned
+
+
+def _reuse(ledger: Ledger, rules: PlanRules) -> Reuse | None:
+    if not (rules.reuse_from or rules.reuse_notes):
+        return None
+    sources = tuple(source_of(ledger, batch_id) for batch_id in rules.reuse_from)
+    return Reuse(sources=sources, is_sampled_too=rules.is_sampled_reused, notes=rules.reuse_notes)
 
 
 def _readable(ledger: Ledger, batch: BatchRecord, beat: Callable[[], None]) -> str:
@@ -224,6 +234,9 @@ def _open(ledger: Ledger, batch: BatchRecord, planned: Planned) -> BatchRecord |
         plan_key=planned.plan_key,
         total=planned.total,
         planned_at=now,
+        reused=planned.reused_from,
+        fingerprints=planned.fingerprints,
+        reuse_note=planned.reuse_note,
     )
     if opened is None:  # it was canceled and deleted while this process slept
         with suppress(StoreError):

@@ -7,31 +7,29 @@ duplicates, one range, and the finished cuts.
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from batchfile.errors import InvalidFile, InvalidRequest, ObjectMissing, RequestRefused, StoreError, TooLarge
-from batchfile.ledger import bitmaps, keys, shards
+from batchfile.ledger import bitmaps, born_done, keys, shards
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.batches import Planned
 from batchfile.ledger.inputs import CustomIdsWriter
 from batchfile.ledger.parallel import in_order
-from batchfile.ledger.records import BatchRecord, InputRef, LineError, PartRef, Plan, Range, encode
+from batchfile.ledger.records import InputRef, LineError, PartRef, Plan, Range, encode
 from batchfile.lines.diagnostics import short
 from batchfile.lines.envelope import Envelope, custom_id_of, decode_envelope
 from batchfile.lines.failures import merged, tally_of
 from batchfile.lines.framing import NO_REQUEST, Line, iter_lines
 from batchfile.lines.result import FinishedLine, encode_result
 from batchfile.lines.validate import DuplicateFinder
+from batchfile.plan.hashing import Hashing
 from batchfile.plan.policy import PROBLEMS_MAX, REFUSE, REJECT, LinesRefused, Policy, by_line, line_error, located
-from batchfile.plan.reuse import Cut, reuse_results
+from batchfile.plan.ranges import RANGE_BYTES_MAX, RANGE_LINES_MIN, Cut, Span, range_lines
+from batchfile.plan.reuse import Reuse, Taken
 from batchfile.routing import route
 from batchfile.store.base import Writer
-from batchfile.types import LINE_BYTES_MAX, Failure, InputFormat, RoutingTable
+from batchfile.types import LINE_BYTES_MAX, Defaults, Failure, InputFormat, RoutingTable
 
-RANGES_WANTED = 1000
-RANGE_LINES_MIN = 32
-RANGE_LINES_MAX = 4096
-RANGE_BYTES_MAX = 4 * 1024 * 1024
 SAMPLE_BYTES = 1024 * 1024  # the first lines of a file show how long its lines are
 
 
@@ -47,24 +45,31 @@ def plan_input(
     beat: Callable[[], None] = lambda: None,
     name: str = "the file",
     keeps_ids: bool = False,
-    reuse: BatchRecord | None = None,
+    defaults: Defaults | None = None,
+    reuse: Reuse | None = None,
 ) -> Planned:
     """Plan the object `input_key`, called `name` in messages. `lines_per_range` None: use `range_lines`.
 
-    `keeps_ids`: store the custom_ids next to it, because the object is not the store's own and may change. `reuse`: an
-    ended batch whose input is the beginning of this one; its successful requests are not run again. `beat` is called
-    every MiB or so. Raises: InvalidFile (no request, too many, rejected by the policy, or another beginning than
-    `reuse`), ObjectChanged, ObjectMissing; BatchDamaged for `reuse`.
+    `keeps_ids`: store the custom_ids next to it, because the object is not the store's own and may change. `defaults`:
+    of the batch; without them, no later batch can reuse its results, and it reuses none itself. `reuse`: results that
+    need not be generated again; sources that cannot be used are named in `Planned.reuse_note`, and never fail the plan.
+    `beat` is called every MiB or so. Raises: InvalidFile (no request, too many, rejected by the policy), ObjectChanged,
+    ObjectMissing.
     """
     entry = ledger.store.head(input_key)
     if entry is None:
         raise ObjectMissing(f"{input_key} is not in the store")
-    with CustomIdsWriter(ledger, batch_id) if keeps_ids else nullcontext() as ids:
-        planner = _Planner(ledger, batch_id, routing, stage, policy, beat, lines_per_range=lines_per_range, ids=ids)
+    with (
+        CustomIdsWriter(ledger, batch_id) if keeps_ids else nullcontext() as ids,
+        Hashing(ledger, batch_id, stage, defaults, reuse) if defaults is not None else nullcontext() as hashing,
+    ):
+        planner = _Planner(
+            ledger, batch_id, routing, stage, policy, beat, hashing, lines_per_range=lines_per_range, ids=ids
+        )
         cuts = planner.read(ledger.store.stream(input_key, match=entry.etag), entry.size)
         if not planner.total:
             raise InvalidFile(f"{name} {NO_REQUEST}")
-        return planner.finish(cuts, input_key, entry.etag, reuse)
+        return planner.finish(cuts, input_key, entry.etag)
 
 
 def plan_upload(
@@ -77,56 +82,40 @@ def plan_upload(
     stage: str | None = None,
     policy: Policy = REFUSE,
     beat: Callable[[], None] = lambda: None,
+    defaults: Defaults | None = None,
+    reuse: Reuse | None = None,
 ) -> Planned:
     """Store JSONL as the input of a batch and plan it in the same pass. `size`: its approximate size in bytes.
 
     A policy that refuses accepts only lines with `params`, and nothing of a rejected upload is kept. It judges
     envelopes: if only a request's own `model` leads to no pool, that line alone is rejected.
-    `beat` is called with every chunk, and when the input is read again.
+    `beat` is called with every chunk, and when the input is read again. `defaults`, `reuse`: as in `plan_input`.
     Raises: RequestRefused, which names the place of the first invalid request; InvalidFile (no request); TooLarge.
     """
-    planner = _Planner(ledger, batch_id, routing, stage, policy, beat)
-    key = keys.input_key(batch_id, ledger.new_id()[:12])
-    with ledger.store.writer(key, is_new=True) as writer:
-        cuts = planner.read(chunks, size, writer)
-        if not planner.total:
-            is_lines = policy.place is by_line
-            raise InvalidFile(
-                f"the input {NO_REQUEST}" if is_lines else "requests: is empty; send at least one request"
-            )
-        etag = writer.commit()
-    try:
-        return planner.finish(cuts, key, etag)
-    except InvalidFile:
-        with suppress(StoreError):
-            ledger.store.delete(key)
-        raise
-
-
-def range_lines(total_bytes: int, sample_lines: int, sample_bytes: int) -> int:
-    """How many lines a range gets: about a thousandth of all lines, estimated from a sample of the file."""
-    total = total_bytes * sample_lines // max(sample_bytes, 1)
-    return min(max(-(-total // RANGES_WANTED), RANGE_LINES_MIN), RANGE_LINES_MAX)
-
-
-@dataclass(slots=True)
-class _Span:
-    """The range that is being filled."""
-
-    start: int
-    first: int
-    first_row: int
-    num_lines: int = 0
-    pools: dict[str, int] = field(default_factory=dict)
-    rejected: list[FinishedLine] = field(default_factory=list)
-    ids: list[str | None] = field(default_factory=list)  # if they are kept
+    with Hashing(ledger, batch_id, stage, defaults, reuse) if defaults is not None else nullcontext() as hashing:
+        planner = _Planner(ledger, batch_id, routing, stage, policy, beat, hashing)
+        key = keys.input_key(batch_id, ledger.new_id()[:12])
+        with ledger.store.writer(key, is_new=True) as writer:
+            cuts = planner.read(chunks, size, writer)
+            if not planner.total:
+                is_lines = policy.place is by_line
+                raise InvalidFile(
+                    f"the input {NO_REQUEST}" if is_lines else "requests: is empty; send at least one request"
+                )
+            etag = writer.commit()
+        try:
+            return planner.finish(cuts, key, etag)
+        except InvalidFile:
+            with suppress(StoreError):
+                ledger.store.delete(key)
+            raise
 
 
 class _Planner:
     """One pass over the lines, and a second only if a custom_id seems to be used twice.
 
-    `beat` is called with each chunk that is read and each object that is written. `ids` receives the custom_id of each
-    line.
+    `beat` is called with each chunk that is read and each object that is written. `hashing` gets each request, `ids`
+    the custom_id of each line.
     """
 
     def __init__(
@@ -137,6 +126,7 @@ class _Planner:
         stage: str | None,
         policy: Policy,
         beat: Callable[[], None],
+        hashing: Hashing | None,
         *,
         lines_per_range: int | None = None,
         ids: CustomIdsWriter | None = None,
@@ -149,6 +139,8 @@ class _Planner:
         self._policy = policy
         self._place = policy.place if policy.on_problem == "refuse" else by_line
         self._beat = beat
+        self._hashing = hashing
+        self._reuses = hashing is not None and hashing.reuse is not None and bool(hashing.reuse.sources)
         self._lines_per_range = lines_per_range
         self._ids = ids
         self._size = 0
@@ -167,14 +159,14 @@ class _Planner:
     def read(self, chunks: Iterable[bytes], size: int, writer: Writer | None = None) -> list[Cut]:
         """The ranges. `size`: of all chunks, approximately. The chunks are also written to `writer`."""
         cuts: list[Cut] = []
-        span: _Span | None = None
+        span: Span | None = None
         wanted = self._lines_per_range or RANGE_LINES_MIN
         for line in iter_lines(self._taken(chunks, writer)):
             if span is None:
-                span = _Span(line.start, self.total, line.row)
+                span = Span(line.start, self.total, line.row)
             self._add(line, span)
             if line.end <= SAMPLE_BYTES and self._lines_per_range is None:
-                wanted = range_lines(size, self.total, line.end)
+                wanted = range_lines(size, self.total, line.end, reuses=self._reuses)
             if span.num_lines >= wanted or line.end - span.start >= RANGE_BYTES_MAX:
                 cuts.append(self._cut(span, line.end))
                 span = None
@@ -186,7 +178,7 @@ class _Planner:
             cuts.append(self._cut(span, line.end))
         return cuts
 
-    def finish(self, cuts: list[Cut], key: str, etag: str, reuse: BatchRecord | None = None) -> Planned:
+    def finish(self, cuts: list[Cut], key: str, etag: str) -> Planned:
         """Store the plan of an input that was read. `key`, `etag`: of the object with its bytes.
 
         Raises: LinesRefused, RequestRefused; what `reuse_results` does.
@@ -200,9 +192,10 @@ class _Planner:
             self._raise_problems()
         digest, found = self._digest.hexdigest(), self._first or "native"
         pinned = InputRef(key=key, etag=etag, size=self._size, sha256=digest, format=found)
-        if reuse is not None:
-            cuts = reuse_results(self._ledger, self._batch_id, self._pool_of, cuts, pinned, reuse, self._beat)
-        return self._publish(cuts, pinned)
+        taken = Taken(cuts)
+        if self._hashing is not None:
+            taken = self._hashing.finish(self._pool_of, cuts, pinned, self._beat)
+        return self._publish(taken, pinned)
 
     def _beating(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
         for chunk in chunks:
@@ -217,7 +210,7 @@ class _Planner:
             self._size += len(chunk)
             yield chunk
 
-    def _add(self, line: Line, span: _Span) -> None:
+    def _add(self, line: Line, span: Span) -> None:
         """Count the line for its pool, or handle its problem."""
         custom_id = None
         is_inside = False  # a problem inside params never rejects the whole input
@@ -235,9 +228,13 @@ class _Planner:
             is_inside = hint is None and self._stage is None
             pool = self._pool_of(envelope)
             span.pools[pool] = span.pools.get(pool, 0) + 1
+            if self._hashing is not None:
+                self._hashing.add(envelope, pool)
         except InvalidRequest as error:
             if custom_id is None:
                 custom_id = getattr(error, "custom_id", None)
+            if self._hashing is not None:
+                self._hashing.skip()
             if self._is_to_reject(self.total, line.row, error, is_inside=is_inside):
                 span.rejected.append(self._reject(span.num_lines, line.row, custom_id, error))
         if self._ids is not None:
@@ -282,7 +279,7 @@ class _Planner:
         result = encode_result(custom_id, Failure(type=error.type, message=shown), "", line=known_by)
         return FinishedLine(line, "errored", result)
 
-    def _cut(self, span: _Span, end: int) -> Cut:
+    def _cut(self, span: Span, end: int) -> Cut:
         if self._ids is not None:
             self._ids.write(span.ids)
         made = Range(
@@ -339,8 +336,9 @@ class _Planner:
         span = replace(cut.range, rejected=rejected)
         return Cut(span, pools, [*cut.parts, *parts], [*cut.rejected, *stripped], failures)
 
-    def _publish(self, cuts: list[Cut], pinned: InputRef) -> Planned:
+    def _publish(self, taken: Taken, pinned: InputRef) -> Planned:
         """Store the plan, the ids if they are kept, and the records of the rejected lines."""
+        cuts = taken.cuts
         pools: dict[str, dict[int, int]] = {}
         for n, cut in enumerate(cuts):
             for pool, num_lines in cut.pools.items():
@@ -350,13 +348,16 @@ class _Planner:
                 pools.setdefault(keys.REJECTED_POOL, {})[n] = len(cut.rejected)
 
         def put_done(n: int) -> None:
-            cut = cuts[n]
-            shards.put_done(self._ledger, self._batch_id, keys.REJECTED_POOL, n, cut.parts, cut.rejected, cut.failures)
+            cut, pool = cuts[n], keys.REJECTED_POOL
+            done = bitmaps.of(item.line for item in cut.rejected)
+            born_done.put_done(
+                self._ledger, self._batch_id, pool, n, cut.range, cut.parts, done, "errored", cut.failures
+            )
 
         for _ in in_order(self._ledger, put_done, pools.get(keys.REJECTED_POOL, {})):
             self._beat()
         ids = None if self._ids is None else self._ids.commit()
-        plan = Plan(ranges=tuple(cut.range for cut in cuts), pools=pools, ids=ids)
+        plan = Plan(ranges=tuple(cut.range for cut in cuts), pools=pools, ids=ids, hashes=taken.hashes)
         plan_key = keys.plan_key(self._batch_id, self._ledger.new_id()[:12])
         self._ledger.store.put(plan_key, encode(plan))
         return Planned(
@@ -368,4 +369,7 @@ class _Planner:
             first_problem=self._first_problem,
             num_hints=self._num_hints,
             num_reused=sum(pools.get(keys.REUSED_POOL, {}).values()),
+            reused_from=taken.num_from,
+            fingerprints=taken.fingerprints,
+            reuse_note=taken.note,
         )

@@ -9,7 +9,7 @@ from batchfile.errors import InvalidFile, InvalidRequest
 from batchfile.ledger.records import LineError, PlanRules
 from batchfile.lines.diagnostics import short
 from batchfile.lines.envelope import Envelope, Unreadable
-from batchfile.lines.parse import parse_request
+from batchfile.lines.parse import parse_request, path_of
 from batchfile.routing import NamesNoPool
 from batchfile.types import REQUESTS_MAX, Defaults, InputFormat
 
@@ -104,7 +104,7 @@ class Policy:
             return  # Mistral's lines: the endpoint of the batch is their url
         if envelope.method != "POST":
             raise InvalidRequest(f'method: must be "POST"{_got(envelope.method)}')
-        if envelope.url != self.endpoint:
+        if path_of(envelope.url) != path_of(self.endpoint):
             raise InvalidRequest(f"url: must be the endpoint of the batch, {self.endpoint!r}{_got(envelope.url)}")
 
 

@@ -1,132 +1,358 @@
-"""Takes over the results of an ended batch into a new one whose input begins with the same bytes.
+"""Takes over results of ended batches for equal requests of a new one, whatever their ids and their order.
 
-They are copied as parts of the pseudo-pool `_reused`, whose shard records are born done, so the old batch can be
-deleted afterwards. Only successful results with the same custom_id are taken. The digests of the old input and results
-are checked before any of it counts.
+The hashes of both batches are sorted and compared: the k-th of several equal requests gets the result of the k-th one
+in the old batch, if that succeeded. The results are copied as parts of the pseudo-pool `_reused`, whose shard records
+are born done, so the old batch may be deleted afterwards. A source counts as a whole, once the digests of its hashes
+and results are proven, or not at all. Memory: 5 bytes a line, some hashes and some results; the rest of these is in
+temporary files.
 """
 
-import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from array import array
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
 from typing import NamedTuple
 
-from batchfile.errors import BatchDamaged, InvalidFile
-from batchfile.ledger import bitmaps, keys, shards
+import structlog
+
+from batchfile.errors import BatchDamaged, ObjectMissing, StoreError, StoreUnavailable
+from batchfile.ledger import batches, bitmaps, born_done, keys, retention, shards
 from batchfile.ledger.base import Ledger
+from batchfile.ledger.cas import load
 from batchfile.ledger.parallel import in_order
-from batchfile.ledger.records import BatchRecord, FileRef, InputRef, PartRef, Range
-from batchfile.lines.envelope import Envelope, decode_envelope
-from batchfile.lines.framing import Line, iter_lines
-from batchfile.lines.result import RESULT_BYTES_MAX, FinishedLine, decode_result
-from batchfile.types import FailureGroup
+from batchfile.ledger.records import BatchRecord, FileRef, InputRef, PartRef, Plan, ShardRecord
+from batchfile.lines.envelope import Envelope, custom_id_of, decode_envelope
+from batchfile.lines.framing import iter_lines
+from batchfile.lines.result import RESULT_BYTES_MAX, FinishedLine, after_id, with_id
+from batchfile.plan.hash_file import read_hashes
+from batchfile.plan.range_buckets import RangeBuckets
+from batchfile.plan.ranges import Cut
+from batchfile.plan.request_hash import HASH_BYTES
+from batchfile.plan.sorted_hashes import SortedHashes, number_of
+
+log = structlog.get_logger()
 
 PART_BYTES = 8 * 1024 * 1024  # a part ends with the line that exceeds this
 AHEAD_BYTES = 32 * 1024 * 1024
-
+_NO_LINE = 2**32 - 1
+_GONE = "it has expired or was deleted"
+_NO_ROOM = "a temporary file could not be written; set TMPDIR to a folder with more space"
 
 PoolOf = Callable[[Envelope], str]
 
 
-class Cut(NamedTuple):
-    """A finished range: its requests per pool, the parts of its rejected lines, and these lines without their results.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reuse:
+    """Which results may be taken over: of `sources`, earlier ones first. They must be of the same user, and made by the
+    same model in the same way; the caller makes sure of both.
 
-    Steps after the pass over the input may reject more lines, or reuse some.
+    `is_sampled_too`: also for requests whose answer differs each time (a temperature above 0, and no seed). `notes`:
+    why others may not be used, as sentences.
     """
 
-    range: Range
-    pools: dict[str, int]
-    parts: list[PartRef]
-    rejected: list[FinishedLine]
-    failures: tuple[FailureGroup, ...] = ()
+    sources: tuple[BatchRecord, ...]
+    is_sampled_too: bool = False
+    notes: tuple[str, ...] = ()
 
 
-class _Taken(NamedTuple):
-    """The lines that are taken over in range `n`, and its cut without them."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewBatch:
+    """The batch that is being planned. `hashes`: of its requests. `is_excluded`: a byte for each line, not 0 for those
+    that must not take a result. `beat` is called every MiB that is read, and for each range with results.
+    """
+
+    ledger: Ledger
+    batch_id: str
+    pool_of: PoolOf
+    cuts: Sequence[Cut]
+    input: InputRef
+    hashes: FileRef
+    is_excluded: bytearray
+    beat: Callable[[], None]
+
+
+@dataclass(slots=True)
+class Taken:
+    """What was taken over. `cuts`: without these lines. `hashes`: of the new batch. `num_from`: how many, by source.
+    `fingerprints`: pool -> those of the engines that made it. `notes`: why a source was not used, as sentences.
+    """
+
+    cuts: list[Cut]
+    hashes: FileRef | None = None
+    num_from: dict[str, int] = field(default_factory=dict)
+    fingerprints: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def note(self) -> str | None:
+        return "; ".join(self.notes) or None
+
+    def add_fingerprints(self, source: BatchRecord) -> None:
+        for pool, known in (source.fingerprints or {"": ("",)}).items():
+            self.fingerprints[pool] = tuple(sorted({*self.fingerprints.get(pool, ()), *known}))
+
+
+def source_of(ledger: Ledger, batch_id: str) -> BatchRecord:
+    """The batch as a source. One that is gone or damaged is given too, without results: the note of the plan names it.
+
+    Raises: StoreUnavailable.
+    """
+    with suppress(BatchDamaged):
+        found = batches.read_batch(ledger, batch_id)
+        if found is not None:
+            return found
+    return replace(retention.stand_in(batch_id, 0.0), state="deleted")
+
+
+class _Unusable(Exception):
+    """Why nothing can be taken over from a source."""
+
+
+class _Stored(NamedTuple):
+    """Results for range `n` that are stored: a bitmap of the lines, how many of each pool, and their parts."""
 
     n: int
-    cut: Cut
-    lines: list[FinishedLine]
+    lines: int
+    pools: Counter[str]
+    parts: tuple[PartRef, ...]
+
+    def __add__(self, other: "_Stored") -> "_Stored":  # type: ignore[override]
+        return _Stored(self.n, self.lines | other.lines, self.pools + other.pools, self.parts + other.parts)
 
 
-def reuse_results(
-    ledger: Ledger,
-    batch_id: str,
-    pool_of: PoolOf,
-    cuts: Sequence[Cut],
-    pinned: InputRef,
-    old: BatchRecord,
-    beat: Callable[[], None],
-) -> list[Cut]:
-    """The cuts of `pinned` without the lines that have results in `old`. `beat` is called for each range with some.
-
-    Raises: InvalidFile if the old input is not the beginning of this one; BatchDamaged if the old results have changed
-    since they were written; ObjectChanged, ObjectMissing.
+def reuse_results(batch: NewBatch, reuse: Reuse) -> Taken:
+    """Raises: ObjectChanged, ObjectMissing for the input of the new batch; BatchDamaged if another planner has cut that
+    input in another way; StoreUnavailable.
     """
-    assert old.results is not None
-    lease = ledger.new_id()
-
-    def store(taken: _Taken) -> _Taken:
-        parts: list[PartRef] = []
-        for lines in _portions(taken.lines):
-            key = keys.part_key(batch_id, keys.REUSED_POOL, taken.n, lease, len(parts) + 1)
-            parts.append(shards.write_part(ledger, key, lines))
-        shards.put_done(ledger, batch_id, keys.REUSED_POOL, taken.n, parts, taken.lines)
-        return taken
-
-    def size(taken: _Taken) -> int:
-        return sum(len(line.result) for line in taken.lines)
-
-    left = list(cuts)
-    found = _taken(ledger, pool_of, cuts, pinned, old, old.results)
-    for taken in in_order(ledger, store, found, size_of=size, size_max=AHEAD_BYTES):
-        beat()
-        left[taken.n] = taken.cut
-    return left
-
-
-def _taken(
-    ledger: Ledger, pool_of: PoolOf, cuts: Sequence[Cut], pinned: InputRef, old: BatchRecord, stored: FileRef
-) -> Iterator[_Taken]:
-    was, kept = hashlib.sha256(), hashlib.sha256()
-    num_same = old.total - _is_last_line_longer(ledger, pinned, old.input.size)
-    begin = ledger.store.stream(pinned.key, 0, min(old.input.size, pinned.size), match=pinned.etag)
-    lines = iter_lines(_hashed(begin, was))
-    results = iter_lines(_hashed(ledger.store.stream(stored.key), kept), line_bytes_max=RESULT_BYTES_MAX)
-    for n, cut in enumerate(cuts):
-        places = range(min(cut.range.num_lines, num_same - cut.range.first))
-        if not places:
-            break
-        taken = _of_range(pool_of, n, cut, zip(places, lines, results, strict=False))
-        if taken.lines:
-            yield taken
-    for rest in (lines, results):
-        for _ in rest:
-            pass
-    if was.hexdigest() != old.input.sha256:
-        raise InvalidFile(f"the input no longer begins like that of {old.batch_id}, so none of its results can be kept")
-    if kept.hexdigest() != stored.sha256:
-        raise BatchDamaged(f"{stored.key}: the results of {old.batch_id} are damaged; add --restart to run them again")
-
-
-def _of_range(pool_of: PoolOf, n: int, cut: Cut, found: Iterable[tuple[int, Line, Line]]) -> _Taken:
-    rejected, pools = bitmaps.parse(cut.range.rejected), dict(cut.pools)
-    lines: list[FinishedLine] = []
-    for place, line, result in found:
-        if rejected >> place & 1 or line.data is None or result.data is None:
+    taken = Taken(list(batch.cuts), batch.hashes, notes=list(reuse.notes))
+    for cut in batch.cuts:
+        for place in bitmaps.lines(bitmaps.parse(cut.range.rejected)):
+            batch.is_excluded[cut.range.first + place] = 1
+    found: dict[int, _Stored] = {}
+    for source in reuse.sources:
+        try:
+            from_source = _take_all(batch, source)
+        except _Unusable as error:
+            taken.notes.append(f"no result of {source.batch_id} was reused: {error}")
+            log.warning("reuse.skipped", batch_id=batch.batch_id, source=source.batch_id, error=str(error))
             continue
-        known, envelope = decode_result(result.data), decode_envelope(line.data)
-        if known.status == "succeeded" and known.custom_id == envelope.custom_id:
-            lines.append(FinishedLine(place, "succeeded", result.data))  # without usage: it cost this batch nothing
-            pools[pool_of(envelope)] -= 1
-    pools[keys.REUSED_POOL] = len(lines)
-    span = replace(cut.range, rejected=bitmaps.render(rejected | bitmaps.of(line.line for line in lines)))
-    return _Taken(n, cut._replace(range=span, pools=pools), lines)
+        num = taken.num_from[source.batch_id] = sum(stored.lines.bit_count() for stored in from_source)
+        if num:
+            taken.add_fingerprints(source)
+        for stored in from_source:
+            if source is not reuse.sources[-1]:
+                _exclude(batch, stored)
+            found[stored.n] = found[stored.n] + stored if stored.n in found else stored
+
+    num_left, is_foreign = -sum(taken.num_from.values()), False
+    for stored in _settled(batch, found):
+        taken.cuts[stored.n] = _without(batch.cuts[stored.n], stored)
+        num_left += stored.lines.bit_count()
+        if stored is not found.get(stored.n):
+            is_foreign = True
+    if is_foreign:
+        for source in reuse.sources or (retention.stand_in("", 0.0),):
+            taken.add_fingerprints(source)
+    if num_left > 0 and reuse.sources:  # another planner had recorded them; from which source is not known
+        first = reuse.sources[0].batch_id
+        taken.num_from[first] = taken.num_from.get(first, 0) + num_left
+    return taken
 
 
-def _is_last_line_longer(ledger: Ledger, pinned: InputRef, size: int) -> bool:
-    """Did the input end without a newline at `size`, and do the bytes after it belong to the same line?"""
-    around = b"".join(ledger.store.stream(pinned.key, size - 1, min(size + 1, pinned.size), match=pinned.etag))
-    return len(around) == 2 and b"\n" not in (around[:1], around[1:])
+def _settled(batch: NewBatch, found: dict[int, _Stored]) -> Iterator[_Stored]:
+    """What the records name once they are written. Those that another planner of this batch has left stand, because
+    nothing replaces a record that is done; they differ from ours only if a source has changed since.
+    """
+
+    def put_done(stored: _Stored) -> _Stored:
+        n, span = stored.n, batch.cuts[stored.n].range
+        record = born_done.put_done(
+            batch.ledger, batch.batch_id, keys.REUSED_POOL, n, span, stored.parts, stored.lines, "succeeded"
+        )
+        return stored if bitmaps.parse(record.done) == stored.lines else _of_record(batch, record)
+
+    for stored in in_order(batch.ledger, put_done, found.values()):
+        batch.beat()
+        yield stored
+    known = {keys.shard_key(batch.batch_id, keys.REUSED_POOL, n) for n in found}
+    for entry in batch.ledger.store.list(keys.shards_prefix(batch.batch_id, keys.REUSED_POOL)):
+        left = None if entry.key in known else load(batch.ledger, entry.key, ShardRecord)
+        if left is not None and left.record.n < len(batch.cuts):
+            born_done.check_cut(batch.batch_id, left.record, batch.cuts[left.record.n].range)
+            yield _of_record(batch, left.record)
+
+
+def _of_record(batch: NewBatch, record: ShardRecord) -> _Stored:
+    done = bitmaps.parse(record.done)
+    pools = _pools(batch, record.n, list(bitmaps.lines(done)), dict(_requests(batch, record.n)))
+    return _Stored(record.n, done, pools, record.parts)
+
+
+def _exclude(batch: NewBatch, stored: _Stored) -> None:
+    first = batch.cuts[stored.n].range.first
+    for place in bitmaps.lines(stored.lines):
+        batch.is_excluded[first + place] = 1
+
+
+def _without(cut: Cut, stored: _Stored) -> Cut:
+    pools = Counter(cut.pools)
+    pools.subtract(stored.pools)
+    pools[keys.REUSED_POOL] = stored.lines.bit_count()
+    rejected = bitmaps.render(bitmaps.parse(cut.range.rejected) | stored.lines)
+    return cut._replace(range=replace(cut.range, rejected=rejected), pools=dict(pools))
+
+
+def _take_all(batch: NewBatch, source: BatchRecord) -> list[_Stored]:
+    """Copies all that `source` can give. Its parts count for nothing until the caller names them. Raises: _Unusable."""
+    if source.results is None:
+        raise _Unusable(_GONE if source.state == "deleted" else "it has no results")
+    new_of = _pairs(batch, source)
+    firsts = array("I", [cut.range.first for cut in batch.cuts])
+    num_of_range = Counter(bisect_right(firsts, new) - 1 for new in new_of if new != _NO_LINE)
+    if not num_of_range:
+        return []
+    lease = batch.ledger.new_id()
+    with RangeBuckets(num_of_range) as buckets:
+
+        def store(taken: tuple[int, list[FinishedLine]]) -> _Stored:
+            return _store(batch, lease, *taken)
+
+        found = _results(batch, source, source.results, new_of, firsts, buckets)
+        made = []
+        for stored in in_order(
+            batch.ledger,
+            store,
+            found,
+            size_of=lambda taken: sum(len(line.result) for line in taken[1]),
+            size_max=AHEAD_BYTES,
+        ):
+            batch.beat()
+            if stored.lines:
+                made.append(stored)
+        return made
+
+
+def _pairs(batch: NewBatch, source: BatchRecord) -> "array[int]":
+    """For each line of `source`, the number of the new one that may take its result, or _NO_LINE. Raises: _Unusable."""
+    new_of = array("I", [_NO_LINE]) * source.total
+    try:
+        plan = load(batch.ledger, source.plan_key, Plan)
+        if plan is None:
+            raise _Unusable(_GONE)
+        hashes = plan.record.hashes
+        if hashes is None:
+            raise _Unusable("an older version of batchfile planned it, without hashes of its requests")
+        with (
+            SortedHashes(read_hashes(batch.ledger, hashes, batch.beat)) as old,
+            SortedHashes(read_hashes(batch.ledger, batch.hashes, batch.beat)) as new,
+        ):
+            for number, old_number in _matches(new, old):
+                if not batch.is_excluded[number]:
+                    new_of[old_number] = number
+    except StoreError as error:
+        raise _unusable(error) from error
+    except (BatchDamaged, IndexError) as error:
+        raise _Unusable(f"its plan or its hashes are damaged ({error})") from error
+    except OSError as error:
+        raise _Unusable(f"{_NO_ROOM} ({error})") from error
+    return new_of
+
+
+def _unusable(error: StoreError) -> _Unusable:
+    """Raises: `error` itself if the store does not answer, because that is not about the source."""
+    if isinstance(error, StoreUnavailable):
+        raise error
+    return _Unusable(_GONE if isinstance(error, ObjectMissing) else str(error))
+
+
+def _matches(new: Iterable[bytes], old: Iterable[bytes]) -> Iterator[tuple[int, int]]:
+    """The numbers of equal requests in both batches: the k-th of them with the k-th. Both are sorted records."""
+    olds = iter(old)
+    ahead = next(olds, b"")
+    for record in new:
+        digest = record[:HASH_BYTES]
+        while ahead and ahead[:HASH_BYTES] < digest:
+            ahead = next(olds, b"")
+        if not ahead:
+            return
+        if ahead[:HASH_BYTES] == digest:
+            yield number_of(record), number_of(ahead)
+            ahead = next(olds, b"")
+
+
+def _results(
+    batch: NewBatch,
+    source: BatchRecord,
+    stored: FileRef,
+    new_of: "array[int]",
+    firsts: "array[int]",
+    buckets: RangeBuckets,
+) -> Iterator[tuple[int, list[FinishedLine]]]:
+    """The succeeded results by range of the new batch, each range once it is complete, with the lines' new places. Each
+    result is what follows its custom_id.
+
+    Raises: _Unusable, perhaps only at the end.
+    """
+    digest = sha256()
+
+    def chunks() -> Iterator[bytes]:
+        for chunk in batch.ledger.store.stream(stored.key):
+            batch.beat()
+            digest.update(chunk)
+            yield chunk
+
+    try:
+        for old, line in enumerate(iter_lines(chunks(), line_bytes_max=RESULT_BYTES_MAX)):
+            if old >= len(new_of):
+                raise _Unusable(f"its results are damaged ({stored.key}: more results than requests)")
+            new = new_of[old]
+            if new == _NO_LINE:
+                continue
+            n = bisect_right(firsts, new) - 1
+            rest = after_id(line.data or b"")
+            made = None if rest is None else FinishedLine(new - firsts[n], "succeeded", rest)
+            if buckets.add(n, made):
+                yield n, buckets.take(n)
+    except StoreError as error:
+        raise _unusable(error) from error
+    except OSError as error:
+        raise _Unusable(f"{_NO_ROOM} ({error})") from error
+    if digest.hexdigest() != stored.sha256:
+        raise _Unusable(f"its results have changed since they were written ({stored.key})")
+
+
+def _store(batch: NewBatch, lease: str, n: int, lines: list[FinishedLine]) -> _Stored:
+    """Write the results of a range as parts, with the ids of the new requests."""
+    requests = dict(_requests(batch, n)) if lines else {}
+    made = []
+    for line in lines:
+        custom_id = custom_id_of(requests[line.line])
+        if custom_id is not None:  # without usage: it cost this batch nothing
+            made.append(FinishedLine(line.line, "succeeded", with_id(custom_id, line.result)))
+    places = [line.line for line in made]
+    parts: list[PartRef] = []
+    for portion in _portions(made):
+        key = keys.part_key(batch.batch_id, keys.REUSED_POOL, n, lease, len(parts) + 1)
+        parts.append(shards.write_part(batch.ledger, key, portion))
+    return _Stored(n, bitmaps.of(places), _pools(batch, n, places, requests), tuple(parts))
+
+
+def _requests(batch: NewBatch, n: int) -> Iterator[tuple[int, bytes]]:
+    """The lines of range `n` that can be read, each with its place in it."""
+    span, pinned = batch.cuts[n].range, batch.input
+    chunks = batch.ledger.store.stream(pinned.key, span.start, span.end, match=pinned.etag)
+    return ((place, line.data) for place, line in enumerate(iter_lines(chunks)) if line.data is not None)
+
+
+def _pools(batch: NewBatch, n: int, places: Collection[int], requests: Mapping[int, bytes]) -> Counter[str]:
+    """How many of these lines of range `n` each pool would have run."""
+    pools = [pool for pool, num in batch.cuts[n].pools.items() if num]
+    if len(pools) == 1:
+        return Counter({pools[0]: len(places)})
+    return Counter(batch.pool_of(decode_envelope(requests[place])) for place in places)
 
 
 def _portions(lines: list[FinishedLine]) -> Iterator[list[FinishedLine]]:
@@ -140,9 +366,3 @@ def _portions(lines: list[FinishedLine]) -> Iterator[list[FinishedLine]]:
             portion, size = [], 0
     if portion:
         yield portion
-
-
-def _hashed(chunks: Iterable[bytes], digest: "hashlib._Hash") -> Iterator[bytes]:
-    for chunk in chunks:
-        digest.update(chunk)
-        yield chunk

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 
-from batchfile.errors import InvalidFile, StoreError, StoreUnavailable
+from batchfile.errors import InvalidFile, OutputTaken, StoreError, StoreUnavailable
 from batchfile.ledger import batches, idempotency, keys, retention
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.batches import Draft, Planned
@@ -12,6 +12,7 @@ from batchfile.ledger.records import BatchRecord
 from batchfile.plan.options import CreateOptions
 from batchfile.plan.planner import plan_upload
 from batchfile.plan.policy import REJECT, Policy
+from batchfile.plan.reuse import Reuse
 
 KEY_CHARS_MAX = 255
 ANNOUNCED_SHARE = 0.1  # of `abandoned_s`: how often a long create is announced again
@@ -67,6 +68,7 @@ def submit(
     size: int,
     policy: Policy,
     is_shared: bool = False,
+    reuse: Reuse | None = None,
 ) -> BatchRecord:
     """Store, plan and commit JSONL of about `size` bytes, however long that takes. As `create` with `plan_upload`.
 
@@ -83,6 +85,8 @@ def submit(
             stage=draft.stage,
             policy=policy,
             beat=beat,
+            defaults=draft.defaults,
+            reuse=reuse,
         )
 
     return create(ledger, draft, plan, is_shared=is_shared)
@@ -103,7 +107,7 @@ def create(
     beat = _announced(ledger, draft) if draft.created_at is not None else lambda: None
     try:
         planned = plan(beat)
-    except (InvalidFile, OSError, KeyboardInterrupt) as error:
+    except (InvalidFile, OutputTaken, OSError, KeyboardInterrupt) as error:
         if not is_shared:
             _remove(ledger, draft)
         elif isinstance(error, InvalidFile):

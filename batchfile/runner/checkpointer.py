@@ -117,7 +117,14 @@ class Checkpointer:
             finished, accused = list(shard.finished), shard.accused
             try:
                 is_dispatching = shard.has_dispatched or shard.wants_to_announce
-                shards.checkpoint(self._ledger, shard.held, finished, has_dispatched=is_dispatching, accused=accused)
+                shards.checkpoint(
+                    self._ledger,
+                    shard.held,
+                    finished,
+                    has_dispatched=is_dispatching,
+                    accused=accused,
+                    fingerprints=self._state.fingerprints,
+                )
             except (LeaseLost, BatchDamaged) as error:
                 if isinstance(error, BatchDamaged):  # its holder is unknown now; the other shards continue
                     log.error("shard.unreadable", batch_id=shard.batch_id, shard=shard.held.record.n, error=str(error))

@@ -66,6 +66,7 @@ class EngineHost:
         engine = self._factory()
         state.stats.engine_ready_at = state.now()
         state.engine, state.info = engine, engine.info
+        state.fingerprints |= {engine.info.fingerprint or ""}
         state.calls["loop"].is_warm = False
         state.has_engine = True
         info = engine.info

@@ -73,7 +73,7 @@ class OutputSchema:
         A continuation is not guided, because a grammar would start over after the existing text. Nor is a request with
         tools, which must be free to call them.
         """
-        if not self._is_guiding or request.sampling.json_schema is not None or _is_free(request):
+        if not self._is_guiding or request.has_guide or _is_free(request):
             return request
         return replace(request, sampling=replace(request.sampling, json_schema=self._schema))
 
@@ -83,7 +83,7 @@ class OutputSchema:
 
     def answered(self, request: Request) -> None:
         """The engine has answered a request that was put to it like this."""
-        if request.sampling.json_schema is None and not _is_free(request):
+        if not request.has_guide and not _is_free(request):
             # The guided attempt was rejected, and the unguided one was answered: so the engine rejects the schema.
             self.stop_guiding("the engine answered only without it")
 

@@ -43,7 +43,7 @@ READY_QUEUE_BYTES_MAX = 64 * 1024 * 1024
 BACKLOG_BYTES_MAX = 8 * 1024 * 1024  # no more is claimed while this much waits to be checkpointed
 PUSH_CHUNK = 64  # requests that the loop sees at once
 UNPREPARED = Prepared()
-UNCHECKED_BYTES_MAX = 256 * 1024 * 1024  # nothing is claimed while this much waits for schemas
+UNCHECKED_BYTES_MAX = 256 * 1024 * 1024  # nothing is claimed while this much waits for schemas or media
 
 _RUNNER_CRASH = Failure(
     type="runner_crash",
@@ -63,9 +63,9 @@ def is_full(state: SharedState) -> bool:
     """Is the ready queue full for now?"""
     info, ready = state.info, state.ready
     low_water = 1 if info is None else info.num_slots * WINDOW_SLOTS + info.max_in_flight
-    if len(ready) >= low_water or ready.size_bytes >= READY_QUEUE_BYTES_MAX:
+    if len(ready) + len(state.to_load) + len(state.attempts) >= low_water or ready.size_bytes >= READY_QUEUE_BYTES_MAX:
         return True
-    if state.unchecked.size >= UNCHECKED_BYTES_MAX:
+    if state.unchecked.size + state.to_load.size >= UNCHECKED_BYTES_MAX:
         return True
     # Results that cannot be committed hold up no others: their batch is set aside, so there are few.
     return sum(shard.finished_bytes for shard in list(state.shards) if not shard.num_failures) >= BACKLOG_BYTES_MAX
@@ -179,7 +179,7 @@ class Prefetcher:
         return own
 
     def _item(self, shard: ActiveShard, line: OwnLine, *, is_alone: bool) -> PendingRequest | None:
-        """The request, ready for the engine; None if `make_ready` is False."""
+        """The request, ready for the engine; None if `make_ready` is False, or it waits for its media."""
         try:
             read = line.read or line.data
             request = read if isinstance(read, Request) else parse_request(read, shard.held.batch.defaults)
@@ -202,7 +202,11 @@ class Prefetcher:
             schema=schema,
         )
         guided = request if shard.output_schema is None else shard.output_schema.guide(request)
-        return item if make_ready(self._state, Job(item, guided, is_alone), "prefetcher") else None
+        job = Job(item, guided, is_alone)
+        if request.has_media:
+            self._state.to_load.add(job)
+            return None
+        return item if make_ready(self._state, job, "prefetcher") else None
 
     def _start_bisect(self, shard: ActiveShard) -> None:
         """Write the next lines into the record, then queue exactly those to run alone."""
@@ -217,7 +221,10 @@ class Prefetcher:
             bisect_set = lease.next_bisect_set(held.record, bitmaps.of(own)) if culprit is None else ()
             # Written before they run: a process crash until then must not count against these lines.
             shard.has_dispatched = shard.wants_to_announce = False
-            shards.checkpoint(self._ledger, held, finished, has_dispatched=False, bisect_set=bisect_set)
+            known = self._state.fingerprints
+            shards.checkpoint(
+                self._ledger, held, finished, has_dispatched=False, bisect_set=bisect_set, fingerprints=known
+            )
             self._state.forget(shard, len(finished))
             if not lease.is_bisecting(held.record):
                 shard.is_bisecting, wanted = False, bitmaps.of(own)

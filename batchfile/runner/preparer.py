@@ -49,6 +49,9 @@ def make_ready(state: SharedState, job: Job, thread: str) -> bool:
             return False  # it is rejected for another reason
         output_schema.stop_guiding(str(error))
         return True
+    if item.media_bytes:  # the engine may keep them in another form, or not at all
+        item.size += item.prepared.media_bytes - item.media_bytes
+        item.media_bytes = item.prepared.media_bytes
     if item.request is not None:  # its answer is checked: the next attempt starts from this one
         item.request = request
     return True

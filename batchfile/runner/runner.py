@@ -1,9 +1,10 @@
 """The runner: one process with one engine and one loop.
 
-Seven threads work around the loop (`loop.py`), all on one `SharedState`: the prefetcher (claims and prefetches), the
-preparer (further attempts), the compiler (requests that wait for their schemas), the checker (slow checks of answers),
-the checkpointer, the finalizer (ends batches) and the janitor. The watchdog watches them. The engine never waits for
-the store and never drains between shards.
+Eight threads work around the loop (`loop.py`), all on one `SharedState`: the prefetcher (claims and prefetches), the
+media thread (starts others, which read images), the preparer (requests with media, and further attempts), the compiler
+(requests that wait for their schemas), the checker (slow checks of answers), the checkpointer, the finalizer (ends
+batches) and the janitor. The watchdog watches them. The engine never waits for the store and never drains between
+shards.
 """
 
 import threading
@@ -25,6 +26,7 @@ from batchfile.runner.claimer import Claimer
 from batchfile.runner.engine_host import EngineHost
 from batchfile.runner.finalizer import Finalizer
 from batchfile.runner.loop import Loop
+from batchfile.runner.media import MediaThreads
 from batchfile.runner.prefetcher import Prefetcher
 from batchfile.runner.preparer import prepare_next
 from batchfile.runner.state import RunnerOptions, SharedState
@@ -80,6 +82,7 @@ class Runner:
         self._engine_host = EngineHost(state, engine_factory)
         self._loop = Loop(state)
         self._prefetcher = Prefetcher(state, self._claimer)
+        self._media = MediaThreads(state)
         self._checkpointer = Checkpointer(state, self._claimer)
         is_local = options.only is not None
         # These batches belong to one run: no other batch waits for them.
@@ -240,6 +243,7 @@ class Runner:
         # What each thread repeats, and how it waits when there is nothing more to do at once.
         jobs: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
             "prefetcher": (self._prefetcher.tick, self._wait_for_change),
+            "media": (self._media.tick, self._media.wait),
             "preparer": (partial(prepare_next, state, attempts, "preparer"), partial(attempts.wait, IDLE_WAIT_S)),
             "compiler": (partial(prepare_next, state, unchecked, "compiler"), partial(unchecked.wait, IDLE_WAIT_S)),
             "checker": (partial(check_next, state, self._check_process), partial(to_check.wait, IDLE_WAIT_S)),

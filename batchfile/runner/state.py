@@ -1,6 +1,7 @@
 """The state that the threads of one runner share, under one lock. No I/O; its only rules keep it consistent."""
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from batchfile.engine.base import Engine, EngineInfo, Prepared
@@ -10,6 +11,8 @@ from batchfile.ledger.records import BatchRecord
 from batchfile.ledger.set_aside import SetAside
 from batchfile.ledger.shards import Lease
 from batchfile.lines.result import FinishedLine
+from batchfile.media.rules import MediaRules
+from batchfile.request_media import Media
 from batchfile.runner.output_schema import Demand, OutputSchema
 from batchfile.runner.queues import FairQueue, ReadyQueue
 from batchfile.runner.stats import RunnerStats, StepTimes
@@ -25,6 +28,7 @@ class RunnerOptions:
 
     `only`: work on this batch alone, or on these; claim in order, and return when all have ended. `inbox`: for its
     janitor. `grace_s`: how long a stopping runner waits for requests in flight; None: as the ledger's limits say.
+    `media_rules`: what the requests of a batch may read; by default, nothing.
     """
 
     runner_id: str
@@ -33,6 +37,7 @@ class RunnerOptions:
     is_janitor: bool = True
     inbox: Inbox | None = None
     grace_s: float | None = None
+    media_rules: Callable[[BatchRecord], MediaRules] = lambda _: MediaRules()
 
     @property
     def batch_ids(self) -> tuple[str, ...]:
@@ -83,6 +88,7 @@ class ActiveShard:
 class PendingRequest:
     """One request on its way. `deaths`: engine crashes with it in flight. `added_at`: monotonic.
 
+    `size`: of its line, and of its media in memory (`media_bytes`). `media`: their references, with digests.
     `gpu_s_before`: what each request in flight had cost when this one was added.
     """
 
@@ -96,6 +102,8 @@ class PendingRequest:
     request: Request | None = None  # kept if the answer is to be checked: another attempt may need it
     schema: bytes | None = None  # the request's own schema, whichever guides it
     attempt: int = 1
+    media: tuple[Media, ...] = ()
+    media_bytes: int = 0
     added_at: float = 0.0
     gpu_s_before: float = 0.0
 
@@ -193,6 +201,7 @@ class SharedState:
         self.ready: ReadyQueue[PendingRequest] = ReadyQueue()
         self.attempts: FairQueue[Job] = FairQueue(lock)  # further attempts
         self.unchecked: FairQueue[Job] = FairQueue(lock)  # requests that wait for their schemas
+        self.to_load: FairQueue[Job] = FairQueue(lock)  # requests whose media have to be read
         self.to_check: FairQueue[Answer] = FairQueue(lock)
         self.checked: list[Answer] = []
         self.num_checking = self.checking_chars = 0
@@ -200,6 +209,7 @@ class SharedState:
         self.in_flight: dict[int, PendingRequest] = {}
         self.engine: Engine | None = None
         self.info: EngineInfo | None = None
+        self.fingerprints: frozenset[str] = frozenset()  # of all engines so far; an empty one is unknown
         self.has_engine = False
         self.num_builds = 0
         self.calls = {

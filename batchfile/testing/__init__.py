@@ -50,6 +50,7 @@ def run_alone(runner: Runner, until: Callable[[], bool] = lambda: False) -> Batc
     runner._long_work.num_threads = 0
     jobs: list[Callable[[], bool]] = [
         runner._prefetcher.tick,
+        runner._media.load_next,
         lambda: prepare_next(state, state.attempts, "preparer"),
         lambda: prepare_next(state, state.unchecked, "compiler"),
         lambda: check_next(state, runner._check_process),

@@ -95,3 +95,15 @@ def test_the_cpu_bench_completes(model_path: str) -> None:
     rows = row["rows"]
     assert isinstance(rows, dict)
     assert "vLLM computes on the CPU with" in rows["chosen"]["note"]
+
+
+@pytest.mark.long
+def test_the_reuse_bench_completes() -> None:
+    row = run("reuse.py", "--lines", "20000", "--only", "plan,hash,reuse,shuffled")
+    assert row["reuse"]["reused"] == row["shuffled"]["reused"] == 19800  # type: ignore[index]
+
+
+@pytest.mark.long
+def test_the_media_bench_completes() -> None:
+    row = run("media.py", "--images", "200")
+    assert (row["images"], row["fetches_of_same"], row["faulty_failed"]) == (200, 1, 4)

@@ -43,16 +43,16 @@ class Echo:
     def output(self) -> Path:
         return self.folder / "out.jsonl"
 
-    def start(self, executions: Path) -> Warm:
+    def start(self, executions: Path, seconds_per_token: float = SECONDS_PER_TOKEN) -> Warm:
         echo = {
             "BATCHFILE_ECHO_SLOTS": "16",
-            "BATCHFILE_ECHO_SECONDS_PER_TOKEN": str(SECONDS_PER_TOKEN),
+            "BATCHFILE_ECHO_SECONDS_PER_TOKEN": str(seconds_per_token),
             "BATCHFILE_ECHO_EXECUTIONS": str(executions),
         }
         return Warm("batchfile", RUN, cwd=self.folder, env={**os.environ, **echo})
 
-    def finish(self, executions: Path) -> None:
-        process = self.start(executions)
+    def finish(self, executions: Path, seconds_per_token: float = SECONDS_PER_TOKEN) -> None:
+        process = self.start(executions, seconds_per_token)
         _, stderr = process.communicate(timeout=RUN_TIMEOUT_S)
         assert process.returncode == 0, stderr.decode()
 
@@ -147,3 +147,53 @@ def test_a_line_that_kills_its_process_is_found_and_errored_and_the_rest_succeed
     errors = {number: row["error"]["type"] for number, row in enumerate(rows) if row["error"]}
     assert errors == dict.fromkeys(poison, "runner_crash")
     assert len(rows) == num
+
+
+def write_changed(path: Path) -> set[str]:
+    """Change every second request; returns their ids."""
+    rows = [json.loads(row) for row in path.read_text().splitlines()]
+    for row in rows[::2]:
+        row["params"]["messages"][0]["content"] += " changed"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {row["custom_id"] for row in rows[::2]}
+
+
+@pytest.fixture(scope="module")
+def changed(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, float]:
+    """The bytes of a run of the changed input, and how long a run took that had to run only the changed requests."""
+    echo = Echo(tmp_path_factory.mktemp("changed"))
+    write_requests(echo.folder / "in.jsonl")
+    echo.finish(echo.folder / "first", 0.0)
+    ids = write_changed(echo.folder / "in.jsonl")
+    started_at = time.monotonic()
+    echo.finish(echo.folder / "second")
+    assert sorted(executed(echo.folder / "second")) == sorted(ids)
+    return echo.output.read_bytes(), time.monotonic() - started_at
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [pytest.param(n, marks=() if n in {5, 15} else pytest.mark.long) for n in range(NUM_KILLS)],
+)
+def test_a_killed_run_that_reuses_results_loses_none_and_runs_no_other_request(
+    moment: int, changed: tuple[bytes, float], tmp_path: Path
+) -> None:
+    expected, duration_s = changed
+    echo = Echo(tmp_path)
+    write_requests(tmp_path / "in.jsonl")
+    echo.finish(tmp_path / "first", 0.0)
+    first = echo.output.read_bytes()
+    ids = write_changed(tmp_path / "in.jsonl")
+    process = echo.start(tmp_path / "second")
+    time.sleep(random.Random(moment).uniform(moment, moment + 1) / NUM_KILLS * duration_s)
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=RUN_TIMEOUT_S)
+    assert echo.output.read_bytes() in {first, expected}, "the old results stay until the new ones are complete"
+    committed = echo.committed() & ids
+    had_ended = echo.output.read_bytes() == expected
+    echo.finish(tmp_path / "third")
+    assert echo.output.read_bytes() == expected
+    again = executed(tmp_path / "third")
+    assert {*executed(tmp_path / "second"), *again} == ids, "only what changed was generated"
+    assert not committed & {*again}
+    assert not (had_ended and again)

@@ -53,8 +53,9 @@ class ChatServer:
         self.num_now += 1
         self.most_at_once = max(self.most_at_once, self.num_now)
         try:
-            if "messages" in body and body["messages"][-1]["content"] in self.by_prompt:
-                return web.Response(**self.by_prompt[body["messages"][-1]["content"]])
+            prompt = str(body["messages"][-1]["content"]) if "messages" in body else None  # or a list of parts
+            if prompt in self.by_prompt:
+                return web.Response(**self.by_prompt[prompt])
             if self.poison is not None and body["messages"][-1]["content"] == self.poison[0]:
                 self.num_poison += 1
                 return web.Response(**self.poison[1])
@@ -146,7 +147,7 @@ def running(port: int = 0) -> Iterator[ChatServer]:
 
     async def serve() -> None:
         app = web.Application()
-        for path in ANSWERS:
+        for path in (*ANSWERS, "/v1/score", "/v1/rerank"):  # for the last two, a test scripts the answer
             app.router.add_post(path, server.handle)
         app.router.add_get("/v1/models", server.tell_models)
         runner = web.AppRunner(app, shutdown_timeout=0.1)

@@ -6,12 +6,13 @@ from typing import Any
 import pytest
 import structlog
 
+from batchfile.engine.echo import EchoEngine
 from batchfile.errors import LeaseLost, ObjectChanged, StoreUnavailable
 from batchfile.ledger import batches, ending, lease, shards
 from batchfile.ledger.cas import load, swap
 from batchfile.ledger.keys import assembly_key, batch_key, input_key
 from batchfile.ledger.records import BatchRecord, ShardRecord
-from batchfile.plan import planner as planner_module
+from batchfile.plan import ranges
 from batchfile.store.base import Object
 from tests.contract.ledger_kit import BATCH, World, finished, line
 
@@ -182,7 +183,7 @@ def test_a_changed_input_ends_the_batch_and_keeps_what_is_done() -> None:
 
 
 def test_of_a_changed_input_an_assembly_tells_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planner_module, "RANGE_LINES_MIN", 4)
+    monkeypatch.setattr(ranges, "RANGE_LINES_MIN", 4)
     world = World()
     planned = world.create([line(number) for number in range(40)])
     assert len(planned.plan.ranges) == 10
@@ -216,3 +217,25 @@ def test_the_errors_file_holds_the_input_lines_that_did_not_succeed() -> None:
     world.run()
     assert world.batch.errors is not None
     assert b"".join(world.store.stream(world.batch.errors.key)) == rows[1] + b"\n"
+
+
+def test_an_ended_batch_has_the_fingerprints_of_all_engines_that_made_its_results() -> None:
+    world = World()
+    world.create([line(number) for number in range(3)])
+    held = world.claim()
+    shards.checkpoint(world.ledger, held, [finished(0, 0)], has_dispatched=True, fingerprints=("a",))
+    assert world.shard("local", 0).fingerprints == ("a",)
+    shards.checkpoint(world.ledger, held, has_dispatched=True, fingerprints=("b",))
+    assert world.shard("local", 0).fingerprints == ("a",), "a renewal commits nothing"
+    shards.checkpoint(world.ledger, held, [finished(1, 1)], has_dispatched=True)
+    shards.checkpoint(world.ledger, held, [finished(2, 2)], has_dispatched=True, fingerprints=("a", "c"))
+    ended = ending.finish(world.ledger, BATCH, runner="r")
+    assert ended is not None
+    assert ended.fingerprints == {"local": ("", "a", "c")}, "an empty one is unknown"
+
+
+def test_a_runner_records_the_fingerprint_of_its_engine() -> None:
+    world = World()
+    world.create([line(0), b"rubbish"])
+    world.run()
+    assert world.batch.fingerprints == {"local": (EchoEngine().info.fingerprint,)}

@@ -286,3 +286,14 @@ def test_what_can_be_read_only_once_is_refused(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b"id,review\n1,good\n")))
     with pytest.raises(InvalidFile, match="stdin: map reads files of this machine only; download it and pass its path"):
         batchfile.map("-", "{{ review }}", engine="echo")
+
+
+def test_answers_of_a_model_whose_files_have_changed_are_not_taken_for_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"review": "good"}]
+    answered(rows)
+    monkeypatch.setenv("BATCHFILE_ECHO_GUIDED", "x")  # as another chat template would
+    with pytest.raises(
+        OutputTaken, match="1 finished answer of a run that differs: BATCHFILE_ECHO_GUIDED was not given"
+    ):
+        answered(rows)
+    assert answered(rows, restart=True) == answered(rows)

@@ -166,3 +166,18 @@ def test_a_template_that_changes_texts_cannot_turn_a_placeholder_into_text(token
     chatml.chat_template = "{% for m in messages %}<|im_start|>{{ m.content | upper }}{% endfor %}"
     with pytest.raises(InvalidRequest, match="changes the text around it"):
         ChatPrompts(chatml, "m").prompt((Message("user", "Hi<|im_end|>"),))
+
+
+def test_what_is_written_above_a_text_keeps_its_meaning_when_the_text_does_not(tokenizers: dict[str, Any]) -> None:
+    """The placeholders of media, where the template does not write them."""
+    chatml = copy.deepcopy(tokenizers["chatml"])
+    chatml.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    turns, above = (Message("system", "Be brief."), Message("user", "Not <image><|im_end|>")), ("", "<image>\n<image>")
+    prompts = ChatPrompts(copy.deepcopy(chatml), "m")
+    found, without = prompts.prompt(turns, above=above).token_ids, prompts.prompt(turns).token_ids
+    assert (named(chatml, found).count("<image>"), named(chatml, without).count("<image>")) == (2, 0)
+    assert [token for token in named(chatml, found) if token != "<image>"] == named(chatml, without)
+    assert "<image>\n<image>\nNot <image><|im_end|>" in chatml.decode(found)
+    chatml.chat_template = "{% for m in messages if m.role == 'user' %}<|im_start|>{{ m.content }}{% endfor %}"
+    folded = ChatPrompts(copy.deepcopy(chatml), "m").prompt(turns, above=above).token_ids
+    assert named(chatml, folded) == ["<|im_start|>", "<image>", "<image>"]

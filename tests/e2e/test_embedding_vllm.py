@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from batchfile.engine.open import engine_factory
 from batchfile.errors import InvalidRequest
+from batchfile.request_options import Options
 from batchfile.types import Completion, Message, Raw, Request, Sampling
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]
@@ -64,6 +66,25 @@ def test_token_ids_and_base64(engine: Any) -> None:
     assert plain.usage.input_tokens == 3
     numbers = struct.unpack(f"<{NUM_DIMENSIONS}f", base64.b64decode(packed.vectors[0]))
     assert numbers == pytest.approx(plain.vectors[0], abs=0.02)
+
+
+def test_scores_are_the_cosines_of_the_vectors(engine: Any) -> None:
+    texts = ("red", "a red apple", "blue")
+    one_with_all = Raw(kind="score", inputs=texts, num_queries=1)
+    nearest = Raw(kind="rerank", inputs=("red", "blue", "red", "a red apple"), num_queries=1, top_n=2)
+    raws = (replace(request(), raw=raw) for raw in (one_with_all, nearest))
+    made = run(engine, request(*texts), *raws)
+    vectors, score, ranked = ([list(map(float, vector)) for vector in one.vectors] for one in made)
+    cosines = [sum(a * b for a, b in zip(vectors[0], other, strict=True)) for other in vectors[1:]]
+    assert [value for (value,) in score] == pytest.approx(cosines, abs=0.02)
+    assert ranked[0] == pytest.approx((1, 1), abs=0.02)
+    assert len(ranked) == 2
+
+
+def test_a_long_input_is_cut_where_the_request_says(engine: Any) -> None:
+    cut = Options(sent={}, truncate_prompt_tokens=3)
+    [made] = run(engine, replace(request("one two three four five six"), options=cut))
+    assert made.usage.input_tokens == 3
 
 
 def test_what_can_not_be_served_is_that_requests_error_alone(engine: Any) -> None:

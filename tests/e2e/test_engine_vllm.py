@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from batchfile.engine.open import engine_factory
 from batchfile.engine.prompts import ChatPrompts, fold_system
 from batchfile.engine.vllm.engine import VllmEngine
 from batchfile.engine.vllm.steps import lacking
@@ -72,6 +73,12 @@ def engine(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     built = VllmEngine(VllmOptions(model=str(model_dir), max_model_len=1024, lora=lora, checks_model=True))
     yield built
     built.close()
+
+
+def test_what_decides_its_answers_was_known_before_it_was_loaded(engine: VllmEngine, model_dir: Path) -> None:
+    known = engine_factory("vllm", model=str(model_dir), max_model_len=1024).identity()
+    assert known is not None
+    assert engine.info.fingerprint == known.fingerprint
 
 
 def turns(*pairs: tuple[Any, str]) -> tuple[Message, ...]:

@@ -161,3 +161,92 @@ def test_checked_parameters_are_vllms_own_on_the_wire_and_are_not_checked_again(
         assert encoded == msgspec.msgpack.encode(made(SamplingParams), enc_hook=dataclasses.asdict)
         params._validate_structured_outputs(None, object(), None)  # vLLM's own would fail with these
     assert callable(getattr(SamplingParams, "verify", None))
+
+
+def asked(name: str, url: str = "/v1/chat/completions", **body: Any) -> str:
+    talk: dict[str, Any] = {} if url == "/v1/responses" else {"max_tokens": 6}
+    if url == "/v1/chat/completions":
+        talk["messages"] = [{"role": "user", "content": "Say yes or no."}]
+    return json.dumps({"custom_id": name, "method": "POST", "url": url, "body": {"temperature": 0, **talk, **body}})
+
+
+RAW = "/v1/completions"
+RNG = random.Random(1)
+LONG = "one two three four five six seven eight nine ten"
+OPTIONS = {
+    "choice": asked("choice", structured_outputs={"choice": ["maybe so"]}),
+    "older choice": asked("older choice", guided_choice=["perhaps"]),
+    "regex": asked("regex", guided_regex="[0-9]{3}"),
+    "grammar": asked("grammar", structured_outputs={"grammar": 'root ::= "sure"'}),
+    "tag": asked("tag", response_format={"type": "structural_tag", "format": {"type": "const_string", "value": "ok"}}),
+    "poison": asked("poison", guided_choice=[f"{RNG.getrandbits(160):x}" for _ in range(20_000)]),
+    "no grammar": asked("no grammar", structured_outputs={"grammar": "no ::= ("}),
+    "logprobs": asked("logprobs", logprobs=True, top_logprobs=3),
+    "too many logprobs": asked("too many logprobs", logprobs=True, top_logprobs=500),
+    "prompt": asked("prompt", RAW, prompt="one two", prompt_logprobs=0, return_token_ids=True, max_tokens=2),
+    "raw logprobs": asked("raw logprobs", RAW, prompt="one two", logprobs=2, max_tokens=2),
+    "bias": asked("bias", allowed_token_ids=[28], ignore_eos=True, return_token_ids=True),
+    "outside": asked("outside", allowed_token_ids=[99_999_999]),
+    "bad id": asked("bad id", stop_token_ids=[99_999_999], logit_bias={"99999999": 1}),
+    "template": asked("template", chat_template_kwargs={"enable_thinking": False}),
+    "effort": asked("effort", reasoning_effort="low"),
+    "only http": asked("only http", chat_template="x"),
+    "cut": asked("cut", RAW, prompt=LONG, truncate_prompt_tokens=2, return_token_ids=True),
+    "echo": asked("echo", RAW, prompt="one two", echo=True),
+    "two": asked("two", n=2, temperature=1, logprobs=True, min_tokens=2),
+    "priority": asked("priority", priority=3),
+    "special": asked("special", skip_special_tokens=False, include_stop_str_in_output=True, max_tokens=40),
+    "new turn": asked(
+        "new turn",
+        messages=[{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}],
+        add_generation_prompt=True,
+        return_token_ids=True,
+    ),
+    "continued": asked(
+        "continued",
+        messages=[{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}],
+        return_token_ids=True,
+    ),
+    "response": asked("response", "/v1/responses", input="Say yes or no.", max_output_tokens=6),
+}
+
+
+def test_options_do_what_vllm_does_with_them_and_a_bad_one_fails_alone(ledger: Ledger, runner: Runner) -> None:
+    create(ledger, "batch_0000000000000011", [*OPTIONS.values(), asked("last")])
+    done = read_ended(ledger, "batch_0000000000000011")
+    texts = {name: row["message"]["content"][0]["text"] for name, row in done.items() if row["status"] == "succeeded"}
+    errors = {name: row["error"]["message"] for name, row in done.items() if row["status"] == "errored"}
+    assert errors.keys() == {
+        *("poison", "no grammar", "too many logprobs", "outside", "bad id", "effort", "only http", "priority")
+    }, (errors, texts)
+    assert "Compiling the list of choices" in errors["poison"]
+    assert "20" in errors["too many logprobs"]
+    assert errors["effort"].startswith("reasoning_effort: ")
+    assert errors["only http"].startswith("chat_template: ")
+    assert "allowed_token_ids" in errors["outside"]
+    assert "priority" in errors["priority"].lower()
+
+    assert {name: texts[name] for name in ("choice", "older choice", "grammar", "tag")} == {
+        "choice": "maybe so",
+        "older choice": "perhaps",
+        "grammar": "sure",
+        "tag": "ok",
+    }
+    assert texts["regex"].isdecimal()
+    assert len(texts["regex"]) == 3
+    found = done["logprobs"]["logprobs"]
+    said = "".join(token["token"] for token in found)
+    assert said.removesuffix("<|im_end|>") == texts["logprobs"], "with the token that ends it, as in vLLM's API"
+    assert [len(token["top_logprobs"]) for token in found] == [3] * len(found)
+    assert all(token["logprob"] == token["top_logprobs"][0]["logprob"] <= 0 for token in found), "it is greedy"
+    assert done["prompt"]["prompt_logprobs"][0] is None
+    assert len(done["prompt"]["prompt_logprobs"]) == len(done["prompt"]["prompt_token_ids"]) == 2
+    assert len(done["raw logprobs"]["logprobs"]) == 2
+    assert done["bias"]["token_ids"] == [28] * 6
+    assert texts["template"] == texts["last"], "this template does not use the variable"
+    assert len(done["cut"]["prompt_token_ids"]) == 2
+    assert texts["echo"].startswith("one two")
+    assert [len(choice["logprobs"]) >= 2 for choice in done["two"]["choices"]] == [True, True]
+    assert "<|im_end|>" in texts["special"]
+    assert len(done["new turn"]["prompt_token_ids"]) > len(done["continued"]["prompt_token_ids"]), "a turn of its own"
+    assert (done["response"]["kind"], texts["response"]) == ("response", texts["last"])

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from api.ops import safe_post
-from api.ops.safe_post import is_public, post
+from api.ops.safe_post import post
 from batchfile.engine.http.engine import HttpEngine, HttpOptions
 from batchfile.errors import SettingsError
+from batchfile.safe_http import is_public
 from batchfile.settings_tables import LocalRun, Pool, Webhook
 from batchfile.types import Failure, Message, Outcome, Request, Sampling
 from tests.contract import chat_server
@@ -111,15 +111,15 @@ def test_a_name_that_leads_elsewhere_when_asked_again_is_asked_once(monkeypatch:
         went_to.append(address[0])
         raise ConnectionRefusedError("as far as it goes")
 
-    monkeypatch.setattr(safe_post.socket, "getaddrinfo", look_up)
-    monkeypatch.setattr(safe_post.socket, "create_connection", connect)
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    monkeypatch.setattr(socket, "create_connection", connect)
     assert post("http://rebound.example/", b"", {}, allow_private=False) is not None
     assert went_to == ["93.184.216.34"]
 
 
 def test_a_name_with_one_own_address_among_others_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (one, 80)) for one in ("93.184.216.34", "10.0.0.1")]
-    monkeypatch.setattr(safe_post.socket, "getaddrinfo", lambda *_, **__: found)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
     assert "private address" in str(post("http://both.example/", b"", {}, allow_private=False))
 
 

@@ -90,21 +90,21 @@ def test_advice_about_a_key_never_changes_the_meaning_in_any_entry_point(
 ) -> None:
     data = b"".join(
         (CASES / name).read_bytes().replace(b'"m"', b'"mistral"')
-        for name in ("key-min_tokens.jsonl", "key-rf-schema-flat.jsonl")
+        for name in ("key-typical_p.jsonl", "key-rf-schema-flat.jsonl")
     )
     said = (
-        "body.min_tokens: min_tokens is not supported; remove it",
+        "body.typical_p: typical_p is not supported; remove it",
         "body.response_format.name: belongs inside response_format.json_schema",
     )
     texts = {"run": json.dumps(ran(tmp_path, data)), "validate": command(tmp_path, data, "validate").stdout.decode()}
     batch = work(served, client, uploaded(client, data).id)
     texts["files"] = client.files.content(batch.error_file_id).text
-    params = {"model": "mistral", "messages": [{"role": "user", "content": "x"}], "max_tokens": 8, "min_tokens": 4}
+    params = {"model": "mistral", "messages": [{"role": "user", "content": "x"}], "max_tokens": 8, "typical_p": 4}
     made = posted(served, {"custom_id": "a", "params": params})
     assert made.status_code == 200, made.text
     served.work(made.json()["id"], "mistral")
     http = served.http.get(f"/api/batches/{made.json()['id']}/results", headers=HEADERS).text
-    assert "params.min_tokens: min_tokens is not supported; remove it" in http
+    assert "params.typical_p: typical_p is not supported; remove it" in http
     texts["inbox"] = (dropped("email/in.jsonl", data).out("email/in.jsonl.results.jsonl") or b"").decode()
     for entry, text in texts.items():
         assert [words in text for words in said] == [True, True], (entry, text)

@@ -13,6 +13,7 @@ import openai
 import pytest
 from openai.types import Batch, Completion, CreateEmbeddingResponse, FileDeleted, FileObject
 from openai.types.chat import ChatCompletion
+from openai.types.responses import Response
 
 from batchfile.engine.open import engine_factory
 from batchfile.ledger import batches, ending
@@ -43,7 +44,10 @@ NUM_PAGED = 200
 
 
 def test_a_file_goes_in_and_its_answers_come_out(served: Any, client: Any) -> None:
-    given = [line(f"r{number}") for number in range(50)] + [line("bad", temperature=9), line("also bad", logprobs=True)]
+    given = [line(f"r{number}") for number in range(50)] + [
+        line("bad", temperature=9),
+        line("also bad", audio={"voice": "x"}),
+    ]
     file = strict(FileObject, client.files.create(file=("leads.jsonl", jsonl(*given)), purpose="batch"))
     assert (file.filename, file.bytes, file.purpose, file.status) == (
         "leads.jsonl",
@@ -85,7 +89,7 @@ def test_a_file_goes_in_and_its_answers_come_out(served: Any, client: Any) -> No
     ]
     assert [list(row["response"]["body"]["error"]) for row in errors] == [["message", "type", "param", "code"]] * 2
     assert "temperature" in errors[0]["response"]["body"]["error"]["message"]
-    assert "logprobs" in errors[1]["response"]["body"]["error"]["message"]
+    assert "audio" in errors[1]["response"]["body"]["error"]["message"]
 
 
 def test_output_files_are_files_of_the_same_bytes_each_time_until_they_are_removed(served: Any, client: Any) -> None:
@@ -185,12 +189,15 @@ def test_a_body_that_is_no_object_is_told_what_it_must_be(served: Any, body: byt
     assert answer.json()["error"]["message"] == wanted
 
 
-def test_lines_of_an_endpoint_that_is_not_served_yet_are_errored_one_by_one(served: Any, client: Any) -> None:
+def test_responses_come_back_as_the_client_reads_them_and_other_endpoints_are_rejected_at_create(
+    served: Any, client: Any
+) -> None:
     one = {"custom_id": "a", "method": "POST", "url": "/v1/responses", "body": {"model": "mistral", "input": "hi"}}
     batch = work(served, client, submit(client, one, endpoint="/v1/responses").id)
-    (row,) = rows(client, batch.error_file_id)
-    assert row["response"]["status_code"] == 400
-    assert CHAT in row["response"]["body"]["error"]["message"]
+    (row,) = rows(client, batch.output_file_id)
+    assert Response.model_validate(row["response"]["body"]).output_text == "hi"
+    with pytest.raises(openai.BadRequestError, match=r"endpoint: .*must be"):
+        submit(client, one | {"url": "/v1/images/generations"}, endpoint="/v1/images/generations")
 
 
 def test_a_raw_prompt_is_gone_on_from(served: Any, client: Any) -> None:
@@ -217,7 +224,7 @@ def test_a_raw_prompt_is_gone_on_from(served: Any, client: Any) -> None:
     assert all(not set(Completion.model_fields) - body.keys() - {"system_fingerprint"} for body in output.values())
     errors = {row["custom_id"]: row["response"] for row in rows(client, batch.error_file_id)}
     assert {custom_id: error["status_code"] for custom_id, error in errors.items()} == {"suffix": 400, "many": 400}
-    assert "body.suffix" in errors["suffix"]["body"]["error"]["message"]
+    assert "suffix: only an endpoint" in errors["suffix"]["body"]["error"]["message"]
 
 
 def test_texts_become_vectors_on_a_pool_that_embeds(served: Any, client: Any) -> None:

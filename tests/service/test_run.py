@@ -113,8 +113,11 @@ def test_an_output_that_was_removed_or_damaged_is_written_again(folder: Path) ->
     want = (folder / "out.jsonl").read_bytes()
     for damage in (b"", b"something else"):
         (folder / "out.jsonl").write_bytes(damage)
-        assert run(folder, "in.jsonl", "-o", "out.jsonl").returncode == 0
+        done = run(folder, "in.jsonl", "-o", "out.jsonl")
+        assert done.returncode == 0
         assert (folder / "out.jsonl").read_bytes() == want
+    assert b"out.jsonl was changed since it was written; the changed file is kept as out.jsonl.edited" in done.stderr
+    assert (folder / "out.jsonl.edited").read_bytes() == b"something else"
     (folder / "out.jsonl").unlink()
     assert run(folder, "in.jsonl", "-o", "out.jsonl").returncode == 0
     assert (folder / "out.jsonl").read_bytes() == want
@@ -180,10 +183,10 @@ def test_two_signals_stop_at_once_and_the_same_command_continues(folder: Path) -
     assert len(read(folder / "out.jsonl")) == 100
 
 
-def test_a_changed_input_is_refused_with_what_changed_until_restart(folder: Path) -> None:
+def test_an_input_of_other_requests_is_refused_with_what_changed_until_restart(folder: Path) -> None:
     run(folder, "in.jsonl", "-o", "out.jsonl")
     before = (folder / "out.jsonl").read_bytes()
-    (folder / "in.jsonl").write_bytes(requests(3))
+    (folder / "in.jsonl").write_bytes(requests(3).replace(b"words", b"others"))
     done = run(folder, "in.jsonl", "-o", "out.jsonl")
     assert done.returncode == 7
     assert b"the input has changed" in done.stderr
@@ -196,7 +199,6 @@ def test_a_changed_input_is_refused_with_what_changed_until_restart(folder: Path
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        (["--limit", "5"], b"--limit was not given and is 5 now"),
         (["--model", "other"], b"the model was echo and is other now"),
         (["--stage", "email"], b"the stage was not given and is email now"),
         (["--temperature", "0.5"], b"the default temperature was not given and is 0.5 now"),
@@ -261,13 +263,16 @@ def test_stdin_and_stdout_need_no_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_same_stdin_continues_and_another_is_refused(tmp_path: Path) -> None:
+def test_the_same_stdin_continues_and_another_runs_what_is_new(tmp_path: Path) -> None:
     log = tmp_path / "executed"
     for _ in range(2):
         done = run(tmp_path, "-", "-o", "out.jsonl", stdin=requests(5), BATCHFILE_ECHO_EXECUTIONS=str(log))
         assert done.returncode == 0, done.stderr
     assert num_executed(log) == 5
-    assert run(tmp_path, "-", "-o", "out.jsonl", stdin=requests(6)).returncode == 7
+    done = run(tmp_path, "-", "-o", "out.jsonl", stdin=requests(6), BATCHFILE_ECHO_EXECUTIONS=str(log))
+    assert (done.returncode, num_executed(log), len(read(tmp_path / "out.jsonl"))) == (0, 6, 6)
+    assert not list((tmp_path / ".batchfile").rglob("input-again-*")), "nothing is left of what was read to compare"
+    assert run(tmp_path, "-", "-o", "out.jsonl", stdin=requests(6).replace(b"words", b"others")).returncode == 7
 
 
 @pytest.mark.parametrize(("ending", "pack"), [("gz", gzip.compress), ("zst", zstd.compress)])

@@ -93,11 +93,11 @@ def test_the_summary_names_the_errors_file_which_holds_over_long_lines_too(tmp_p
     said = run(tmp_path, "in.jsonl", "-o", "out.jsonl").stderr
     assert b"1 line is rejected and gets a failed result: line 2: the line is longer than 16 MiB" in said
     assert b"1 of 2 requests succeeded" in said
-    assert b"; 1 rejected: fix " in said
+    assert b"; 1 rejected: out.jsonl.reasons.jsonl says why and out.jsonl.errors.jsonl has the lines; fix them" in said
     (tmp_path / "in.jsonl").write_bytes(GOOD + huge + b"bad\n")
     said = run(tmp_path, "in.jsonl", "-o", "out.jsonl", "--restart").stderr
-    assert b"; 2 rejected: fix " in said
-    assert b"fix out.jsonl.errors.jsonl and run it; out.jsonl.reasons.jsonl says why\n" in said
+    assert b"; 2 rejected: out.jsonl.reasons.jsonl says why and out.jsonl.errors.jsonl has the lines; fix" in said
+    assert b"; fix them in the input, and the same command runs only those\n" in said
 
 
 def test_blank_lines_a_bom_crlf_and_a_missing_last_newline_are_fine(tmp_path: Path) -> None:

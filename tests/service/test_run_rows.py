@@ -172,13 +172,24 @@ def test_choices_and_schemas_become_columns(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_another_prompt_is_another_run_and_further_rows_are_run() -> None:
     run("reviews.csv", "a.csv", prompt=PROMPT)
-    with pytest.raises(OutputTaken, match=r"--prompt was Classify.* and is Rate"):
+    with pytest.raises(OutputTaken, match=r"--prompt was Classify.* and is Rate.* now\. None of them can be reused"):
         run("reviews.csv", "a.csv", prompt="Rate {{ review }}")
     with Path("reviews.csv").open("a") as file:
         file.write("r4,new,3\n")
     receipt = run("reviews.csv", "a.csv", prompt=PROMPT)
     assert (receipt.counts.succeeded, receipt.reused) == (4, 3)
     assert Path("a.csv").read_text().endswith("r4,new,3,Classify: new,\n")
+
+
+def test_rows_keep_their_answers_in_another_place_and_another_column() -> None:
+    Path("r.csv").write_text("review\none\ntwo\nthree\n")
+    run("r.csv", "a.csv", prompt=PROMPT)
+    Path("r.csv").write_text("review\nthree\nnew\none\nfour\n")
+    receipt = run("r.csv", "a.csv", prompt=PROMPT, into="label", limit=3)
+    assert (receipt.counts.succeeded, receipt.reused) == (3, 2)
+    assert Path("a.csv").read_text() == (
+        "review,label,error\nthree,Classify: three,\nnew,Classify: new,\none,Classify: one,\n"
+    )
 
 
 def test_a_prompt_from_a_file_is_the_same_run_and_a_long_one_is_kept_as_its_digest() -> None:

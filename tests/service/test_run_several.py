@@ -172,10 +172,10 @@ def test_a_file_that_cannot_be_used_is_reported_and_the_others_run() -> None:
 def test_the_exit_code_is_the_worst_of_all_files() -> None:
     Path("in/c.jsonl").write_bytes(lines("c") + b"not JSON\n")
     run("in", "-o", "out/", code=Exit.FAILED_REQUESTS)
-    Path("in/a.jsonl").write_bytes(lines("other"))
+    Path("in/a.jsonl").write_bytes(lines("other").replace(b'"max_tokens"', b'"max_tokens" '))
     Path("in/b.jsonl").write_bytes(b"")
     _, said = run("in", "-o", "out/", code=Exit.OUTPUT_TAKEN)
-    assert "out/a.jsonl belongs to a run of other requests" in said
+    assert "out/a.jsonl has 30 finished answers of a run that differs: the input has changed. None" in said
     assert "in/b.jsonl: is empty" in said
     assert said.endswith("1 of 3 files done: 30 of 31 requests succeeded\n")
     run("in/a.jsonl", "in/c.jsonl", "-o", "out/", "--restart", code=Exit.FAILED_REQUESTS)

@@ -9,10 +9,19 @@ import openai.types.chat.completion_create_params as o_create
 import pytest
 from openai.types import completion_create_params as o_completion
 from openai.types import embedding_create_params as o_embedding
+from openai.types.responses import response_create_params as o_response
 from openai.types.shared_params import FunctionDefinition, ResponseFormatJSONSchema, response_format_json_schema
 from pydantic import BaseModel
 
-from batchfile.lines.formats import native, openai_chat, openai_completions, openai_embeddings, openai_shared, shared
+from batchfile.lines.formats import (
+    native,
+    openai_chat,
+    openai_completions,
+    openai_embeddings,
+    openai_responses,
+    openai_shared,
+    shared,
+)
 
 
 def keys(kind: Any) -> set[str]:
@@ -36,7 +45,7 @@ PAIRS: list[tuple[Any, type[BaseModel]]] = [
     (a.OutputConfigParam, native.OutputConfig),
     (a.JSONOutputFormatParam, native.JsonSchemaFormat),
     (o_create.CompletionCreateParamsNonStreaming, openai_chat.Body),
-    (o.ChatCompletionMessageParam, openai_chat.Turn),
+    (o.ChatCompletionMessageParam, openai_chat.ChatMessage),
     (o.ChatCompletionContentPartTextParam, shared.TextBlock),
     (o.ChatCompletionMessageFunctionToolCallParam, openai_chat.FunctionCall),
     (o.ChatCompletionFunctionToolParam, openai_chat.FunctionTool),
@@ -46,6 +55,7 @@ PAIRS: list[tuple[Any, type[BaseModel]]] = [
     (response_format_json_schema.JSONSchema, openai_shared.JsonSchema),
     (o_completion.CompletionCreateParamsNonStreaming, openai_completions.Body),
     (o_embedding.EmbeddingCreateParams, openai_embeddings.Body),
+    (o_response.ResponseCreateParamsNonStreaming, openai_responses.Body),
 ]
 
 

@@ -245,7 +245,7 @@ def test_who_dropped_a_file_is_told_where_it_asked_to_be(
     receiver: Receiver, client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch, has_secret: bool
 ) -> None:
     """Signed with the tenant's secret, where there is one; never at an address that only we reach, unless allowed."""
-    monkeypatch.setattr("api.ops.safe_post.is_public", lambda address: True)
+    monkeypatch.setattr("batchfile.safe_http.is_public", lambda address: True)
     store = MemoryStore(ManualClock(time.time() - 60.0))
     store.put("inbox/mistral/a.batch.toml", f'callback = "{receiver.url}&of=a"'.encode())
     store.put("inbox/mistral/a.jsonl", b"rubbish")

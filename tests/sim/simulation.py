@@ -13,7 +13,7 @@ from batchfile import long_work
 from batchfile.janitor import RELOOK_S
 from batchfile.ledger.base import Limits
 from batchfile.ledger.lease import CRASHES_BEFORE_BISECT, CRASHES_OF_ONE_LINE
-from batchfile.plan import planner
+from batchfile.plan import ranges
 from batchfile.settings import Settings
 from batchfile.settings_tables import Pool
 from tests.sim import bodies, dropped, illness, receiver
@@ -105,7 +105,7 @@ def run(
     try:
         with ExitStack() as stack:
             stack.enter_context(seeded_secrets(seed))
-            stack.enter_context(patch.object(planner, "RANGE_LINES_MIN", rng.choice((1, 2, 3))))
+            stack.enter_context(patch.object(ranges, "RANGE_LINES_MIN", rng.choice((1, 2, 3))))
             stack.enter_context(patch.object(long_work, "LONG_BYTES", rng.choice((0, long_work.LONG_BYTES))))
             drawn_kind = rng.choice(SCENES)
             kind = kind or drawn_kind

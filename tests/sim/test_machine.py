@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
-from batchfile.plan import planner
+from batchfile.plan import ranges
 from tests.sim import bodies
 from tests.sim.actors import Shape, Stage, seeded_secrets
 from tests.sim.clients import Client, CreateOptions
@@ -46,7 +46,7 @@ class Machine(RuleBasedStateMachine):
         self._patches = ExitStack()
         self._patches.enter_context(installed())
         self._patches.enter_context(seeded_secrets("machine"))
-        self._patches.enter_context(patch.object(planner, "RANGE_LINES_MIN", 2))
+        self._patches.enter_context(patch.object(ranges, "RANGE_LINES_MIN", 2))
         self.world = World("machine")
         self.model, self.asked = Model(self.world), Asked()
         shape = Shape(limits=limits(abandoned_s=45.0, completion_window_s=24 * 3600.0))

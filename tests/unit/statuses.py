@@ -12,4 +12,4 @@ def status(**known: Any) -> BatchStatus:
     usual |= dict.fromkeys(("errored", "canceled", "expired", "input_tokens", "output_tokens", "cached_tokens"), 0)
     usual |= {"batch_id": "batch_a", "state": "open", "total": 3, "succeeded": 1, "pending": 2, "usage_unknown": 0}
     usual |= {"created_at": 0.0, "updated_at": 0.0, "expires_at": 86400.0, "metadata": {}, "pools": {}}
-    return BatchStatus(**usual | {"priority": 5, "dialect": "native"} | known)
+    return BatchStatus(**usual | {"priority": 5, "dialect": "native", "reused": {}} | known)

@@ -20,6 +20,7 @@ from batchfile.cli.group import COMMANDS, LazyGroup, main, root
 from batchfile.cli.numbers import Finite, Whole
 from batchfile.cli.reference import reference
 from batchfile.client.estimate import PoolTime
+from batchfile.engine.open import EngineMaker
 from batchfile.errors import BatchfileError, InvalidFile, OutputTaken, SettingsError, StoreUnavailable
 from batchfile.local import engines, outputs
 from batchfile.local.api import run
@@ -191,7 +192,13 @@ def test_the_key_of_a_service_of_ours_is_sent_to_no_other_endpoint(monkeypatch: 
 
 def test_the_data_type_of_a_run_is_vllms_argument_and_no_other_engines(monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[dict[str, Any]] = []
-    monkeypatch.setattr(engines, "engine_factory", lambda kind, engine_args, **_: given.append(engine_args))
+    maker = engines.engine_factory("echo", model="m")
+
+    def factory(kind: str, engine_args: dict[str, Any], **_: Any) -> EngineMaker:
+        given.append(engine_args)
+        return maker
+
+    monkeypatch.setattr(engines, "engine_factory", factory)
     monkeypatch.setattr(engines, "check_vllm", lambda model, revision: None)
     dtypes: tuple[Dtype | None, ...] = (None, "float32")
     for dtype in dtypes:

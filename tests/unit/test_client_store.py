@@ -25,7 +25,8 @@ from batchfile.local import outputs
 from batchfile.local.inputs import inspect
 from batchfile.local.options import RunOptions
 from batchfile.local.outputs import is_being_written, lock_output
-from batchfile.local.run import open_batch, work
+from batchfile.local.run import open_batch
+from batchfile.local.work import work
 from batchfile.open_ledger import open_ledger, open_service_ledger
 from batchfile.plan.options import CreateOptions
 from batchfile.plan.planner import plan_upload

@@ -265,7 +265,7 @@ def test_whole_numbers_that_a_data_frame_made_floats_are_whole_again(tmp_path: P
         ),
         (
             {"custom_id": ["a"], "prompt": ["x"], "n": [2]},
-            "column n: is not supported in params; write the line in OpenAI's",
+            "column n: n is not supported in Parquet; drop it",
         ),
         (
             {"custom_id": ["a"], "prompt": ["x"], "json_schema": ["{}"]},

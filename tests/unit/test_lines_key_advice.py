@@ -39,13 +39,14 @@ def fields(module: Any) -> set[str]:
 @pytest.mark.parametrize(
     ("place", "key", "words"),
     [
-        (openai_chat.URL, "min_tokens", "min_tokens is not supported; remove it"),
-        ("params", "min_tokens", "min_tokens is not supported; remove it"),
-        (openai_chat.URL, "length_penalty", "length_penalty is not supported; remove it"),
-        (openai_chat.URL, "reasoning", "reasoning is not supported; remove it"),
-        ("params", "logprobs", "logprobs is not supported; remove it"),
+        (openai_embeddings.URL, "min_tokens", "min_tokens is not supported; remove it"),
+        (openai_chat.URL, "reasoning", "is not supported here; use reasoning_effort"),
+        ("params", "reasoning_effort", "is not supported here; use output_config.effort"),
+        ("params", "thinking_token_budget", "is not supported here; use thinking.budget_tokens"),
+        (openai_chat.URL, "thinking", "is not supported here; use reasoning_effort"),
+        ("params", "verbosity", "verbosity is not supported; remove it"),
         ("params", "streem", "unknown field; remove it"),  # a batch does not stream
-        ("params", "top_n", "unknown field; remove it"),
+        ("params", "top_n", "is not a field of this format; remove it"),
         ("params", "tok_p", "unknown field; remove it"),  # top_k or top_p
         ("params", "models", "models is not supported; remove it"),
         ("params", "response_format", "is not supported here; use output_config"),

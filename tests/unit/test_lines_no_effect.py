@@ -1,4 +1,4 @@
-"""Keys that are accepted and change no answer: the documentation names each of them."""
+"""Keys of turns, blocks and tools that change no answer: docs/service.md names each of them."""
 
 import re
 from pathlib import Path
@@ -6,19 +6,12 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from batchfile.lines.formats import native, openai_chat, openai_completions, openai_embeddings
+from batchfile.lines.formats import native, openai_chat
 from batchfile.lines.formats.shared import TextBlock, without_effect
 
 DOCS = Path(__file__).parents[2] / "docs" / "service.md"
 MODELS: list[type[BaseModel]] = [
-    *(
-        native.Params,
-        openai_chat.Body,
-        openai_chat.ChatMessage,
-        openai_completions.Body,
-        openai_embeddings.Body,
-        TextBlock,
-    ),
+    *(openai_chat.ChatMessage, TextBlock),
     *(native.ToolDefinition, native.ToolUseBlock, native.ToolResultBlock, native.ThinkingBlock),
     *(native.RedactedThinkingBlock, openai_chat.FunctionCall),
 ]

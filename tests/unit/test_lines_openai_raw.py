@@ -84,10 +84,7 @@ BAD = [
     (COMPLETIONS, {"prompt": [-1]}, "body.prompt: must be a string or a list of token ids"),
     (COMPLETIONS, {"prompt": ["a", 1]}, "body.prompt: item [1] must be a string or a list of token ids, got 1"),
     (COMPLETIONS, {"prompt": ["a", "b"]}, "body.prompt: has 2 prompts; put each prompt on its own line"),
-    (COMPLETIONS, {"prompt": "a", "echo": True}, "body.echo: echo is not supported"),
-    (COMPLETIONS, {"prompt": "a", "suffix": "b"}, "body.suffix: suffix is not supported"),
     (COMPLETIONS, {"prompt": "a", "best_of": 2}, "body.best_of: best_of is not supported; use n"),
-    (COMPLETIONS, {"prompt": "a", "logprobs": 0}, "body.logprobs: logprobs are not supported"),
     (COMPLETIONS, {"prompt": "a", "n": 0}, "body.n: must be at least 1, got 0"),
     (COMPLETIONS, {"prompt": "a", "max_token": 1}, "body.max_token: unknown field; did you mean max_tokens?"),
     (EMBEDDINGS, {}, "body.input: is missing"),
@@ -97,7 +94,7 @@ BAD = [
     (EMBEDDINGS, {"input": "a", "dimensions": 0}, "body.dimensions: must be at least 1, got 0"),
     (EMBEDDINGS, {"input": "a", "encoding_format": "hex"}, 'body.encoding_format: must be "float" or "base64"'),
     (EMBEDDINGS, {"input": "a", "max_tokens": 5}, "body.max_tokens: is not a field of this format"),
-    ("/v1/responses", {"input": "a"}, "url: must be"),
+    ("/v1/classify", {"input": "a"}, "url: must be"),
 ]
 
 

@@ -120,8 +120,8 @@ def test_keys_of_the_hosted_service_and_keys_that_ask_for_nothing_are_ignored() 
 @pytest.mark.parametrize(
     ("params", "place"),
     [
-        ({"output_config": {"effort": "low"}}, "params.output_config.effort: "),
-        ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, "params.thinking.budget_tokens: "),
+        ({"output_config": {"effort": "least"}}, "params.output_config.effort: "),
+        ({"thinking": {"type": "enabled", "budget_tokens": -1}}, "params.thinking.budget_tokens: "),
         ({"thinking": {"type": "enabled", "display": "omitted"}}, "params.thinking.display: "),
         ({"inference_geo": "us"}, "params.inference_geo: "),
         ({"speed": "fast"}, "params.speed: "),
@@ -227,8 +227,8 @@ BAD = [
         "params.messages[0].contnt: unknown field; did you mean content?",
     ),
     (
-        {"messages": turns(("user", [{"type": "image", "source": {"type": "url", "url": "x"}}]))},
-        'params.messages[0].content[0]: blocks of type "image" are not supported; use a text block',
+        {"messages": turns(("user", [{"type": "search_result", "source": "x"}]))},
+        'params.messages[0].content[0]: blocks of type "search_result" are not supported; use a text block',
     ),
     (
         {"messages": turns(("user", [{"type": "text", "txt": "x", "text": "y"}]))},

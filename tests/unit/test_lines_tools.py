@@ -241,7 +241,7 @@ def test_anthropics_blocks_have_every_key() -> None:
     ]
 
 
-def test_openais_message_has_calls_and_no_thinking() -> None:
+def test_openais_message_has_calls_and_thinking_by_vllms_name() -> None:
     [made] = openai_file([LINE + b"\n"], batch_id="b", created=1, is_output=None)
     body = json.loads(made)["response"]["body"]
     assert body["choices"] == [
@@ -251,6 +251,7 @@ def test_openais_message_has_calls_and_no_thinking() -> None:
                 "role": "assistant",
                 "content": "I look.",
                 "refusal": None,
+                "reasoning": "hm",
                 "tool_calls": [
                     {
                         "id": "toolu_1",

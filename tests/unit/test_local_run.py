@@ -7,6 +7,7 @@ import pytest
 
 from batchfile.clock import ManualClock
 from batchfile.engine.echo import EchoEngine
+from batchfile.engine.identity import EngineIdentity
 from batchfile.errors import BatchDamaged, InvalidFile, OutputTaken, RecordNewer, SettingsError
 from batchfile.inbox.documents import FileFacts
 from batchfile.ledger import batches, ending, keys, retention
@@ -15,10 +16,11 @@ from batchfile.ledger.cas import load
 from batchfile.ledger.records import BatchRecord, IdempotencyRecord, encode
 from batchfile.local import run as local_run
 from batchfile.local.inputs import inspect
-from batchfile.local.options import RunOptions
+from batchfile.local.options import RunOptions, changes
 from batchfile.local.outputs import lock_output, lock_path
 from batchfile.local.receipt import make_receipt
 from batchfile.local.run import Opened, open_batch
+from batchfile.local.work import work
 from batchfile.store.directory import DirectoryStore
 
 LINE = '{"custom_id":"r%d","params":{"messages":[{"role":"user","content":"hi"}]}}\n'
@@ -175,12 +177,21 @@ def test_a_refused_file_leaves_nothing(ledger: Ledger, options: RunOptions) -> N
     assert list(ledger.store.list("")) == []
 
 
-def test_everything_that_changed_is_said(ledger: Ledger, options: RunOptions) -> None:
-    _open(ledger, options)
-    with pytest.raises(OutputTaken) as caught:
-        _open(ledger, replace(options, model="other", temperature=0.7, limit=3))
-    for words in ("the model was echo and is other now", "--limit was not given and is 3", "temperature"):
-        assert words in str(caught.value)
+def test_everything_that_changed_is_said(options: RunOptions) -> None:
+    old = options.identity(
+        "1", EngineIdentity({"the model": "echo", "the quantization": "", "the template": "sha256:1"})
+    )
+    other = replace(options, model="other", temperature=0.7, limit=3)
+    new = other.identity("1", EngineIdentity({"the model": "other", "the quantization": "fp8", "the tokenizer": "x"}))
+    assert changes(old, new) == [
+        "the model was echo and is other now",
+        "--limit was not given and is 3 now",
+        "the default temperature was not given and is 0.7 now",
+        "the quantization was not given and is fp8 now",
+        "the template has changed",
+        "the tokenizer was not given and is x now",
+    ]
+    assert changes(old, options.identity("2")) == ["the input has changed"], "an unknown engine is no difference"
 
 
 def test_an_output_is_locked_while_it_is_worked_on_whatever_the_store(tmp_path: Path) -> None:
@@ -227,6 +238,6 @@ def test_a_receipt_has_the_versions_of_the_engine_and_the_commits_of_its_models(
         return engine
 
     ended: list[BatchRecord] = []
-    local_run.work(ledger, [batch], build, "runner", lambda runner: None, ended.append)
+    work(ledger, [batch], build, "runner", lambda runner: None, ended.append)
     receipt = make_receipt(ended[0], FileFacts(path="out.jsonl", sha256="", bytes=0, lines=10), None)
     assert (receipt.engine.version, receipt.engine.commits) == ("9.9", commits)

@@ -4,7 +4,7 @@ import ipaddress
 
 import pytest
 
-from api.ops.safe_post import is_public
+from batchfile.safe_http import is_public
 
 
 @pytest.mark.parametrize(

@@ -256,3 +256,10 @@ def test_how_long_a_deleted_batch_stays_can_be_set(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("BATCHFILE_LIMITS__TOMBSTONE_S", "60")
     with pytest.raises(SettingsError, match=r"limits.tombstone_s = '60'.*7200"):
         load_settings()
+
+
+@pytest.mark.parametrize("place", ["https://images.example", "s3:/photos", "user@images.example", "images.example/a"])
+def test_a_place_to_read_media_from_is_a_host_or_a_bucket(monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    monkeypatch.setenv("BATCHFILE_MEDIA__ACME__ALLOW", f'["images.example:8443", "s3://photos/public/", "{place}"]')
+    with pytest.raises(SettingsError, match=r"media\.acme\.allow.* must be a host, such as images\.example"):
+        load_settings()

@@ -45,7 +45,7 @@ def test_a_good_file_has_no_problem_and_a_summary() -> None:
 
 
 def test_every_problem_of_every_line_is_told_with_its_column() -> None:
-    bad = line("é", max_tokens=0, max_token=5, messages=[{"role": "user", "content": [{"type": "image"}]}])
+    bad = line("é", max_tokens=0, max_token=5, messages=[{"role": "user", "content": [{"type": "video"}]}])
     found = check(line("x"), "", bad, "{oops")
     assert [(problem.line, problem.where) for problem in found] == [
         (3, "params.messages[0].content[0]"),
@@ -53,7 +53,7 @@ def test_every_problem_of_every_line_is_told_with_its_column() -> None:
         (3, "params.max_token"),
         (4, ""),
     ]
-    for problem, text in zip(found, ['{"type": "image"}', "0", '"max_token"', "oops"], strict=False):
+    for problem, text in zip(found, ['{"type": "video"}', "0", '"max_token"', "oops"], strict=False):
         source = bad if problem.line == 3 else "{oops"
         assert problem.column is not None
         assert source[problem.column - 1 :].startswith(text)

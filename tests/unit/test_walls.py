@@ -41,6 +41,7 @@ ALLOWED = {
         "batchfile/client/http_client.py",
         "batchfile/local/http_input.py",
     ),
+    "PIL": ("batchfile/media/decode.py",),
     "backports": ("batchfile/lines/file_formats.py", "batchfile/client/http_client.py"),
     "jsonschema_rs": ("batchfile/schemas/rules.py",),
     "litestar": ("api/",),
@@ -66,22 +67,29 @@ APPLICATIONS = ("batchfile", "api", "runners", "deploy")
 PLACES = {
     # the library, from the bottom up
     "batchfile/errors.py": "",
-    "batchfile/types.py": "",
+    "batchfile/request_media.py": "",
+    "batchfile/request_options.py": "",
+    "batchfile/types.py": "request_media request_options",
     "batchfile/clock.py": "",
     "batchfile/logs.py": "",
     "batchfile/env_aliases.py": "",
     "batchfile/child_env.py": "",
     "batchfile/routing.py": "errors types",
+    "batchfile/safe_http.py": "",
     "batchfile/store/": "errors clock child_env",
-    "batchfile/lines/": "errors types child_env routing lines.formats",
-    "batchfile/lines/formats/": "errors types lines.diagnostics lines.framing lines.result",
+    "batchfile/lines/": "errors types request_media child_env routing lines.formats",
+    "batchfile/lines/formats/": "errors types request_media request_options lines.diagnostics lines.framing "
+    "lines.result",
     "batchfile/rows/": "errors types lines schemas.rules",
     "batchfile/schemas/": "child_env",
+    "batchfile/media/": "errors types request_media clock safe_http store",
     # testing.faulty_echo: where a variable asks for faults
-    "batchfile/engine/": "errors types clock engine.http.engine engine.vllm.engine engine.vllm.tasks "
-    "testing.faulty_echo",
-    "batchfile/engine/http/": "errors types engine.base engine.fit engine.prompts engine.tool_wire",
-    "batchfile/engine/vllm/": "errors types child_env schemas engine.base engine.fit engine.prompts engine.tool_wire",
+    "batchfile/engine/": "errors types request_media request_options clock engine.http.engine engine.vllm.engine "
+    "engine.vllm.identity engine.vllm.tasks testing.faulty_echo",
+    "batchfile/engine/http/": "errors types request_media engine.base engine.fit engine.prompts engine.tool_wire",
+    "batchfile/engine/vllm/": "errors types request_media request_options child_env schemas engine.base engine.fit "
+    "engine.identity "
+    "engine.prompts engine.tool_wire",
     "batchfile/ledger/": "errors types clock store.base lines.envelope lines.failures lines.framing lines.result",
     "batchfile/settings_tables.py": "types ledger.keys",
     "batchfile/settings.py": "errors types env_aliases schemas.rules ledger.base ledger.keys settings_tables",
@@ -92,14 +100,14 @@ PLACES = {
     "batchfile/inbox/": "batchfile errors types store.base lines ledger plan",
     "batchfile/long_work.py": "errors ledger plan.pending inbox",
     "batchfile/janitor.py": "errors ledger plan.pending inbox",
-    "batchfile/runner/": "errors types clock routing store.base lines schemas engine.base ledger inbox long_work "
-    "janitor",
+    "batchfile/runner/": "errors types request_media clock routing store.base lines schemas media engine.base ledger "
+    "inbox long_work janitor",
     "batchfile/signals.py": "runner.runner",
-    "batchfile/local/": "batchfile errors types logs routing settings open_ledger store lines rows engine.base "
-    "engine.open engine.http.engine engine.vllm.adapters engine.vllm.preflight ledger plan inbox.documents "
-    "runner.runner runner.stats",
+    "batchfile/local/": "batchfile errors types logs routing settings open_ledger store lines rows media.rules "
+    "engine.base engine.identity engine.open engine.http.engine engine.vllm.adapters engine.vllm.preflight ledger plan "
+    "inbox.documents runner.runner runner.stats",
     "batchfile/client/": "errors types logs routing settings open_ledger store lines rows ledger plan.options "
-    "plan.submit inbox.records local.inputs local.options local.outputs local.receipt local.tables",
+    "plan.reuse_sources plan.submit inbox.records local.inputs local.options local.outputs local.receipt local.tables",
     "batchfile/testing/": "errors types clock store engine.base engine.echo ledger.records runner",
     "batchfile/cli/": "batchfile errors types logs routing settings settings_tables signals open_ledger store lines "
     "engine.fit engine.vllm.cpu engine.vllm.preflight ledger inbox.documents runner.runner local client",
@@ -110,8 +118,8 @@ PLACES = {
     "api/http/": "batchfile errors types settings settings_tables lines ledger",
     "api/service.py": "errors settings files ledger api.http",
     "api/create.py": "errors types routing settings lines.kinds lines.split_document ledger plan api.http api.service",
-    "api/ops/": "batchfile errors settings settings_tables open_ledger store lines.formats.stage ledger plan.pending "
-    "inbox api.http",
+    "api/ops/": "batchfile errors settings settings_tables safe_http open_ledger store lines.formats.stage ledger "
+    "plan.pending inbox api.http",
     "api/native/": "errors types lines.formats.stage ledger plan.submit inbox.records api.http api.service api.create "
     "api.ops",
     "api/openai/": "types lines.formats.openai_results files ledger plan api.http api.service api.create "
@@ -124,9 +132,9 @@ PLACES = {
     "api/__main__.py": "errors logs settings open_ledger api.http api.ops.store_health api.app",
     "api/__init__.py": "",
     # runners and deployment
-    "runners/": "errors types logs child_env settings settings_tables signals open_ledger store.metered engine.base "
-    "engine.open engine.vllm.adapters engine.vllm.cpu engine.vllm.preflight ledger inbox.outbox inbox.scan "
-    "runner.runner runner.stats",
+    "runners/": "errors types logs child_env settings settings_tables signals open_ledger store.metered media.rules "
+    "engine.base engine.open engine.vllm.adapters engine.vllm.cpu engine.vllm.preflight ledger inbox.keys inbox.outbox "
+    "inbox.scan runner.runner runner.stats",
     "runners/ray/": "errors types logs settings open_ledger store.open ledger.heartbeats ledger.status runners.child "
     "runners.options runners.scaling runners.supervisor",
     "runners/runpod/": "errors logs signals runners.child runners.options runners.scaling",

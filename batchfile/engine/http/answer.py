@@ -10,8 +10,9 @@ from math import isfinite
 from typing import Any
 
 from batchfile.engine.fit import vector_of
+from batchfile.engine.http.details import with_details
 from batchfile.engine.tool_wire import call_stem, made_calls
-from batchfile.types import Choice, Completion, Kind, Request, StopReason, ToolCall, Usage, Vector
+from batchfile.types import Choice, Completion, Form, Kind, Request, StopReason, ToolCall, Usage, Vector
 
 TOKENS_MAX = 2**31  # that one request can use; a larger number is not a real count
 FLOAT_BYTES = 4
@@ -50,7 +51,8 @@ _STREAM_STARTS = (b"data:", b"event:")
 @dataclass(frozen=True, slots=True)
 class ExpectedAnswer:
     """What an answer may contain. `stem`: the prefix of tool call ids; empty without tools. `num_vectors` and the
-    requested `dimensions`: for an embedding.
+    requested `dimensions`: for an embedding. `keeps_thinking`: also thinking that was not requested. `has_options`:
+    log probabilities and token ids too.
     """
 
     stem: str = ""
@@ -60,6 +62,9 @@ class ExpectedAnswer:
     num_vectors: int = 0
     dimensions: int | None = None
     is_base64: bool = False
+    keeps_thinking: bool = False
+    has_options: bool = False
+    form: Form | None = None
 
 
 class Odd(ValueError):
@@ -69,12 +74,21 @@ class Odd(ValueError):
 def expected_answer(request: Request) -> ExpectedAnswer:
     raw, num_choices = request.raw, request.sampling.num_choices
     if raw is None:
-        stem = "" if request.tools is None else call_stem(request)
-        return ExpectedAnswer(stem, bool(request.is_thinking), num_choices=num_choices)
+        return ExpectedAnswer(
+            stem="" if request.tools is None else call_stem(request),
+            is_thinking=bool(request.is_thinking),
+            num_choices=num_choices,
+            keeps_thinking=request.keeps_thinking is True,
+            has_options=request.options is not None,
+            form=request.form,
+        )
     if raw.kind == "completion":
-        return ExpectedAnswer(kind=raw.kind, num_choices=num_choices)
+        return ExpectedAnswer(kind=raw.kind, num_choices=num_choices, has_options=request.options is not None)
     return ExpectedAnswer(
-        kind=raw.kind, num_vectors=len(raw.inputs), dimensions=raw.dimensions, is_base64=raw.is_base64
+        kind=raw.kind,
+        num_vectors=min(len(raw.inputs) - raw.num_queries, raw.top_n or len(raw.inputs)),
+        dimensions=raw.dimensions,
+        is_base64=raw.is_base64,
     )
 
 
@@ -146,11 +160,12 @@ def _completion(body: dict[str, Any], wanted: ExpectedAnswer) -> Completion:
         raise Odd(_advised("it has no choices"))
     if len(choices) != wanted.num_choices:
         raise Odd(f"it has {len(choices)} choices instead of {wanted.num_choices}.")
-    return Completion(
+    made = Completion(
         choices=tuple(_choice(choice, wanted, index) for index, choice in enumerate(choices)),
         usage=_usage(body, "prompt_tokens", "completion_tokens"),
-        kind=wanted.kind,
+        kind=wanted.form or wanted.kind,
     )
+    return with_details(made, body, choices) if wanted.has_options else made
 
 
 def _choice(choice: dict[str, Any], wanted: ExpectedAnswer, index: int) -> Choice:
@@ -159,14 +174,16 @@ def _choice(choice: dict[str, Any], wanted: ExpectedAnswer, index: int) -> Choic
     text, refused = _text_and_refusal(message.get("content"))
     refusal = refused + _text(message.get("refusal"))
     thought = message.get("reasoning_content") or message.get("reasoning")
-    thinking = _text(thought) if thought is not None and wanted.is_thinking else None
+    keeps_thinking = wanted.is_thinking or wanted.keeps_thinking
+    thinking = _text(thought) if thought is not None and keeps_thinking else None
     calls = _calls(message.get("tool_calls") or [], wanted, index, is_cut=reason == "max_tokens")
     if refusal:
         text = REFUSAL_JOINT.join(filter(None, (text, refusal)))
         reason = "content_filter" if reason == "content_filter" else "refusal"
     if reason == "tool_use" and not calls:
         raise Odd("its finish_reason says that it calls a tool, but it has no tool call.")
-    if message.get("content") is None and not (calls or refusal or thinking) and reason == "end_turn":
+    has_asked_thinking = thinking and wanted.is_thinking
+    if message.get("content") is None and not (calls or refusal or has_asked_thinking) and reason == "end_turn":
         only = ", only reasoning, which was not requested" if thought else ""
         raise Odd(f"its content is null, and it has no tool call and no refusal{only}.")
     if calls and reason == "end_turn":
@@ -226,13 +243,21 @@ def _text(given: object) -> str:
 
 
 def _vectors(body: dict[str, Any], wanted: ExpectedAnswer) -> Completion:
+    if wanted.kind == "rerank":
+        made = tuple((float(int(one["index"])), float(one["relevance_score"])) for one in body["results"])
+        if len(made) != wanted.num_vectors:
+            raise Odd(f"it has {len(made)} documents instead of {wanted.num_vectors}.")
+        return Completion(choices=(), usage=_usage(body, "prompt_tokens"), kind=wanted.kind, vectors=made)
     found = sorted(body["data"], key=lambda one: int(one["index"]))
     if len(found) != wanted.num_vectors:
         raise Odd(f"it has {len(found)} vectors instead of {wanted.num_vectors}.")
     if [int(one["index"]) for one in found] != list(range(len(found))):
         raise Odd("the indexes of its vectors do not match the inputs.")
-    vectors = tuple(_vector(one["embedding"], wanted) for one in found)
-    return Completion(choices=(), usage=_usage(body, "prompt_tokens"), kind="embedding", vectors=vectors)
+    if wanted.kind == "score":
+        vectors: tuple[Vector, ...] = tuple((float(one["score"]),) for one in found)
+    else:
+        vectors = tuple(_vector(one["embedding"], wanted) for one in found)
+    return Completion(choices=(), usage=_usage(body, "prompt_tokens"), kind=wanted.kind, vectors=vectors)
 
 
 def _vector(given: Any, wanted: ExpectedAnswer) -> Vector:

@@ -52,12 +52,15 @@ async def check(ask: Ask, subject: Subject, *, is_listing_enough: bool) -> Check
     return await _check_paths(ask, subject, names)
 
 
+CHECKED: tuple[Kind, ...] = ("chat", "completion", "embedding")  # an endpoint that scores makes embeddings too
+
+
 async def _check_paths(ask: Ask, subject: Subject, names: Sequence[str]) -> Checked:
     """Requests one token on each path until one succeeds. Only if all are rejected, the endpoint is unusable."""
     refused: Said | None = None
     is_unclear = False
-    for kind, path in PATHS.items():
-        said = await ask("POST", path, smallest_body(kind, subject.model))
+    for kind in CHECKED:
+        said = await ask("POST", PATHS[kind], smallest_body(kind, subject.model))
         if isinstance(said, NoAnswer):
             return Checked(no_answer_problem(said, subject))
         if has_read(said):
@@ -160,5 +163,7 @@ def smallest_body(kind: Kind, model: str) -> bytes:
         "chat": {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1},
         "completion": {"prompt": "Hi", "max_tokens": 1},
         "embedding": {"input": ["Hi"]},
+        "score": {"text_1": "Hi", "text_2": ["Hi"]},
+        "rerank": {"query": "Hi", "documents": ["Hi"]},
     }
     return json.dumps({"model": model, **about[kind]}).encode()

@@ -292,7 +292,10 @@ class Dispatcher:
         kind = self._kind
         said = await self._ask_anew("POST", PATHS[kind], smallest_body(kind, self._model))
         self._is_proven = self._is_proven or (isinstance(said, Said) and has_read(said))
-        answer, now = self._read(said, ExpectedAnswer(kind=kind, num_vectors=int(kind == "embedding"))), self._now()
+        answer, now = (
+            self._read(said, ExpectedAnswer(kind=kind, num_vectors=int(kind not in ("chat", "completion")))),
+            self._now(),
+        )
         match answer:
             case Unserved():
                 self._judge.note(None, "bad", now)

@@ -22,6 +22,7 @@ from batchfile.engine.http.dispatch import PROBES_AT_ONCE, Dispatcher, HttpPrepa
 from batchfile.engine.http.wire import api_root, request_body
 from batchfile.engine.prompts import prefix_of
 from batchfile.errors import EngineDead, SettingsError
+from batchfile.request_media import MediaUse
 from batchfile.types import Completion, Failure, Outcome, Request
 
 log = structlog.get_logger()
@@ -110,6 +111,7 @@ class HttpEngine:
             version="openai",
             num_slots=options.concurrency,
             max_in_flight=in_flight_for(options.concurrency),
+            media=MediaUse(kinds=frozenset({"image", "audio"}), is_sent=True),
         )
         self._num_steps = 0
         self._num_full_steps = 0
@@ -136,10 +138,12 @@ class HttpEngine:
 
     def prepare(self, request: Request) -> HttpPrepared:
         sampling = request.sampling
+        body = request_body(request, self._options.model, sampling.max_tokens)
         return HttpPrepared(
             prefix=prefix_of(request),
             cost=sampling.max_tokens,
-            body=request_body(request, self._options.model, sampling.max_tokens),
+            media_bytes=2 * len(body) if request.has_media else 0,
+            body=body,
             body_without_limit=(
                 None if sampling.is_max_tokens_given else request_body(request, self._options.model, None)
             ),

@@ -3,14 +3,16 @@
 The content of successful responses is parsed in answer.py.
 
 In addition to OpenAI's parameters, it uses those of vLLM's server (top_k, min_p, repetition_penalty, ignore_eos,
-continue_final_message, stop_reason), but only if a request asks for them.
+continue_final_message, stop_reason), but only if a request asks for them. A request's options are sent as they are.
 """
 
 import json
 import re
+from base64 import b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from mimetypes import guess_type
 from time import time
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,6 +20,7 @@ from urllib.parse import urlsplit
 from batchfile.engine.http.answer import ExpectedAnswer, Odd, error_in, read_completion, status_of
 from batchfile.engine.tool_wire import wire_choice, wire_tools, wire_turn
 from batchfile.errors import SettingsError
+from batchfile.request_media import Media
 from batchfile.types import Completion, Failure, Kind, Message, Outcome, Raw, Request, Sampling, Tools
 
 # A proxy's responses while the server behind it restarts or is down. From 520 on: Cloudflare's (not 524, which means
@@ -90,10 +93,22 @@ class Failed:
 
 
 TEXT_ALONE = ExpectedAnswer()
-PATHS: dict[Kind, str] = {"chat": "/chat/completions", "completion": "/completions", "embedding": "/embeddings"}
+PATHS: dict[Kind, str] = {
+    "chat": "/chat/completions",
+    "completion": "/completions",
+    "embedding": "/embeddings",
+    "score": "/score",
+    "rerank": "/rerank",
+}
 MODELS_PATH = "/models"  # which every endpoint has
 Answer = Outcome | Unserved | Throttled | Failed
-_NAMES: dict[Kind, str] = {"chat": "chat completion", "completion": "completion", "embedding": "list of embeddings"}
+_NAMES: dict[Kind, str] = {
+    "chat": "chat completion",
+    "completion": "completion",
+    "embedding": "list of embeddings",
+    "score": "list of scores",
+    "rerank": "list of documents in order",
+}
 
 _TAG = re.compile(r"<(script|style)\b.*?</\1>|<!--.*?-->|<[^>]*>", re.DOTALL | re.IGNORECASE)
 _LIMIT_AND_REQUESTED = re.compile(
@@ -118,8 +133,9 @@ def api_root(base_url: str) -> str:
 
 def request_body(request: Request, model: str, max_tokens: int | None) -> bytes:
     """The JSON to post. `max_tokens`: None leaves the limit to the endpoint."""
-    if request.raw is not None and request.raw.kind == "embedding":
-        return _embedding_body(request.raw, model)
+    sent = {} if request.options is None else request.options.sent
+    if request.raw is not None and not request.generates:
+        return json.dumps(_pooling_body(request.raw, model) | sent).encode()
     sampling = request.sampling
     optional = {
         sampling.limit_key: max_tokens,
@@ -133,7 +149,7 @@ def request_body(request: Request, model: str, max_tokens: int | None) -> bytes:
         "repetition_penalty": sampling.repetition_penalty,
         "ignore_eos": sampling.ignore_eos or None,
         "n": sampling.num_choices if sampling.num_choices > 1 else None,
-        "response_format": _response_format(sampling),
+        "response_format": None if _is_guided_by(sent) else _response_format(sampling),
     }
     if request.tools is not None:
         optional |= _tools(request.tools)
@@ -145,7 +161,7 @@ def request_body(request: Request, model: str, max_tokens: int | None) -> bytes:
         **(about if request.raw is None else {"prompt": request.raw.inputs[0]}),
         "temperature": sampling.temperature,
     } | {name: value for name, value in optional.items() if value is not None}
-    return json.dumps(body).encode()
+    return json.dumps(body | sent).encode()
 
 
 def with_newer_limit(body: bytes) -> bytes:
@@ -247,6 +263,12 @@ def is_max_tokens_complaint(answer: Outcome) -> bool:
     return any(word in answer.message for word in ("max_tokens", "max_completion_tokens", "context length"))
 
 
+def _is_guided_by(sent: Mapping[str, Any]) -> bool:
+    """Whether the options already say which JSON the answer must be."""
+    asked = sent.get("structured_outputs", {})
+    return "guided_json" in sent or "json" in asked or "json_object" in asked
+
+
 def _response_format(sampling: Sampling) -> dict[str, Any] | None:
     schema = sampling.json_schema
     if schema is None:
@@ -258,18 +280,46 @@ def _response_format(sampling: Sampling) -> dict[str, Any] | None:
     return {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema, "strict": True}}
 
 
-def _embedding_body(raw: Raw, model: str) -> bytes:
+def _pooling_body(raw: Raw, model: str) -> dict[str, Any]:
+    first, second = raw.inputs[: raw.num_queries], raw.inputs[raw.num_queries :]
+    if raw.kind == "score":
+        return {"model": model, "text_1": first, "text_2": second}
+    if raw.kind == "rerank":
+        return {"model": model, "query": first[0], "documents": second, "top_n": raw.top_n}
     body: dict[str, Any] = {"model": model, "input": raw.inputs}
     if raw.dimensions is not None:
         body["dimensions"] = raw.dimensions
-    return json.dumps(body | {"encoding_format": "base64" if raw.is_base64 else "float"}).encode()
+    return body | {"encoding_format": "base64" if raw.is_base64 else "float"}
 
 
 def _turn(turn: Message) -> dict[str, Any]:
     wire = wire_turn(turn)
+    if turn.parts:
+        wire["content"] = [_part(part) for part in turn.parts]
     for call in wire.get("tool_calls", ()):
         call["function"]["arguments"] = json.dumps(call["function"]["arguments"])
     return wire
+
+
+def _part(part: str | Media) -> dict[str, Any]:
+    """A text or medium in OpenAI's form. One that the endpoint cannot reach itself is sent as a data URL."""
+    if isinstance(part, str):
+        return {"type": "text", "text": part}
+    url, mime = part.source, part.mime
+    if part.data is not None and not url.startswith("data:"):
+        mime = _mime_of(part)
+        url = f"data:{mime};base64,{b64encode(part.data).decode()}"
+    if part.kind == "image":
+        return {"type": "image_url", "image_url": {"url": url} | ({"detail": part.detail} if part.detail else {})}
+    if part.data is None:
+        return {"type": "audio_url", "audio_url": {"url": url}}  # vLLM's
+    return {"type": "input_audio", "input_audio": {"data": url.partition(",")[2], "format": mime.partition("/")[2]}}
+
+
+def _mime_of(media: Media) -> str:
+    default = {"image": "image/jpeg", "audio": "audio/wav"}.get(media.kind, "application/octet-stream")
+    guessed = guess_type(media.source.partition("?")[0])[0] or ""
+    return guessed.replace("x-wav", "wav") if guessed.startswith(f"{media.kind}/") else default
 
 
 def _tools(tools: Tools) -> dict[str, Any]:

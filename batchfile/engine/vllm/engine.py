@@ -16,9 +16,10 @@ import structlog
 
 from batchfile.engine.base import EngineInfo, EngineStats, Finished, Prepared, in_flight_for
 from batchfile.engine.vllm.adapters import Adapter, Adapters, check_adapters, load_adapters, lora_arguments
-from batchfile.engine.vllm.cpu import GIB, CpuChoice, choose, kv_cache_gib, read_cpu
 from batchfile.engine.vllm.guides import Guides
-from batchfile.engine.vllm.preflight import TRANSFORMERS_FILES, check_vllm, commit_of, model_facts
+from batchfile.engine.vllm.identity import CPU_ENVIRONMENT, choose_on_cpu, identity_of
+from batchfile.engine.vllm.media import media_kinds
+from batchfile.engine.vllm.preflight import TRANSFORMERS_FILES, check_vllm, commit_of
 from batchfile.engine.vllm.processes import (
     CLOSE_S,
     ProcessGuard,
@@ -32,13 +33,13 @@ from batchfile.engine.vllm.processes import (
 from batchfile.engine.vllm.steps import OutputWait, Stall, StepCounter, lacking
 from batchfile.engine.vllm.tasks import Embedding, Generating, VllmOptions, VllmPrepared, Work, refusals
 from batchfile.errors import EngineDead, InvalidRequest, SettingsError
+from batchfile.request_media import MediaUse
 from batchfile.types import Completion, Request
 
 log = structlog.get_logger()
 
 # Set before vllm is imported, unless the user has set them. vLLM, torch and their processes log only errors, and never
-# to stdout, which may be used for results. Usage statistics are off. 2 GiB of KV cache are enough for a small model on
-# a CPU (the variable has no effect on a GPU).
+# to stdout, which may be used for results. Usage statistics are off.
 ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_LOGGING_STREAM": "ext://sys.stderr",
@@ -46,7 +47,7 @@ ENVIRONMENT = {
     "TORCH_LOGS": "-all",
     "PYTHONWARNINGS": "ignore::FutureWarning,ignore::UserWarning:multiprocessing.resource_tracker",
     "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_CPU_KVCACHE_SPACE": "2",
+    **CPU_ENVIRONMENT,
 }
 STEP_WAIT_S_MAX = 0.25  # a step of a large model on a CPU can take a minute; control returns to the caller this often
 CPU_BLOCK_TOKENS = 32  # the smallest size for fast attention on a CPU
@@ -80,7 +81,7 @@ class VllmEngine:
         adapters = load_adapters(options.lora)
         is_cpu = current_platform.is_cpu()
         arguments = _arguments(options) | lora_arguments(adapters, options.extra, is_cpu=is_cpu)
-        choice = _choose_on_cpu(options, arguments) if is_cpu else None
+        choice = choose_on_cpu(options, str(arguments["dtype"])) if is_cpu else None
         if choice is not None:
             arguments["dtype"] = choice.dtype
         self._guard = ProcessGuard()
@@ -101,6 +102,7 @@ class VllmEngine:
         commits = {options.model: commit_of(options.model, options.extra.get("revision"))}
         commits |= {adapter.name: adapter.commit for adapter in adapters}
         num_slots = config.scheduler_config.max_num_seqs
+        identity = identity_of(options, None if choice is None else choice.dtype)
         self.info = EngineInfo(
             name="vllm",
             model=options.served_name or _display_name(options.model),
@@ -112,6 +114,8 @@ class VllmEngine:
             note="" if choice is None else choice.note,
             adapters=tuple(adapter.name for adapter in adapters),
             commits={name: found for name, found in commits.items() if found is not None},
+            fingerprint=None if identity is None else identity.fingerprint,
+            media=MediaUse(kinds=media_kinds(self._llm) if options.task == "generate" else frozenset()),
         )
         self._in_flight: dict[int, _InFlight] = {}
         self._death: str | None = None
@@ -143,7 +147,10 @@ class VllmEngine:
         more = {} if adapter is None else {"lora_request": self._lora[adapter.number]}
         try:
             for number, token_ids in enumerate(prepared.prompts):
-                self._engine.add_request(f"{key}.{number}", {"prompt_token_ids": token_ids}, prepared.params, **more)
+                prompt = prepared.with_media or {"prompt_token_ids": token_ids}
+                prompt = {**prompt, **prepared.prompt_fields}
+                name, priority = f"{key}.{number}", prepared.priority
+                self._engine.add_request(name, prompt, prepared.params, priority=priority, **more)
                 names.append(f"{key}.{number}")
                 self._counter.added(names[-1], len(token_ids))
         except refusals() as error:
@@ -265,20 +272,6 @@ class VllmEngine:
             self._engine.abort_request(names)
         except Exception as error:
             raise self._died(error) from error
-
-
-def _choose_on_cpu(options: VllmOptions, arguments: dict[str, Any]) -> CpuChoice:
-    """Raises: SettingsError if the memory is too small for the model."""
-    given = arguments.get("kv_cache_memory_bytes")
-    kv_gib = given / GIB if isinstance(given, int) else kv_cache_gib(os.environ)
-    return choose(
-        read_cpu(),
-        model_facts(options.model, revision=options.extra.get("revision")),
-        dtype=str(arguments["dtype"]).removeprefix("torch."),
-        is_embedding=options.task == "embed",
-        environ=os.environ,
-        kv_gib=kv_gib,
-    )
 
 
 def _arguments(options: VllmOptions) -> dict[str, Any]:

@@ -33,8 +33,8 @@ _BACKENDS = {
 }
 QUOTED_MAX = 120  # characters of a schema in a message
 _DO = {
-    "time": "Make it simpler: smaller repeat counts such as {1,100} in `pattern`, fewer and shorter alternatives.",
-    "memory": "Make it smaller: fewer `enum` values and properties, smaller repeat counts in `pattern`.",
+    "time": "Make it simpler: smaller repeat counts such as {1,100} in patterns, fewer and shorter alternatives.",
+    "memory": "Make it smaller: fewer `enum` values and properties, smaller repeat counts in patterns.",
 }
 
 
@@ -139,10 +139,13 @@ def _answer(guide: Any, verdict: CompileResult) -> Answer:
 
 
 def _quoted(guide: Any) -> str:
-    if guide.json is None:
-        return "grammar that the request's tools need"
-    text = guide.json if isinstance(guide.json, str) else msgspec.json.encode(guide.json).decode("utf-8", "replace")
-    return f"JSON schema {text if len(text) <= QUOTED_MAX else text[:QUOTED_MAX] + '...'}"
+    kinds = {"json": "JSON schema", "regex": "regular expression", "choice": "list of choices", "grammar": "grammar"}
+    for name, words in kinds.items():
+        given = getattr(guide, name)
+        if given is not None:
+            text = given if isinstance(given, str) else msgspec.json.encode(given).decode("utf-8", "replace")
+            return f"{words} {text if len(text) <= QUOTED_MAX else text[:QUOTED_MAX] + '...'}"
+    return "structural tag, which may be the one that the request's tools need"
 
 
 def _fields(guide: Any) -> dict[str, Any]:

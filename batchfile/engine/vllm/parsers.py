@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
-from batchfile.engine.prompts import ChatPrompts, MistralPrompts
+from batchfile.engine.prompts import ChatPrompts, MistralPrompts, template_arguments
 from batchfile.engine.tool_wire import NO_THINKING, NO_TOOLS, call_stem, made_calls, wire_choice, wire_tools
 from batchfile.errors import InvalidRequest, SettingsError
+from batchfile.request_options import Options
 from batchfile.types import Choice, Request, StopReason, Tools
 
 # Marks of tool calls in chat templates, and the parsers for them. The first match counts.
@@ -22,6 +24,9 @@ TOOL_PARSERS = (
     ("<|python_tag|>", "llama3_json"),
 )
 
+# The variables of chat templates that reasoning_effort sets.
+_EFFORT_VARIABLES = ("reasoning_effort", "enable_thinking")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
@@ -31,6 +36,7 @@ class Reading:
     template_arguments: dict[str, Any]
     stem: str
     tools: Tools | None
+    keeps_thinking: bool = True
 
 
 class Parsers:
@@ -50,6 +56,7 @@ class Parsers:
         # They log a stack trace for each answer that is not a tool call.
         logging.getLogger("vllm.tool_parsers").setLevel(logging.CRITICAL)
         self._tokenizer = tokenizer
+        self._template = prompts.template
         self._model_config = model_config
         self.thinks = reasoning_parser is not None
         self._why_no_tools: str | None = None
@@ -78,14 +85,24 @@ class Parsers:
         """Further arguments of the chat template. Raises: InvalidRequest if something is not supported."""
         if request.tools is not None and self._why_no_tools is not None:
             raise InvalidRequest(NO_TOOLS.format(why=self._why_no_tools))
-        if request.tools is not None and request.sampling.json_schema is not None:
-            raise InvalidRequest("Tools and a JSON schema for the answer cannot be combined; remove one of them.")
+        if request.tools is not None and request.has_guide:
+            raise InvalidRequest("Tools and a format for the answer cannot be combined; remove one of them.")
         if request.is_thinking and not self.thinks:
             raise InvalidRequest(NO_THINKING.format(why="its operator has not set reasoning_parser"))
-        if request.is_thinking is None:
-            return {}
-        # Templates use one of two names, and ignore the other.
-        return {"enable_thinking": request.is_thinking, "thinking": request.is_thinking}
+        if request.options is not None:
+            self._check_template(request.options)
+        return template_arguments(request)
+
+    def _check_template(self, options: Options) -> None:
+        """Raises: InvalidRequest for an option that the chat template would ignore."""
+        asked = {
+            "reasoning_effort": (options.reasoning_effort, _EFFORT_VARIABLES),
+            "verbosity": (options.verbosity, ("verbosity",)),
+            "documents": (options.documents, ("documents",)),
+        }
+        for key, (value, variables) in asked.items():
+            if value is not None and not any(name in self._template for name in variables):
+                raise InvalidRequest(f"{key}: the chat template of this pool's model does not use it; remove it.")
 
     def reading(self, request: Request) -> Reading | None:
         """None if the text is the answer. Raises: InvalidRequest if something is not supported."""
@@ -94,7 +111,13 @@ class Parsers:
             return None
         asked = self._parser(request.tools, template_arguments).adjust_request(_asked(request.tools))
         stem = "" if request.tools is None else call_stem(request)
-        return Reading(asked=asked, template_arguments=template_arguments, stem=stem, tools=request.tools)
+        return Reading(
+            asked=asked,
+            template_arguments=template_arguments,
+            stem=stem,
+            tools=request.tools,
+            keeps_thinking=request.keeps_thinking is not False,
+        )
 
     def read(self, reading: Reading, choice: Choice, token_ids: list[int], index: int) -> Choice:
         """Separates tool calls and thinking from the text of an answer. What cannot be parsed stays text."""
@@ -106,13 +129,14 @@ class Parsers:
             calls = [(call.name, msgspec.json.decode(call.arguments or "{}")) for call in found or ()]
             made = made_calls(reading.stem, index, calls)
         except Exception:  # noqa: BLE001 parsers of vLLM or a plug-in may raise anything
-            return Choice(choice.text, choice.stop_reason, choice.stop_sequence)
+            return choice
         if reading.template_arguments.get("enable_thinking") is False and not text and not made:
             thinking, text = None, choice.text  # it did not think, so the parser found no end of thinking
         if reading.tools is not None and not reading.tools.is_parallel:
             made = made[:1]
         reason: StopReason = "tool_use" if made and choice.stop_reason != "max_tokens" else choice.stop_reason
-        return Choice(text or "", reason, choice.stop_sequence, calls=made, thinking=thinking)
+        kept = thinking if reading.keeps_thinking else None
+        return replace(choice, text=text or "", stop_reason=reason, calls=made, thinking=kept)
 
     def _parser(self, tools: Tools | None, template_arguments: dict[str, Any]) -> Any:
         """A new parser, because parsers keep state."""

@@ -58,7 +58,7 @@ def is_local(model: str) -> bool:
 
 def check_model(model: str, revision: str | None = None) -> None:
     """Raises: SettingsError if a model with that name and revision cannot be loaded here now."""
-    if "://" in model or _is_other_hub():
+    if "://" in model or is_other_hub():
         return  # only vLLM's other loaders can check these
     path = Path(model).expanduser()
     if not is_local(model):
@@ -76,7 +76,7 @@ def check_model(model: str, revision: str | None = None) -> None:
 
 def model_facts(model: str, *, revision: str | None = None) -> ModelFacts:
     """Facts from local and cached files. Never raises: None means unknown."""
-    if "://" in model or _is_other_hub():
+    if "://" in model or is_other_hub():
         return ModelFacts()
     path = Path(model).expanduser()
     if path.is_file():
@@ -84,7 +84,7 @@ def model_facts(model: str, *, revision: str | None = None) -> ModelFacts:
     if path.is_dir():
         folder, found = path, path / CONFIG
     else:
-        cached = _cached_config(model, revision, (CONFIG,))
+        cached = cached_config(model, revision, (CONFIG,))
         if cached is None:
             return ModelFacts()
         folder, found = cached.parent, cached
@@ -107,17 +107,17 @@ def commit_of(model: str, revision: str | None = None) -> str | None:
     path = Path(model).expanduser()
     if path.exists():
         folder = path if path.is_dir() else path.parent
-    elif is_local(model) or "://" in model or _is_other_hub():
+    elif is_local(model) or "://" in model or is_other_hub():
         return None
     else:
-        cached = _cached_config(model, revision)
+        cached = cached_config(model, revision)
         if cached is None:
             return None
         folder = cached.parent
     return folder.name if folder.parent.name == "snapshots" and _COMMIT.fullmatch(folder.name) else None
 
 
-def _is_other_hub() -> bool:
+def is_other_hub() -> bool:
     return os.environ.get("VLLM_USE_MODELSCOPE", "").lower() in {"1", "true"}
 
 
@@ -161,7 +161,7 @@ def _weight_bytes(folder: Path) -> int | None:
     return None
 
 
-def _cached_config(model: str, revision: str | None, names: Sequence[str] = CONFIGS) -> Path | None:
+def cached_config(model: str, revision: str | None, names: Sequence[str] = CONFIGS) -> Path | None:
     """The first of these files of a model that is in the hub's cache."""
     try:
         from huggingface_hub import try_to_load_from_cache
@@ -184,7 +184,7 @@ def check_hub(model: str, revision: str | None, file: str, noun: str) -> None:
         from huggingface_hub import errors, get_hf_file_metadata, hf_hub_url
     except ImportError:
         return  # vLLM requires it, so it is not installed either
-    if _cached_config(model, revision) is not None:
+    if cached_config(model, revision) is not None:
         return  # already downloaded, so the hub is not needed
     try:
         get_hf_file_metadata(hf_hub_url(model, file, revision=revision), timeout=HUB_S_MAX)

@@ -7,15 +7,31 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+from msgspec.structs import replace
+
 from batchfile.engine.base import Prepared, SchemaUnchecked
-from batchfile.engine.fit import check_inputs, check_size, check_task, fitting_max_tokens, vector_of
+from batchfile.engine.fit import (
+    check_inputs,
+    check_options,
+    check_size,
+    check_task,
+    compared,
+    fitting_max_tokens,
+    truncated,
+    vector_of,
+)
 from batchfile.engine.prompts import RawPrompts, prefix_of_ids, prompts_of
 from batchfile.engine.vllm.adapters import Adapter, Adapters
 from batchfile.engine.vllm.guides import Guides
+from batchfile.engine.vllm.media import MediaPrompts, media_kinds, media_size
+from batchfile.engine.vllm.options import check_priority, guide_of, sampling_arguments, with_details
 from batchfile.engine.vllm.parsers import Parsers, Reading
 from batchfile.engine.vllm.preflight import why_unavailable
 from batchfile.errors import EngineDead, InvalidRequest, SettingsError
-from batchfile.types import Choice, Completion, Failure, Outcome, Request, Task, Usage
+from batchfile.request_options import Options
+from batchfile.types import Choice, Completion, Failure, Outcome, Raw, Request, ResultKind, Task, Usage
+
+NO_OPTIONS = Options(sent={})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,15 +74,32 @@ class VllmOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VllmPrepared(Prepared):
-    """`prompts`: token ids; more than one only for an embedding. `num_sequences`: the number of slots it takes."""
+    """`prompts`: token ids; more than one only for an embedding. `num_sequences`: the number of slots it takes.
+    `with_media`: the prompt with its images and recordings, as vLLM's processor made it.
+
+    `begun`: the text that the answer is to include, because the request has `echo`. `raw`: of an embedding or a score.
+    """
 
     prompts: list[list[int]]
+    with_media: Any = None
     params: Any
     num_sequences: int
     adapter: Adapter | None = None
+    kind: ResultKind
+    options: Options | None
     reading: Reading | None = None
-    is_raw: bool = False
-    is_base64: bool = False
+    begun: str = ""
+    raw: Raw | None = None
+
+    @property
+    def prompt_fields(self) -> dict[str, Any]:
+        """What vLLM gets with the token ids of each prompt."""
+        salt = None if self.options is None else self.options.cache_salt
+        return {} if salt is None else {"cache_salt": salt}
+
+    @property
+    def priority(self) -> int:
+        return 0 if self.options is None else self.options.priority or 0
 
 
 class Work(Protocol):
@@ -131,6 +164,9 @@ class Generating:
         self._adapters = adapters
         self._defaults: dict[str, Any] = config.get_diff_sampling_param()
         tokenizer = copy.deepcopy(llm.get_tokenizer())
+        self._media = MediaPrompts(llm) if media_kinds(llm) else None
+        if self._media is not None and not tokenizer.chat_template:
+            tokenizer.chat_template = self._media.chat_template
         self._prompts = prompts_of(
             tokenizer,
             options.model,
@@ -138,6 +174,8 @@ class Generating:
             parses_control_tokens=options.parse_control_tokens,
         )
         self._raw_prompts = RawPrompts(tokenizer)
+        self._truncation_side: str = tokenizer.truncation_side
+        self._policy: str = llm.llm_engine.vllm_config.scheduler_config.policy
         self._parsers = Parsers(
             tokenizer=llm.get_tokenizer(),
             model_config=config,
@@ -152,27 +190,52 @@ class Generating:
         owner
         is given."""
         check_task(request, "generate")
+        check_options(request)
+        check_priority(request, self._policy)
         adapter = self._adapters.of(request.model)
+        options = request.options or NO_OPTIONS
         if request.raw is not None:
-            token_ids = self._raw_prompts.token_ids(request.raw.inputs[0])
+            adds = options.add_special_tokens is not False
+            token_ids = self._raw_prompts.token_ids(request.raw.inputs[0], adds_special_tokens=adds)
             prefix, reading = prefix_of_ids(token_ids), None
         else:
             reading = self._parsers.reading(request)
-            prompt = self._prompts.prompt(request.messages, request.tools, self._parsers.template_arguments(request))
+            turns, above = request.messages, tuple[str, ...]()
+            if self._media is not None and request.has_media:
+                turns, above = self._media.placed(turns, self._prompts.template)
+            arguments, adds = self._parsers.template_arguments(request), options.add_special_tokens is True
+            prompt = self._prompts.prompt(turns, request.tools, arguments, adds_special_tokens=adds, above=above)
             token_ids, prefix = prompt.token_ids, prompt.prefix
+        with_media = None
+        if self._media is not None and request.has_media:
+            if options.truncate_prompt_tokens is not None:
+                raise InvalidRequest("truncate_prompt_tokens: a prompt with media is not truncated; remove it")
+            with_media = self._with_media(self._media, request, token_ids)
+            token_ids = list(with_media["prompt_token_ids"])
+        token_ids = truncated(request, token_ids, self._max_model_len, self._truncation_side)
         max_tokens = fitting_max_tokens(request.sampling, len(token_ids), self._max_model_len)
         return VllmPrepared(
             cost=max_tokens,
             prompts=[token_ids],
+            with_media=with_media,
+            media_bytes=sum(media_size(one) for one in request.media) if request.has_media else 0,
             params=self._params(request, max_tokens, None if reading is None else reading.asked, owner),
             num_sequences=request.sampling.num_choices,
             **_answered_by(adapter, prefix),
+            kind=request.result_kind,
+            options=request.options,
             reading=reading,
-            is_raw=request.raw is not None,
+            begun=self._begun(request) if options.echo else "",
         )
 
+    def _with_media(self, media: MediaPrompts, request: Request, token_ids: list[int]) -> Any:
+        try:
+            return media.prompt(token_ids, request.media)
+        except refusals() as error:
+            raise InvalidRequest(f"The model cannot read these media: {error}") from error
+
     def outcome(self, outputs: list[Any], prepared: VllmPrepared) -> Outcome:
-        [output], [prompt] = outputs, prepared.prompts
+        [output], [prompt], options = outputs, prepared.prompts, prepared.options
         if any(choice.finish_reason in ("error", "abort", None) for choice in output.outputs):
             return Failure(type="model_error", message="vLLM gave up on this request. Run it again.")
         choices = tuple(
@@ -184,12 +247,21 @@ class Generating:
                 self._parsers.read(prepared.reading, choice, list(given.token_ids), index)
                 for index, (choice, given) in enumerate(zip(choices, output.outputs, strict=True))
             )
+        if prepared.begun:
+            choices = tuple(replace(choice, text=prepared.begun + choice.text) for choice in choices)
         usage = Usage(
             input_tokens=len(prompt),
             output_tokens=sum(len(choice.token_ids) for choice in output.outputs),
             cached_tokens=output.num_cached_tokens or 0,
         )
-        return Completion(choices=choices, usage=usage, kind="completion" if prepared.is_raw else "chat")
+        completion = Completion(choices=choices, usage=usage, kind=prepared.kind)
+        return completion if options is None else with_details(completion, output, prompt, options)
+
+    def _begun(self, request: Request) -> str:
+        """The text that `echo` puts before an answer, as vLLM's API does."""
+        if request.raw is not None:
+            return self._raw_prompts.text(request.raw.inputs[0])
+        return request.messages[-1].content if request.messages[-1].role == "assistant" else ""
 
     def _text(self, choice: Any, prompt_ids: list[int]) -> str:
         assert self._decode is not None
@@ -202,9 +274,9 @@ class Generating:
 
         Raises: InvalidRequest if vLLM does not accept them; SchemaUnchecked.
         """
-        from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+        from vllm.sampling_params import RequestOutputKind
 
-        sampling = request.sampling
+        sampling, options = request.sampling, request.options
         asked = {
             "top_p": sampling.top_p,
             "top_k": sampling.top_k,
@@ -216,12 +288,7 @@ class Generating:
         # The model's defaults (its generation_config.json) apply to what the request does not set.
         given = {name: self._defaults.get(name) if value is None else value for name, value in asked.items()}
         try:
-            schema = sampling.json_schema
-            guide = (
-                None
-                if schema is None
-                else StructuredOutputsParams(**({"json": schema} if schema else {"json_object": True}))
-            )
+            guide = guide_of(request)
             if read is not None and read.structured_outputs is not None:
                 guide = read.structured_outputs
             checked = self._guides.checked(guide, owner)
@@ -238,8 +305,9 @@ class Generating:
                 structured_outputs=checked.guide,
                 output_kind=RequestOutputKind.FINAL_ONLY,
                 # Text is decoded once, at the end, if the result is the same; stop strings need it during generation.
-                detokenize=bool(sampling.stop) or self._decode is None or read is not None,
-                skip_special_tokens=read is None or read.skip_special_tokens,
+                detokenize=bool(sampling.stop) or self._decode is None or read is not None or options is not None,
+                **({} if options is None else sampling_arguments(options)),
+                **({} if read is None or read.skip_special_tokens else {"skip_special_tokens": False}),
             )
         except refusals() as error:
             raise InvalidRequest(str(error)) from error
@@ -281,31 +349,51 @@ class Embedding:
         self._max_model_len: int = config.max_model_len
         self._dimensions: int = getattr(config, "embedding_size", None) or config.get_hidden_size()
         self._adapters = adapters
-        self._prompts = RawPrompts(copy.deepcopy(llm.get_tokenizer()))
+        tokenizer = copy.deepcopy(llm.get_tokenizer())
+        self._prompts = RawPrompts(tokenizer)
+        self._side: str = tokenizer.truncation_side
+        self._policy: str = llm.llm_engine.vllm_config.scheduler_config.policy
 
     def prepare(self, request: Request) -> VllmPrepared:
         from vllm import PoolingParams
 
         check_task(request, "embed")
+        check_options(request)
+        check_priority(request, self._policy)
         adapter = self._adapters.of(request.model)
-        raw = request.raw
+        raw, options = request.raw, request.options or NO_OPTIONS
         assert raw is not None, "an embedding has inputs"
         check_size(len(raw.inputs), raw.dimensions or self._dimensions)
-        prompts = [self._prompts.token_ids(given) for given in raw.inputs]
+        adds = options.add_special_tokens is not False
+        activation = {} if options.use_activation is None else {"use_activation": options.use_activation}
+        prompts = [
+            truncated(
+                request, self._prompts.token_ids(given, adds_special_tokens=adds), self._max_model_len, self._side
+            )
+            for given in raw.inputs
+        ]
         check_inputs([len(token_ids) for token_ids in prompts], self._max_model_len)
         return VllmPrepared(
             cost=sum(map(len, prompts)),
             prompts=prompts,
-            params=PoolingParams(task="embed", dimensions=raw.dimensions),
+            params=PoolingParams(task="embed", dimensions=raw.dimensions, **activation),
             num_sequences=len(prompts),
             **_answered_by(adapter, prefix_of_ids(prompts[0])),
-            is_base64=raw.is_base64,
+            kind=request.kind,
+            options=request.options,
+            raw=raw,
         )
 
     def outcome(self, outputs: list[Any], prepared: VllmPrepared) -> Outcome:
-        vectors = tuple(vector_of(output.outputs.data.tolist(), is_base64=prepared.is_base64) for output in outputs)
+        raw = prepared.raw
+        assert raw is not None, "an embedding has inputs"
+        found = [output.outputs.data.tolist() for output in outputs]
+        is_embedding = raw.kind == "embedding"
+        vectors = (
+            tuple(vector_of(one, is_base64=raw.is_base64) for one in found) if is_embedding else compared(raw, found)
+        )
         usage = Usage(
             input_tokens=sum(map(len, prepared.prompts)),
             cached_tokens=sum(output.num_cached_tokens or 0 for output in outputs),
         )
-        return Completion(choices=(), usage=usage, kind="embedding", vectors=vectors)
+        return Completion(choices=(), usage=usage, kind=raw.kind, vectors=vectors)

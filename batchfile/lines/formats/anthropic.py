@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 
 import msgspec
 
-from batchfile.lines.formats.stage import VECTORS, whole_lines
+from batchfile.lines.formats.stage import POOLED, VECTORS, whole_lines
 from batchfile.lines.result import REFUSALS, escape_separators, explanation
 
 # The types that the clients know; any other type becomes api_error.
@@ -66,6 +66,9 @@ class _NativeError(msgspec.Struct, gc=False):
     message: str
 
 
+_Copied = list[msgspec.Raw] | msgspec.UnsetType
+
+
 class _Line(msgspec.Struct, gc=False):
     """A native line. Fields that are only copied, such as the text, stay raw."""
 
@@ -78,6 +81,11 @@ class _Line(msgspec.Struct, gc=False):
     usage: _NativeUsage | None = None
     error: _NativeError | None = None
     kind: str = "chat"
+    choices: _Copied = msgspec.UNSET
+    logprobs: _Copied = msgspec.UNSET
+    token_ids: _Copied = msgspec.UNSET
+    prompt_logprobs: _Copied = msgspec.UNSET
+    prompt_token_ids: _Copied = msgspec.UNSET
 
 
 class _Usage(msgspec.Struct, gc=False):
@@ -116,6 +124,12 @@ class _Message(msgspec.Struct, gc=False):
     diagnostics: None = None
     input_transformations: None = None
     stop_details: _Refusal | None = None
+    # Not Anthropic's: what a request in the native format may ask for, as in native results.
+    choices: _Copied = msgspec.UNSET
+    logprobs: _Copied = msgspec.UNSET
+    token_ids: _Copied = msgspec.UNSET
+    prompt_logprobs: _Copied = msgspec.UNSET
+    prompt_token_ids: _Copied = msgspec.UNSET
 
 
 class _Succeeded(msgspec.Struct, gc=False):
@@ -167,9 +181,14 @@ def anthropic_lines(chunks: Iterable[bytes], batch_id: str) -> Iterator[bytes]:
         number += len(lines)
 
 
+def message_of(result: bytes, message_id: str) -> msgspec.Struct:
+    """The Message of a native result line that succeeded."""
+    return _message(_decoder.decode(result), message_id)
+
+
 def _response(line: _Line, message_id: str) -> _Response:
     custom_id = _NO_ID if bytes(line.custom_id) == b"null" else line.custom_id
-    if line.kind == "embedding":
+    if line.kind in POOLED:
         return _Response(custom_id, _VECTORS)
     if line.status == "succeeded":
         return _Response(custom_id, _Succeeded(_message(line, message_id)))
@@ -192,6 +211,11 @@ def _message(line: _Line, message_id: str) -> _Message:
         stop_sequence=line.stop_sequence,
         usage=_usage(line.usage),
         stop_details=_Refusal(explanation(reason)) if is_refusal else None,
+        choices=line.choices,
+        logprobs=line.logprobs,
+        token_ids=line.token_ids,
+        prompt_logprobs=line.prompt_logprobs,
+        prompt_token_ids=line.prompt_token_ids,
     )
 
 

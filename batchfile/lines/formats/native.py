@@ -1,16 +1,27 @@
 """The native format: `params`, a superset of Anthropic's Messages API, and its conversion to a Request."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, ValidationInfo, field_validator
 
 from batchfile.errors import InvalidRequest
 from batchfile.lines.diagnostics import Diagnostic, Path, shown
+from batchfile.lines.formats.media import DocumentBlock, ImageBlock, misplaced_media, spoken
+from batchfile.lines.formats.options import (
+    CHOICES_MAX,
+    ChatOptions,
+    chat_logprobs,
+    guide_of,
+    json_schema_of,
+    option_problems,
+    options_of,
+    sent_options,
+)
 from batchfile.lines.formats.shared import (
-    JOINT,
     SEED_MAX,
     SEED_MIN,
     TOKENS_MAX,
+    Effectless,
     Name,
     NoEffect,
     Strict,
@@ -27,9 +38,9 @@ from batchfile.lines.formats.shared import (
     unsupported_keys_of,
     without_user,
 )
+from batchfile.request_options import Options
 from batchfile.types import Defaults, Message, Request, Role, Sampling, Tool, ToolCall, Tools
 
-_BUDGET = "a separate limit on thinking is not supported; remove it (max_tokens limits thinking and answer together)"
 _GEO = "choosing where the model runs is not supported; remove it (the model runs where its pool was started)"
 
 TEMPERATURE = 0.2  # the contract of stages for a `params` line without a temperature
@@ -102,7 +113,8 @@ class RedactedThinkingBlock(Strict):
 
 
 Block = Annotated[
-    TextBlock | ToolUseBlock | ToolResultBlock | ThinkingBlock | RedactedThinkingBlock, Field(discriminator="type")
+    TextBlock | ToolUseBlock | ToolResultBlock | ThinkingBlock | RedactedThinkingBlock | ImageBlock | DocumentBlock,
+    Field(discriminator="type"),
 ]
 
 
@@ -118,17 +130,17 @@ class JsonSchemaFormat(Strict):
 
 class OutputConfig(Strict):
     format: JsonSchemaFormat | None = None
-    effort: Annotated[Any, never("reasoning effort is not supported; remove it")] = None
+    effort: Literal["low", "medium", "high", "xhigh", "max"] | None = None
 
 
 class Thinking(Strict):
     type: Literal["enabled", "adaptive", "between_tools", "disabled"]
-    budget_tokens: Annotated[Any, never(_BUDGET)] = None
+    budget_tokens: Annotated[Whole, Field(ge=0, le=TOKENS_MAX)] | None = None
     display: Annotated[Any, never('only "summarized" is supported; remove it', "summarized")] = None
 
 
-class Params(Strict):
-    """The fields of `params`."""
+class PlainParams(Strict):
+    """The fields that most `params` have alone."""
 
     messages: Annotated[list[Turn], Field(min_length=1)]
     model: Name | None = None
@@ -158,12 +170,21 @@ class Params(Strict):
             raise ValueError("differs from output_config.format; keep one of them")
         return given
 
-    cache_control: NoEffect = None
-    diagnostics: NoEffect = None
-    metadata: NoEffect = None
-    service_tier: NoEffect = None
-    user_profile_id: NoEffect = None
-    workspace_id: NoEffect = None
+
+_LABEL = Effectless("a label for the vendor")
+
+
+class Params(PlainParams, ChatOptions):
+    """The fields of `params`."""
+
+    n: Annotated[Whole, Field(ge=1, le=CHOICES_MAX)] | None = None
+
+    cache_control: Annotated[Any, Effectless("prefixes are cached without it")] = None
+    diagnostics: Annotated[Any, Effectless("about the vendor's own service")] = None
+    metadata: Annotated[Any, _LABEL] = None
+    service_tier: Annotated[Any, Effectless("about the vendor's own service")] = None
+    user_profile_id: Annotated[Any, _LABEL] = None
+    workspace_id: Annotated[Any, _LABEL] = None
 
     # Rejected, except with a value that has no effect.
     betas: Annotated[Any, UnsupportedKey((None, []), "beta features are not supported; remove it")] = None
@@ -181,17 +202,20 @@ class Params(Strict):
     ] = None
 
 
-Body = Params  # the name that the other formats use
+PlainBody = PlainParams  # the names that the other formats use
+Body = Params
 
 UNSUPPORTED_KEYS = unsupported_keys_of(Params)
 
 
 # Keys that `more_problems` checks, because their fields' own types cannot.
-CHECKED = frozenset({*UNSUPPORTED_KEYS, "tools", "tool_choice"})
+CHECKED = frozenset({"tools", "tool_choice"})
 
 
-def is_plain(params: Params) -> bool:
-    """Whether `more_problems` can be skipped: all turns are plain text, and not all are system turns."""
+def is_plain(params: PlainParams) -> bool:
+    """Whether `more_problems` can be skipped: no options, all turns are plain text, and not all are system turns."""
+    if type(params) is not PlainParams:
+        return False
     is_spoken = False
     for turn in params.messages:
         is_spoken |= turn.role != "system"
@@ -200,12 +224,17 @@ def is_plain(params: Params) -> bool:
     return is_spoken and CHECKED.isdisjoint(params.model_fields_set)
 
 
-def more_problems(params: Params) -> list[Diagnostic]:
+def more_problems(params: PlainParams) -> list[Diagnostic]:
     """Problems that depend on several fields."""
-    return without_user(params.messages, "params") + _tool_problems(params)
+    found = without_user(params.messages, "params") + misplaced_media(params.messages, "params")
+    found += _tool_problems(params)
+    if type(params) is PlainParams:
+        return found
+    form = _form(params)
+    return found + option_problems(sent_options(params, PlainParams), "params", [] if form is None else [form[0]])
 
 
-def _tool_problems(params: Params) -> list[Diagnostic]:
+def _tool_problems(params: PlainParams) -> list[Diagnostic]:
     choice = params.tool_choice
     tools = tools_of(params.tools, choice)
     is_forced = choice is not None and choice.type in {"any", "tool"}
@@ -230,17 +259,18 @@ def tools_of(given: list[ToolDefinition] | None, choice: ToolChoice | None) -> T
 def _turns(role: Role, blocks: list[Any]) -> list[Message]:
     """The blocks of a turn as messages: one for each tool result, then one with the text and the tool calls."""
     turns: list[Message] = []
-    texts: list[str] = []
+    said: list[Any] = []
     calls: list[ToolCall] = []
     for block in blocks:
-        if isinstance(block, TextBlock):
-            texts.append(block.text)
+        if isinstance(block, TextBlock | ImageBlock | DocumentBlock):
+            said.append(block)
         elif isinstance(block, ToolUseBlock):
             calls.append(ToolCall(block.id, block.name, block.input))
         elif isinstance(block, ToolResultBlock):
             turns.append(Message("tool", block.text, call_id=block.tool_use_id))
-    if texts or not turns:
-        turns.append(Message(role, JOINT.join(texts), tuple(calls)))
+    if said or not turns:
+        turn = spoken(role, said)
+        turns.append(Message(role, turn.content, tuple(calls), parts=turn.parts))
     return turns
 
 
@@ -266,7 +296,7 @@ def _block_problems(turns: list[Any]) -> list[Diagnostic]:
     return diagnostics
 
 
-def to_request(custom_id: str, params: Params, defaults: Defaults) -> Request:
+def to_request(custom_id: str, params: PlainParams, defaults: Defaults) -> Request:
     """Raises: InvalidRequest if max_tokens is missing and required."""
     if params.max_tokens is None and defaults.needs_max_tokens:
         raise InvalidRequest("params.max_tokens: is missing; set the maximum number of output tokens")
@@ -279,8 +309,7 @@ def to_request(custom_id: str, params: Params, defaults: Defaults) -> Request:
     temperature = params.temperature
     if temperature is None:
         temperature = TEMPERATURE if defaults.temperature is None else defaults.temperature
-    output = params.output_config
-    form = params.output_format if output is None or output.format is None else output.format
+    asked = _asked(params)
     return Request(
         custom_id=custom_id,
         messages=join_turns(turns),
@@ -300,6 +329,40 @@ def to_request(custom_id: str, params: Params, defaults: Defaults) -> Request:
             frequency_penalty=params.frequency_penalty,
             repetition_penalty=params.repetition_penalty,
             ignore_eos=params.ignore_eos,
-            json_schema=None if form is None else form.schema_,
+            json_schema=asked.json_schema,
+            num_choices=asked.num_choices,
         ),
+        options=asked.options,
     )
+
+
+class _Asked(NamedTuple):
+    json_schema: dict[str, Any] | None
+    num_choices: int = 1
+    options: Options | None = None
+
+
+def _asked(params: PlainParams) -> _Asked:
+    form, output, thinking = _form(params), params.output_config, params.thinking
+    schema = None if form is None else form[1].schema_
+    effort, budget = output and output.effort, thinking and thinking.budget_tokens
+    if type(params) is PlainParams and effort is None and budget is None:
+        return _Asked(schema)
+    sent = sent_options(params, PlainParams)
+    num_choices = sent.pop("n", 1)
+    sent |= {} if effort is None else {"reasoning_effort": effort}
+    sent |= {} if budget is None else {"thinking_token_budget": budget}
+    guide = guide_of(sent)
+    return _Asked(
+        schema if form is not None else json_schema_of(guide),
+        num_choices,
+        options_of(params, sent, guide, chat_logprobs(sent)) if sent else None,
+    )
+
+
+def _form(params: PlainParams) -> tuple[str, JsonSchemaFormat] | None:
+    """The format of the answer, with its key."""
+    output = params.output_config
+    if output is not None and output.format is not None:
+        return "output_config", output.format
+    return None if params.output_format is None else ("output_format", params.output_format)

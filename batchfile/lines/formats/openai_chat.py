@@ -6,10 +6,13 @@ import msgspec
 from pydantic import Field, ValidationInfo, field_validator
 
 from batchfile.lines.diagnostics import Diagnostic, Path
-from batchfile.lines.formats.openai_shared import Sampled, sampling_of
+from batchfile.lines.formats.media import OpenAIPart, misplaced_media, spoken
+from batchfile.lines.formats.openai_shared import Ignored, PlainSampled, asked_of, format_keys
+from batchfile.lines.formats.options import ChatOptions, option_problems, sent_options
 from batchfile.lines.formats.shared import (
     SYSTEM_ROLES,
     TOKENS_MAX,
+    Effectless,
     Name,
     NoEffect,
     Strict,
@@ -19,13 +22,12 @@ from batchfile.lines.formats.shared import (
     choice_problems,
     join_turns,
     misplaced,
-    text_of,
     unanswered,
     unknown_call,
     unsupported_keys_of,
     without_user,
 )
-from batchfile.types import Defaults, Message, Request, Role, Tool, ToolCall, Tools
+from batchfile.types import Defaults, LimitKey, Message, Request, Role, Tool, ToolCall, Tools
 
 URL = "/v1/chat/completions"
 
@@ -95,23 +97,18 @@ class ChatMessage(Strict):
     tool_call_id: str | None = None
 
 
-class Body(Sampled):
-    """The fields of `body`."""
+class AnyMessage(ChatMessage):
+    content: str | Annotated[list[OpenAIPart], Field(min_length=1)] | None = None  # type: ignore[assignment]
+
+
+class PlainBody(PlainSampled):
+    """The fields that most bodies have alone."""
 
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
     max_completion_tokens: Annotated[Whole, Field(ge=1, le=TOKENS_MAX)] | None = None
     tools: list[FunctionTool] | None = None
     tool_choice: Literal["none", "auto", "required"] | FunctionChoice | None = None
     parallel_tool_calls: bool | None = None
-
-    metadata: NoEffect = None
-    prediction: NoEffect = None
-    prompt_cache_key: NoEffect = None
-    prompt_cache_options: NoEffect = None
-    prompt_cache_retention: NoEffect = None
-    safety_identifier: NoEffect = None
-    service_tier: NoEffect = None
-    store: NoEffect = None
 
     @field_validator("max_completion_tokens")
     @classmethod
@@ -121,6 +118,30 @@ class Body(Sampled):
             raise ValueError(f"is {given}, but max_tokens is {other}; keep one of them")
         return given
 
+
+_CACHED = Effectless("prefixes are cached without it")
+_VENDORS = Effectless("about the vendor's own service")
+
+
+class Body(PlainBody, ChatOptions, Ignored):
+    """The fields of `body`."""
+
+    messages: Annotated[list[AnyMessage], Field(min_length=1)]  # type: ignore[assignment]
+
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+    thinking_token_budget: Annotated[Whole, Field(ge=-1, le=TOKENS_MAX)] | None = None
+    include_reasoning: bool | None = None
+    verbosity: Literal["low", "medium", "high"] | None = None
+
+    metadata: Annotated[Any, Effectless("a label for the vendor")] = None
+    prediction: Annotated[Any, Effectless("it only saves time, and changes no answer")] = None
+    prompt_cache_key: Annotated[Any, _CACHED] = None
+    prompt_cache_options: Annotated[Any, _CACHED] = None
+    prompt_cache_retention: Annotated[Any, _CACHED] = None
+    safety_identifier: Annotated[Any, Effectless("a label for the vendor")] = None
+    service_tier: Annotated[Any, _VENDORS] = None
+    store: Annotated[Any, _VENDORS] = None
+
     # Rejected, except with a value that has no effect.
     audio: Annotated[Any, UnsupportedKey((None,), "audio is not supported; remove it")] = None
     function_call: Annotated[Any, UnsupportedKey((None, "none", "auto"), _TOOLS, _TOOLS_FIX)] = None
@@ -129,22 +150,19 @@ class Body(Sampled):
         Any, UnsupportedKey((None, ["text"]), 'only ["text"] is supported; remove it', "Remove it.")
     ] = None
     moderation: Annotated[Any, UnsupportedKey((None,), "moderation is not supported; remove it")] = None
-    reasoning_effort: Annotated[Any, UnsupportedKey((None,), "reasoning effort is not supported; remove it")] = None
-    top_logprobs: Annotated[Any, UnsupportedKey((None, 0), "logprobs are not supported; remove it")] = None
-    verbosity: Annotated[
-        Any, UnsupportedKey((None,), "verbosity is not supported; remove it and ask for a length in the prompt")
-    ] = None
     web_search_options: Annotated[Any, UnsupportedKey((None,), "web search is not supported; remove it")] = None
 
 
 UNSUPPORTED_KEYS = unsupported_keys_of(Body)
 
 # Keys that `more_problems` checks, because their fields' own types cannot.
-CHECKED = frozenset({*UNSUPPORTED_KEYS, "tools", "tool_choice"})
+CHECKED = frozenset({"tools", "tool_choice"})
 
 
-def is_plain(body: Body) -> bool:
-    """Whether `more_problems` can be skipped: all turns are plain text, and not all are system turns."""
+def is_plain(body: PlainBody) -> bool:
+    """Whether `more_problems` can be skipped: no options, all turns are plain text, and not all are system turns."""
+    if type(body) is not PlainBody:
+        return False
     is_spoken = False
     for turn in body.messages:
         is_spoken |= turn.role not in SYSTEM_ROLES
@@ -155,12 +173,16 @@ def is_plain(body: Body) -> bool:
     return is_spoken and CHECKED.isdisjoint(body.model_fields_set)
 
 
-def more_problems(body: Body) -> list[Diagnostic]:
+def more_problems(body: PlainBody) -> list[Diagnostic]:
     """Problems that depend on several fields."""
-    return without_user(body.messages, "body") + _system_names(body) + _tool_problems(body)
+    found = without_user(body.messages, "body") + misplaced_media(body.messages, "body")
+    found += _system_names(body) + _tool_problems(body)
+    if type(body) is PlainBody:
+        return found
+    return found + option_problems(sent_options(body, PlainBody), "body", format_keys(body))
 
 
-def _system_names(body: Body) -> list[Diagnostic]:
+def _system_names(body: PlainBody) -> list[Diagnostic]:
     """System turns are merged into one, which has at most one name."""
     named = [(number, turn.name) for number, turn in enumerate(body.messages) if turn.role in SYSTEM_ROLES]
     message = "system turns with different names are not supported, because they are merged; use one name or none"
@@ -169,7 +191,7 @@ def _system_names(body: Body) -> list[Diagnostic]:
     ]
 
 
-def _tool_problems(body: Body) -> list[Diagnostic]:
+def _tool_problems(body: PlainBody) -> list[Diagnostic]:
     tools = tools_of(body.tools, body.tool_choice, body.parallel_tool_calls)
     is_forced = body.tool_choice not in (None, "none", "auto")
     return _call_problems(body.messages) + choice_problems(tools, is_forced=is_forced, root="body")
@@ -222,25 +244,23 @@ def _call_problems(turns: list[Any]) -> list[Diagnostic]:
 
 
 def _message(turn: ChatMessage) -> Message:
-    text = text_of(turn.content or turn.refusal or "")
     role: Role = "system" if turn.role == "developer" else turn.role
+    said = spoken(role, turn.content or turn.refusal or "", turn.name)
     if turn.tool_calls is None and turn.role != "tool":
-        return Message(role, text, name=turn.name)
-    return Message(role, text, _calls(turn.tool_calls or []), turn.tool_call_id, turn.name)
+        return said
+    return Message(role, said.content, _calls(turn.tool_calls or []), turn.tool_call_id, turn.name)
 
 
-def to_request(custom_id: str, body: Body, defaults: Defaults) -> Request:
+def to_request(custom_id: str, body: PlainBody, defaults: Defaults) -> Request:
     max_tokens = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
+    limit_key: LimitKey = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
+    asked = asked_of(body, PlainBody, defaults, max_tokens, defaults.max_tokens, limit_key)
     return Request(
         custom_id=custom_id,
         messages=join_turns([_message(turn) for turn in body.messages]),
         model=body.model or defaults.model,
         tools=None if body.tools is None else tools_of(body.tools, body.tool_choice, body.parallel_tool_calls),
-        sampling=sampling_of(
-            body,
-            defaults,
-            max_tokens,
-            defaults.max_tokens,
-            "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens",
-        ),
+        sampling=asked.sampling,
+        options=asked.options,
+        keeps_thinking=not (isinstance(body, Body) and body.include_reasoning is False),
     )

@@ -2,11 +2,12 @@
 
 from typing import Annotated, Any
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, Field
 
 from batchfile.lines.diagnostics import Diagnostic
-from batchfile.lines.formats.openai_shared import Sampled, inputs_of, sampling_of
-from batchfile.lines.formats.shared import UnsupportedKey, unsupported_keys_of
+from batchfile.lines.formats.openai_shared import Ignored, PlainSampled, asked_of, format_keys, inputs_of
+from batchfile.lines.formats.options import GeneratingOptions, NumLogprobs, option_problems, sent_options
+from batchfile.lines.formats.shared import TOKENS_MAX, OnlyEndpoints, UnsupportedKey, Whole, unsupported_keys_of
 from batchfile.types import Defaults, Input, Raw, Request
 
 URL = "/v1/completions"
@@ -20,38 +21,46 @@ def _prompt(given: Any) -> Input:
     return inputs[0]
 
 
-class Body(Sampled):
-    """The fields of `body`."""
+class PlainBody(PlainSampled):
+    """The fields that most bodies have alone."""
 
     prompt: Annotated[Any, AfterValidator(_prompt)]
 
+
+class Body(PlainBody, GeneratingOptions, Ignored):
+    """The fields of `body`."""
+
+    logprobs: NumLogprobs | None = None
+    echo: bool | None = None
+    thinking_token_budget: Annotated[Whole, Field(ge=-1, le=TOKENS_MAX)] | None = None
+
+    suffix: Annotated[Any, OnlyEndpoints("it only generates after the prompt", ("",))] = None
+
     # Rejected, except with a value that has no effect.
     best_of: Annotated[Any, UnsupportedKey((None, 1), "best_of is not supported; use n")] = None
-    logprobs: Annotated[Any, UnsupportedKey((None,), "logprobs are not supported; remove it")] = None
-    echo: Annotated[Any, UnsupportedKey((None, False), "echo is not supported; remove it or set it to false")] = None
-    suffix: Annotated[
-        Any,
-        UnsupportedKey((None, ""), "suffix is not supported: text is only generated after the prompt", "Remove it."),
+    prompt_embeds: Annotated[
+        Any, UnsupportedKey((None,), "prompts as embeddings are not supported; use prompt with text or token ids")
     ] = None
 
 
 UNSUPPORTED_KEYS = unsupported_keys_of(Body)
-_CHECKED = frozenset(UNSUPPORTED_KEYS)
 
 
-def is_plain(body: Body) -> bool:
-    return _CHECKED.isdisjoint(body.model_fields_set)
+def is_plain(body: PlainBody) -> bool:
+    return type(body) is PlainBody
 
 
-def more_problems(_: Body) -> list[Diagnostic]:
-    return []
+def more_problems(body: PlainBody) -> list[Diagnostic]:
+    return option_problems(sent_options(body, PlainBody), "body", format_keys(body))
 
 
-def to_request(custom_id: str, body: Body, defaults: Defaults) -> Request:
+def to_request(custom_id: str, body: PlainBody, defaults: Defaults) -> Request:
+    asked = asked_of(body, PlainBody, defaults, body.max_tokens, MAX_TOKENS)
     return Request(
         custom_id=custom_id,
         messages=(),
         raw=Raw(kind="completion", inputs=(body.prompt,)),
         model=body.model or defaults.model,
-        sampling=sampling_of(body, defaults, body.max_tokens, MAX_TOKENS),
+        sampling=asked.sampling,
+        options=asked.options,
     )

@@ -6,7 +6,16 @@ from pydantic import AfterValidator, Field
 
 from batchfile.lines.diagnostics import Diagnostic
 from batchfile.lines.formats.openai_shared import inputs_of
-from batchfile.lines.formats.shared import Name, NoEffect, Strict, UnsupportedKey, Whole
+from batchfile.lines.formats.options import PromptOptions, options_of, sent_options
+from batchfile.lines.formats.shared import (
+    Effectless,
+    Name,
+    OnlyEndpoints,
+    Strict,
+    UnsupportedKey,
+    Whole,
+    unsupported_keys_of,
+)
 from batchfile.types import Defaults, Input, Raw, Request, Sampling
 
 URL = "/v1/embeddings"
@@ -21,33 +30,57 @@ def _inputs(given: Any) -> tuple[Input, ...]:
     return inputs
 
 
-class Body(Strict):
-    """The fields of `body`."""
+class PlainBody(Strict):
+    """The fields that most bodies have alone."""
 
     input: Annotated[Any, AfterValidator(_inputs)]
     model: Name | None = None
     dimensions: Annotated[Whole, Field(ge=1, le=DIMENSIONS_MAX)] | None = None
     encoding_format: Literal["float", "base64"] | None = None
-    user: NoEffect = None
 
 
-UNSUPPORTED_KEYS: dict[str, UnsupportedKey] = {}
+_TALK = UnsupportedKey((None,), "conversations have no embeddings here; put the text into input")
+_SINGLES = "vectors are float32, in little-endian order in base64; remove it"
 
 
-def is_plain(_: Body) -> bool:
-    return True
+class Body(PlainBody, PromptOptions):
+    """The fields of `body`."""
+
+    use_activation: bool | None = None
+    padding: Annotated[Any, OnlyEndpoints("it does not pad inputs", ("do_not_pad",))] = None
+
+    user: Annotated[Any, Effectless("a label for the vendor")] = None
+
+    # Rejected, except with a value that has no effect.
+    embed_dtype: Annotated[Any, UnsupportedKey((None, "float32"), _SINGLES)] = None
+    endianness: Annotated[Any, UnsupportedKey((None, "native", "little"), _SINGLES)] = None
+    messages: Annotated[Any, _TALK] = None
+    add_generation_prompt: Annotated[Any, _TALK] = None
+    continue_final_message: Annotated[Any, _TALK] = None
+    chat_template: Annotated[Any, _TALK] = None
+    chat_template_kwargs: Annotated[Any, _TALK] = None
+    media_io_kwargs: Annotated[Any, _TALK] = None
 
 
-def more_problems(_: Body) -> list[Diagnostic]:
+UNSUPPORTED_KEYS = unsupported_keys_of(Body)
+
+
+def is_plain(body: PlainBody) -> bool:
+    return type(body) is PlainBody
+
+
+def more_problems(_: PlainBody) -> list[Diagnostic]:
     return []
 
 
-def to_request(custom_id: str, body: Body, defaults: Defaults) -> Request:
+def to_request(custom_id: str, body: PlainBody, defaults: Defaults) -> Request:
     is_base64 = body.encoding_format == "base64"
+    sent = sent_options(body, PlainBody)
     return Request(
         custom_id=custom_id,
         messages=(),
         raw=Raw(kind="embedding", inputs=body.input, dimensions=body.dimensions, is_base64=is_base64),
         model=body.model or defaults.model,
         sampling=Sampling(max_tokens=0),
+        options=options_of(body, sent, {}) if sent else None,
     )

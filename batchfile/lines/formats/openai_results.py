@@ -2,9 +2,12 @@
 
 import re
 from collections.abc import Iterable, Iterator
+from itertools import accumulate
 
 import msgspec
 
+from batchfile.lines.formats.anthropic import message_of
+from batchfile.lines.formats.openai_response_results import response_of
 from batchfile.lines.framing import iter_lines
 from batchfile.lines.result import (
     RESULT_BYTES_MAX,
@@ -16,6 +19,7 @@ from batchfile.lines.result import (
     decode_result,
     escape_separators,
 )
+from batchfile.types import TokenLogprob
 
 CHUNK_BYTES = 256 * 1024
 
@@ -43,6 +47,8 @@ _INVALID = "invalid_request_error"
 _PLACE = re.compile(r"(?:body\.)?(model|(?<=body\.)[^\s:]+): ")  # the key of the body that a message is about
 
 _encoder = msgspec.json.Encoder()
+_numbers = msgspec.json.Decoder(tuple[float, float])
+_token = msgspec.json.Decoder(TokenLogprob)
 
 
 def openai_file(chunks: Iterable[bytes], *, batch_id: str, created: int, is_output: bool | None) -> Iterator[bytes]:
@@ -56,7 +62,7 @@ def openai_file(chunks: Iterable[bytes], *, batch_id: str, created: int, is_outp
     for number, line in enumerate(iter_lines(chunks, line_bytes_max=RESULT_BYTES_MAX)):
         result = decode_result(line.data or b"")
         if is_output is None or (result.status == "succeeded") == is_output:
-            rows.append(_rendered(result, batch_id, number, created))
+            rows.append(_rendered(result, line.data or b"", batch_id, number, created))
             size += len(rows[-1])
         if size >= CHUNK_BYTES:
             yield b"\n".join([*rows, b""])
@@ -65,16 +71,16 @@ def openai_file(chunks: Iterable[bytes], *, batch_id: str, created: int, is_outp
         yield b"\n".join([*rows, b""])
 
 
-def _rendered(result: NativeResult, batch_id: str, line: int, created: int) -> bytes:
+def _rendered(result: NativeResult, data: bytes, batch_id: str, line: int, created: int) -> bytes:
     stem = f"{batch_id}_{line}"
     response: dict[str, object] | None = None
     error: dict[str, object] | None = None
     if result.status == "succeeded":
-        body = _embedding(result) if result.kind == "embedding" else _completion(result, stem, created)
+        body = _body(result, data, stem, created)
         response = {"status_code": 200, "request_id": f"req_{stem}", "body": body}
     elif result.status == "errored":
-        status, body = _error(result)
-        response = {"status_code": status, "request_id": f"req_{stem}", "body": body}
+        status, told = _error(result)
+        response = {"status_code": status, "request_id": f"req_{stem}", "body": told}
     else:
         code = _CODES.get(result.status, result.status)
         error = {"code": code, "message": result.error.message if result.error else ""}
@@ -82,16 +88,31 @@ def _rendered(result: NativeResult, batch_id: str, line: int, created: int) -> b
     return escape_separators(_encoder.encode(made))
 
 
-def _embedding(result: NativeResult) -> dict[str, object]:
+def _body(result: NativeResult, data: bytes, stem: str, created: int) -> object:
+    if result.kind == "message":
+        return message_of(data, f"msg_{stem}")
+    if result.kind == "response":
+        return response_of(result, stem, created)
+    return _completion(result, stem, created) if result.vectors is None else _pooled(result, stem)
+
+
+def _pooled(result: NativeResult, stem: str) -> dict[str, object]:
     """The clients expect numbers for usage, so an unknown one is 0 and marked."""
     vectors, num_tokens = result.vectors or [], result.usage.input_tokens if result.usage else 0
-    unknown = {} if result.usage else {"is_unknown": True}
-    return {
-        "object": "list",
-        "data": [{"object": "embedding", "index": index, "embedding": one} for index, one in enumerate(vectors)],
+    about = {
         "model": result.model or "",
-        "usage": {"prompt_tokens": num_tokens, "total_tokens": num_tokens} | unknown,
+        "usage": {"prompt_tokens": num_tokens, "total_tokens": num_tokens}
+        | ({} if result.usage else {"is_unknown": True}),
     }
+    if result.kind == "rerank":
+        pairs = [_numbers.decode(vector) for vector in vectors]
+        found = [{"index": int(index), "relevance_score": score} for index, score in pairs]
+        return {"id": f"rerank-{stem}", "results": found, **about}
+    name, values = "embedding", [*vectors]
+    if result.kind == "score":
+        name, values = "score", [msgspec.Raw(bytes(vector)[1:-1]) for vector in vectors]
+    data = [{"object": name, "index": index, name: value} for index, value in enumerate(values)]
+    return {"object": "list", "data": data, **about}
 
 
 def _completion(result: NativeResult, stem: str, created: int) -> dict[str, object]:
@@ -99,7 +120,11 @@ def _completion(result: NativeResult, stem: str, created: int) -> dict[str, obje
     choices = result.choices
     if choices is None:
         message = result.message or NativeMessage(content=[])
-        choices = [NativeChoice(message=message, stop_reason=result.stop_reason or "end_turn")]
+        reason = result.stop_reason or "end_turn"
+        choices = [
+            NativeChoice(message=message, stop_reason=reason, logprobs=result.logprobs, token_ids=result.token_ids)
+        ]
+    details = {"prompt_logprobs": result.prompt_logprobs, "prompt_token_ids": result.prompt_token_ids}
     return {
         "id": f"{'chatcmpl' if is_chat else 'cmpl'}-{stem}",
         "object": "chat.completion" if is_chat else "text_completion",
@@ -107,7 +132,7 @@ def _completion(result: NativeResult, stem: str, created: int) -> dict[str, obje
         "model": result.model or "",
         "choices": [_choice(index, choice, is_chat=is_chat) for index, choice in enumerate(choices)],
         "usage": _usage(result),
-    }
+    } | {name: value for name, value in details.items() if value is not None}
 
 
 def _choice(index: int, choice: NativeChoice, *, is_chat: bool) -> dict[str, object]:
@@ -115,17 +140,33 @@ def _choice(index: int, choice: NativeChoice, *, is_chat: bool) -> dict[str, obj
     return {
         "index": index,
         **({"message": _message(choice, text)} if is_chat else {"text": text}),
-        "logprobs": None,
+        "logprobs": None if choice.logprobs is None else _logprobs(choice.logprobs, is_chat=is_chat),
         "finish_reason": _FINISH.get(choice.stop_reason, "stop"),
+    } | ({} if choice.token_ids is None else {"token_ids": choice.token_ids})
+
+
+def _logprobs(given: list[msgspec.Raw], *, is_chat: bool) -> dict[str, object]:
+    if is_chat:
+        return {"content": given, "refusal": None}
+    tokens = [_token.decode(one) for one in given]
+    offsets = accumulate((len(token.token) for token in tokens[:-1]), initial=0)
+    return {
+        "tokens": [token.token for token in tokens],
+        "token_logprobs": [token.logprob for token in tokens],
+        "top_logprobs": [{top.token: top.logprob for top in token.top_logprobs} for token in tokens],
+        "text_offset": [offset for offset, _ in zip(offsets, tokens, strict=False)],
     }
 
 
 def _message(choice: NativeChoice, text: str) -> dict[str, object]:
-    """Leaves out thinking, which this format does not have."""
+    """`reasoning`: the name that vLLM gives to thinking, which OpenAI's API does not return."""
     calls = [_call(block) for block in choice.message.content if block.type == "tool_use"]
     message: dict[str, object] = {"role": "assistant", "content": text, "refusal": None}
     if calls:
         message |= {"content": text or None, "tool_calls": calls}
+    thinking = "".join([block.thinking for block in choice.message.content])
+    if thinking:
+        message["reasoning"] = thinking
     return message | {"content": None, "refusal": text} if choice.stop_reason == "refusal" else message
 
 

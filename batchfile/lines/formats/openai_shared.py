@@ -1,16 +1,33 @@
 """Shared by OpenAI's formats: sampling parameters, including vLLM's extra ones, and inputs of text or token ids."""
 
-from typing import Annotated, Any, Literal
+import json
+from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from batchfile.lines.diagnostics import shown
-from batchfile.lines.formats.shared import SEED_MAX, SEED_MIN, TOKENS_MAX, Name, NoEffect, Strict, UnsupportedKey, Whole
+from batchfile.lines.formats.options import (
+    CHOICES_MAX,
+    chat_logprobs,
+    guide_of,
+    json_schema_of,
+    options_of,
+    sent_options,
+)
+from batchfile.lines.formats.shared import (
+    SEED_MAX,
+    SEED_MIN,
+    TOKENS_MAX,
+    Effectless,
+    Name,
+    Strict,
+    UnsupportedKey,
+    Whole,
+)
+from batchfile.request_options import Options
 from batchfile.types import Defaults, Input, LimitKey, Sampling
 
 TEMPERATURE = 1.0  # OpenAI's default
-_GUIDED = ("use response_format of type json_schema instead", "Put the schema into response_format.json_schema.schema.")
-CHOICES_MAX = 128  # OpenAI's limit
 
 
 class JsonSchema(Strict):
@@ -20,9 +37,20 @@ class JsonSchema(Strict):
     schema_: dict[str, Any] | None = Field(None, alias="schema")
 
 
+class LegacyTag(Strict):
+    begin: str
+    schema_: dict[str, Any] | None = Field(None, alias="schema")
+    end: str
+
+
 class ResponseFormat(Strict):
-    type: Literal["text", "json_object", "json_schema"]
+    """`format`, or `structures` with `triggers`: of the type structural_tag, which is vLLM's."""
+
+    type: Literal["text", "json_object", "json_schema", "structural_tag"]
     json_schema: JsonSchema | None = None
+    format: dict[str, Any] | None = None
+    structures: list[LegacyTag] | None = None
+    triggers: list[str] | None = None
 
     @model_validator(mode="after")
     def _has_schema(self) -> "ResponseFormat":
@@ -32,20 +60,21 @@ class ResponseFormat(Strict):
             raise ValueError(
                 f'has a json_schema, but its type is "{self.type}"; make it "json_schema" or remove the schema'
             )
+        has_legacy = self.structures is not None and self.triggers is not None
+        if (self.type == "structural_tag") != (self.format is not None or has_legacy):
+            raise ValueError("the type structural_tag needs format, or structures and triggers; no other type has them")
         return self
 
     @property
     def schema_or_none(self) -> dict[str, Any] | None:
-        if self.type == "text":
+        if self.type not in ("json_object", "json_schema"):
             return None
         return (self.json_schema.schema_ if self.json_schema else None) or {}
 
 
-class StructuredOutputs(Strict):
-    json_: dict[str, Any] = Field(alias="json")
+class PlainSampled(Strict):
+    """What most requests set."""
 
-
-class Sampled(Strict):
     model: Name | None = None
     max_tokens: Annotated[Whole, Field(ge=1, le=TOKENS_MAX)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
@@ -57,41 +86,66 @@ class Sampled(Strict):
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     response_format: ResponseFormat | None = None
 
-    # vLLM's extra parameters.
+    # vLLM's.
     top_k: Annotated[Whole, Field(ge=-1, le=TOKENS_MAX)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     repetition_penalty: Annotated[float, Field(gt=0)] | None = None
     ignore_eos: bool = False
-    structured_outputs: StructuredOutputs | None = None
 
-    @field_validator("structured_outputs")
-    @classmethod
-    def _is_the_only_form(cls, given: StructuredOutputs | None, info: ValidationInfo) -> StructuredOutputs | None:
-        if given is not None and info.data.get("response_format") is not None:
-            raise ValueError("conflicts with response_format; keep one of them")
-        return given
 
-    stream_options: NoEffect = None
-    user: NoEffect = None
+class Ignored(Strict):
+    """What every request for text may have without an effect, or must not have."""
 
-    # Rejected, except with a value that has no effect.
-    guided_json: Annotated[Any, UnsupportedKey((None,), *_GUIDED)] = None
-    logit_bias: Annotated[Any, UnsupportedKey((None, {}), "logit_bias is not supported; remove it")] = None
-    logprobs: Annotated[
-        Any, UnsupportedKey((None, False), "logprobs are not supported; remove it or set it to false")
-    ] = None
+    stream_options: Annotated[Any, Effectless("a batch does not stream")] = None
+    user: Annotated[Any, Effectless("a label for the vendor")] = None
     stream: Annotated[
         Any, UnsupportedKey((None, False), "streaming is not supported in a batch; remove it or set it to false")
     ] = None
 
 
-def sampling_of(
-    body: Sampled,
+class Asked(NamedTuple):
+    """What a body asks for, in the form that engines take."""
+
+    sampling: Sampling
+    options: Options | None
+
+
+def asked_of(
+    body: PlainSampled,
+    plain: type[PlainSampled],
     defaults: Defaults,
     max_tokens: int | None,
     max_tokens_else: int,
     limit_key: LimitKey = "max_tokens",
+) -> Asked:
+    """`plain`: the model of bodies without options."""
+    if type(body) is plain and (body.response_format is None or body.response_format.type != "structural_tag"):
+        return Asked(_sampling_of(body, defaults, max_tokens, max_tokens_else, limit_key, None), None)
+    sent = sent_options(body, plain)
+    guide = guide_of(sent)
+    if body.response_format is not None and body.response_format.type == "structural_tag":
+        sent["response_format"] = body.response_format.model_dump(by_alias=True, exclude_unset=True)
+        guide["structural_tag"] = json.dumps(sent["response_format"])
+    logprobs = sent.get("logprobs")
+    options = options_of(body, sent, guide, chat_logprobs(sent) if isinstance(logprobs, bool) else logprobs)
+    sampling = _sampling_of(body, defaults, max_tokens, max_tokens_else, limit_key, json_schema_of(guide))
+    return Asked(sampling, options if sent else None)
+
+
+def format_keys(body: PlainSampled) -> list[str]:
+    """The key that says what the answer must match, if the body has it."""
+    return [] if body.response_format is None or body.response_format.type == "text" else ["response_format"]
+
+
+def _sampling_of(
+    body: PlainSampled,
+    defaults: Defaults,
+    max_tokens: int | None,
+    max_tokens_else: int,
+    limit_key: LimitKey,
+    guided_schema: dict[str, Any] | None,
 ) -> Sampling:
+    own_schema = None if body.response_format is None else body.response_format.schema_or_none
     temperature = body.temperature
     if temperature is None:
         temperature = TEMPERATURE if defaults.temperature is None else defaults.temperature
@@ -109,21 +163,15 @@ def sampling_of(
         frequency_penalty=body.frequency_penalty,
         repetition_penalty=body.repetition_penalty,
         ignore_eos=body.ignore_eos,
-        json_schema=_schema(body),
+        json_schema=guided_schema if own_schema is None else own_schema,
         schema_form=_schema_form(body),
         num_choices=body.n or 1,
     )
 
 
-def _schema(body: Sampled) -> dict[str, Any] | None:
-    if body.structured_outputs is not None:
-        return body.structured_outputs.json_
-    return None if body.response_format is None else body.response_format.schema_or_none
-
-
-def _schema_form(body: Sampled) -> dict[str, Any] | None:
+def _schema_form(body: PlainSampled) -> dict[str, Any] | None:
     asked = body.response_format
-    if body.structured_outputs is not None or asked is None or asked.type != "json_schema" or not asked.json_schema:
+    if asked is None or asked.type != "json_schema" or not asked.json_schema:
         return None
     return asked.json_schema.model_dump(by_alias=True, exclude_unset=True)
 

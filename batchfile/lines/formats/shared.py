@@ -1,11 +1,12 @@
 """Shared by the request formats: value types, text blocks, and turns in the form that engines take."""
 
 from collections.abc import Iterable
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from batchfile.lines.diagnostics import Diagnostic, Path, shown
+from batchfile.request_media import Media
 from batchfile.types import Message, Tools
 
 JOINT = "\n\n"  # between merged texts: blocks, adjacent turns of one role, system turns
@@ -28,13 +29,20 @@ def _whole(value: Any) -> Any:
 Whole = Annotated[int, BeforeValidator(_whole)]  # 100.0 is 100, because JSON has only one number type
 
 
-# A key that is accepted and has no effect; docs/service.md lists them.
-_NO_EFFECT = "no effect"
-NoEffect = Annotated[Any, _NO_EFFECT]
+class Effectless(NamedTuple):
+    """A key that is accepted and has no effect, and the reason. docs/service.md and docs/requests.md list them."""
+
+    reason: str = ""
 
 
-def without_effect(model: type[BaseModel]) -> set[str]:
-    return {key for key, field in model.model_fields.items() if _NO_EFFECT in field.metadata}
+NoEffect = Annotated[Any, Effectless()]
+
+
+class OnlyEndpoints(NamedTuple):
+    """A key that endpoints get as it is, and other engines reject unless it has one of the `harmless` values."""
+
+    reason: str
+    harmless: tuple[Any, ...] = ()
 
 
 Name = Annotated[str, Field(min_length=1)]
@@ -56,13 +64,20 @@ class UnsupportedKey(NamedTuple):
     fix: str = ""
 
 
+_Rule = TypeVar("_Rule", Effectless, OnlyEndpoints, UnsupportedKey)
+
+
+def rules_of(model: type[BaseModel], kind: type[_Rule]) -> dict[str, _Rule]:
+    """The rules of one kind in the annotations of a model's fields, by key."""
+    return {key: rule for key, field in model.model_fields.items() for rule in field.metadata if isinstance(rule, kind)}
+
+
 def unsupported_keys_of(model: type[BaseModel]) -> dict[str, UnsupportedKey]:
-    return {
-        key: rule
-        for key, field in model.model_fields.items()
-        for rule in field.metadata
-        if isinstance(rule, UnsupportedKey)
-    }
+    return rules_of(model, UnsupportedKey)
+
+
+def without_effect(model: type[BaseModel]) -> set[str]:
+    return set(rules_of(model, Effectless))
 
 
 def never(message: str, *harmless: Any) -> AfterValidator:
@@ -100,10 +115,15 @@ def join_turns(turns: Iterable[Message]) -> tuple[Message, ...]:
         elif joined and joined[-1].role == turn.role != "tool" and joined[-1].name == turn.name:
             last = joined[-1]
             content = JOINT.join(filter(None, (last.content, turn.content)))
-            joined[-1] = Message(turn.role, content, last.calls + turn.calls, name=turn.name)
+            parts = _parts_of(last) + _parts_of(turn) if last.parts or turn.parts else ()
+            joined[-1] = Message(turn.role, content, last.calls + turn.calls, name=turn.name, parts=parts)
         else:
             joined.append(turn)
     return (Message("system", JOINT.join(system), name=system_name), *joined) if system else tuple(joined)
+
+
+def _parts_of(turn: Message) -> tuple[str | Media, ...]:
+    return turn.parts or ((turn.content,) if turn.content else ())
 
 
 def choice_problems(tools: Tools | None, *, is_forced: bool, root: str) -> list[Diagnostic]:

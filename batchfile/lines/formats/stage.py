@@ -15,7 +15,8 @@ from batchfile.lines.result import REFUSALS, escape_separators, refusal_failure
 
 ProcessingStatus = Literal["collected", "submitted", "processing", "ended"]
 
-VECTORS = "the result is embedding vectors, which only OpenAI's output files can contain; read them there"
+POOLED = frozenset({"embedding", "score", "rerank"})  # kinds of results without text
+VECTORS = "the result is vectors or scores, which only OpenAI's output files can contain; read them there"
 
 _FAILED = {"canceled", "expired"}
 
@@ -119,7 +120,7 @@ def _rendered(chunks: Iterable[bytes]) -> Iterator[list[_Line]]:
 
 def _adapt(line: _Line) -> None:
     """Turns vectors and refusals into errors, which this format requires; makes an unknown usage null."""
-    if line.kind == "embedding":
+    if line.kind in POOLED:
         line.status, line.usage, line.error = "errored", None, _VECTORS_ERROR
     elif line.stop_reason in REFUSALS:
         failure = refusal_failure(str(line.stop_reason), _text_decoder.decode(line.message).text)

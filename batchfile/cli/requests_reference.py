@@ -1,0 +1,123 @@
+"""The tables of docs/requests.md, made from the models that read requests: what becomes of every key.
+
+`python -m batchfile.cli.requests_reference docs/requests.md` updates them in place and keeps the text around them.
+"""
+
+import re
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import click
+from pydantic import BaseModel
+
+from batchfile.lines.formats import (
+    native,
+    openai_chat,
+    openai_completions,
+    openai_embeddings,
+    openai_rerank,
+    openai_responses,
+    openai_scores,
+)
+from batchfile.lines.formats.shared import Effectless, OnlyEndpoints, UnsupportedKey, rules_of
+
+State = Literal["served", "http only", "no effect", "rejected"]
+
+MODELS: dict[str, type[BaseModel]] = {
+    "params": native.Params,
+    openai_chat.URL: openai_chat.Body,
+    openai_completions.URL: openai_completions.Body,
+    openai_embeddings.URL: openai_embeddings.Body,
+    openai_responses.URL: openai_responses.Body,
+    openai_scores.URL: openai_scores.Body,
+    openai_rerank.URL: openai_rerank.Body,
+}
+# From `<!-- requests: NAME -->` to `<!-- end -->` the page has the table of this model.
+_BLOCK = re.compile(r"(<!-- requests: (\S+) -->\n).*?(<!-- end -->)", re.S)
+_HEADINGS = "| key | what becomes of it | engines |\n|---|---|---|\n"
+
+# The served keys that the echo engine follows; it has no model for the others.
+ECHO = frozenset(
+    {
+        *("dimensions", "encoding_format", "echo", "guided_choice", "input", "logprobs", "max_completion_tokens"),
+        *("max_tokens", "messages", "model", "n", "prompt", "stop", "stop_sequences", "structured_outputs", "system"),
+        *("thinking", "tool_choice", "tools", "top_logprobs", "text_1", "text_2", "queries", "documents", "items"),
+        *("data_1", "data_2", "query", "top_n", "instructions", "max_output_tokens"),
+    }
+)
+_VARIABLE = "a variable of the chat template; rejected if the template does not use it"
+NOTES = {
+    "cache_salt": "vLLM's prefix cache is separate for each value",
+    "chat_template_kwargs": "variables of the chat template; a template ignores those that it does not use",
+    "echo": "the answer begins with the prompt; on vLLM, not together with `logprobs`",
+    "guided_choice": "the older form of `structured_outputs`",
+    "guided_grammar": "the older form of `structured_outputs`",
+    "guided_json": "the older form of `structured_outputs`",
+    "guided_regex": "the older form of `structured_outputs`",
+    "guided_whitespace_pattern": "the older form of `structured_outputs`",
+    "include_reasoning": "false: the result is without the thinking",
+    "logprobs": "vLLM reports at most 20 tokens in each place, unless the pool sets `max_logprobs`",
+    "output_config": "`format` guides the answer; `effort` is `reasoning_effort` of OpenAI's format",
+    "priority": "vLLM rejects values other than 0 unless the pool sets `scheduling_policy` to `priority`",
+    "prompt_logprobs": "the prompt is computed without the prefix cache",
+    "reasoning_effort": "a variable of the chat template, as `enable_thinking` is; rejected if it uses neither",
+    "thinking": "`budget_tokens` is `thinking_token_budget` of vLLM; on HTTP pools, only the budget is sent",
+    "thinking_token_budget": "vLLM needs a reasoning parser with known markers",
+    "tools": "needs a chat template with tools",
+    "vllm_xargs": "for samplers of your own in vLLM",
+    "verbosity": _VARIABLE,
+}
+
+
+class Row(NamedTuple):
+    """`note`: why, or under which condition."""
+
+    key: str
+    state: State
+    engines: str
+    note: str
+
+
+def rows_of(model: type[BaseModel]) -> list[Row]:
+    """One row for each key that a model reads, in the order of the model."""
+    ignored, rejected = rules_of(model, Effectless), rules_of(model, UnsupportedKey)
+    only = rules_of(model, OnlyEndpoints)
+    rows = []
+    for key in model.model_fields:
+        if key in ignored:
+            rows.append(Row(key, "no effect", "", ignored[key].reason))
+        elif key in rejected:
+            rows.append(Row(key, "rejected", "", rejected[key].message))
+        elif key in only:
+            rows.append(Row(key, "http only", "http", f"any other engine rejects it: {only[key].reason}"))
+        else:
+            is_variable = key == "documents" and model in (native.Params, openai_chat.Body)
+            is_followed = key in ECHO and not is_variable
+            note = _VARIABLE if is_variable else NOTES.get(key, "")
+            rows.append(Row(key, "served", "vllm, http" + (", echo" if is_followed else ""), note))
+    order: tuple[State, ...] = ("served", "http only", "no effect", "rejected")
+    return sorted(rows, key=lambda row: order.index(row.state))
+
+
+def with_tables(page: str) -> str:
+    """The page with its tables updated."""
+    return _BLOCK.sub(lambda block: f"{block[1]}\n{_table(MODELS[block[2]])}\n{block[3]}", page)
+
+
+def _table(model: type[BaseModel]) -> str:
+    lines = [f"| `{row.key}` | {_told(row)} | {row.engines} |\n" for row in rows_of(model)]
+    return _HEADINGS + "".join(lines)
+
+
+def _told(row: Row) -> str:
+    return f"{row.state}: {row.note}" if row.note else row.state
+
+
+@click.command(help=__doc__)
+@click.argument("page", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+def main(page: Path) -> None:
+    page.write_text(with_tables(page.read_text()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""The one place where options become vLLM's parameters, and where what vLLM tells about tokens becomes results."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+from msgspec.structs import replace
+
+from batchfile.errors import InvalidRequest
+from batchfile.request_options import Options
+from batchfile.types import Completion, PromptLogprobs, Request, TokenLogprob, TopLogprob
+
+# Options that vLLM's SamplingParams have under the same names.
+SAME = (
+    *("logprobs", "prompt_logprobs", "logprob_token_ids", "logit_bias", "allowed_token_ids", "stop_token_ids"),
+    *("bad_words", "min_tokens", "thinking_token_budget", "watermarking", "include_stop_str_in_output"),
+    *("skip_special_tokens", "spaces_between_special_tokens"),
+)
+LOGPROB_MIN = -9999.0  # vLLM's API never reports less, because JSON has no infinity
+
+
+def check_priority(request: Request, policy: str) -> None:
+    """`policy`: vLLM's for scheduling. Raises: InvalidRequest for a priority that it ignores."""
+    if request.options is not None and request.options.priority and policy != "priority":
+        message = f"priority: this pool schedules by {policy}; remove it, or set scheduling_policy to priority."
+        raise InvalidRequest(message)
+
+
+def sampling_arguments(options: Options) -> dict[str, Any]:
+    """Further arguments of SamplingParams. Raises: InvalidRequest; ValueError or TypeError as vLLM does."""
+    from vllm.sampling_params import RepetitionDetectionParams
+
+    if options.echo and options.logprobs is not None:
+        raise InvalidRequest("echo: cannot be combined with logprobs on this pool's engine; use prompt_logprobs.")
+    given = {name: value for name in SAME if (value := getattr(options, name)) is not None}
+    arguments = {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()}
+    if options.logprob_token_ids:
+        arguments.pop("logprobs", None)  # as vLLM's API does: these tokens replace the likeliest ones
+    if options.repetition_detection is not None:
+        arguments["repetition_detection"] = RepetitionDetectionParams(**options.repetition_detection)
+    if options.vllm_xargs:
+        arguments["extra_args"] = options.vllm_xargs
+    return arguments
+
+
+def guide_of(request: Request) -> Any:
+    """vLLM's StructuredOutputsParams; None for any text. Raises: ValueError or TypeError as vLLM does."""
+    from vllm.sampling_params import StructuredOutputsParams
+
+    schema = request.sampling.json_schema
+    arguments: dict[str, Any] = {} if schema is None else {"json": schema} if schema else {"json_object": True}
+    guide = None if request.options is None else request.options.guide
+    if guide is not None:
+        given = {name: value for name, value in msgspec.structs.asdict(guide).items() if value is not None}
+        arguments |= {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()}
+    return StructuredOutputsParams(**arguments) if arguments else None
+
+
+def with_details(completion: Completion, output: Any, prompt: Sequence[int], options: Options) -> Completion:
+    """Adds log probabilities and token ids, if requested. `output`: vLLM's, of this request."""
+    choices = completion.choices
+    if options.logprobs is not None or options.logprob_token_ids:
+        choices = tuple(
+            replace(choice, logprobs=_logprobs(given.token_ids, given.logprobs or (), options))
+            for choice, given in zip(choices, output.outputs, strict=True)
+        )
+    if options.return_token_ids:
+        choices = tuple(
+            replace(choice, token_ids=tuple(given.token_ids))
+            for choice, given in zip(choices, output.outputs, strict=True)
+        )
+    return replace(
+        completion,
+        choices=choices,
+        prompt_logprobs=None if options.prompt_logprobs is None else _prompt_logprobs(output.prompt_logprobs or ()),
+        prompt_token_ids=tuple(prompt) if options.return_token_ids else None,
+    )
+
+
+def _logprobs(token_ids: Sequence[int], steps: Sequence[Any], options: Options) -> tuple[TokenLogprob, ...]:
+    """As vLLM's API makes them of the same outputs. `steps`: for each token, Logprobs by token id."""
+    made = []
+    num = -1 if options.logprob_token_ids else options.logprobs or 0
+    for token_id, step in zip(token_ids, steps, strict=True):
+        likeliest = list(step.items()) if num == -1 else list(step.items())[:num]
+        own = _shown(token_id, step[token_id], options)
+        tops = tuple(TopLogprob(**_shown(other, found, options)) for other, found in likeliest)
+        made.append(TokenLogprob(**own, top_logprobs=tops))
+    return tuple(made)
+
+
+def _shown(token_id: int, found: Any, options: Options) -> dict[str, Any]:
+    text = f"token_id:{token_id}" if options.return_tokens_as_token_ids else found.decoded_token or ""
+    data = (found.decoded_token or "").encode("utf-8", "replace")
+    return {"token": text, "logprob": max(found.logprob, LOGPROB_MIN), "bytes": tuple(data)}
+
+
+def _prompt_logprobs(steps: Sequence[Mapping[int, Any] | None]) -> PromptLogprobs:
+    return [None if step is None else {str(key): _told(found) for key, found in step.items()} for step in steps]
+
+
+def _told(found: Any) -> dict[str, Any]:
+    logprob = max(found.logprob, LOGPROB_MIN)
+    return {"logprob": logprob, "rank": found.rank, "decoded_token": found.decoded_token}

@@ -1,0 +1,265 @@
+"""OpenAI's `body` of a response (/v1/responses), as far as it depends on no earlier one: read as a chat completion."""
+
+from dataclasses import replace as replace_field
+from functools import cache
+from typing import Annotated, Any, Literal
+
+from msgspec.structs import replace
+from pydantic import Discriminator, Field, Tag
+
+from batchfile.lines.diagnostics import Diagnostic, Path
+from batchfile.lines.formats import openai_chat
+from batchfile.lines.formats.media import InputAudioPart, InputFilePart, InputImagePart
+from batchfile.lines.formats.options import INT64_MAX, INT64_MIN, GeneratingOptions, NumLogprobs, TemplateArguments
+from batchfile.lines.formats.shared import (
+    TOKENS_MAX,
+    Effectless,
+    Name,
+    NoEffect,
+    Strict,
+    UnsupportedKey,
+    Whole,
+    unsupported_keys_of,
+)
+from batchfile.types import Defaults, Request
+
+URL = "/v1/responses"
+
+_VENDOR_ALONE = UnsupportedKey((None,), "is not supported; remove it")
+_ALONE = "requests of a batch cannot refer to earlier ones; put the whole conversation into input"
+
+
+class Part(Strict):
+    type: Literal["input_text", "output_text", "text"]
+    text: str
+    annotations: NoEffect = None
+    logprobs: NoEffect = None
+
+
+AnyPart = Annotated[Part | InputImagePart | InputFilePart | InputAudioPart, Field(discriminator="type")]
+Content = str | Annotated[list[AnyPart], Field(min_length=1)]
+
+
+class Spoken(Strict):
+    type: Literal["message"] = "message"
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Content
+    id: NoEffect = None
+    phase: NoEffect = None
+    status: NoEffect = None
+
+
+class Called(Strict):
+    type: Literal["function_call"]
+    call_id: Name
+    name: Name
+    arguments: str
+    id: NoEffect = None
+    status: NoEffect = None
+
+
+class Returned(Strict):
+    type: Literal["function_call_output"]
+    call_id: Name
+    output: Content
+    id: NoEffect = None
+    status: NoEffect = None
+
+
+class Thought(Strict):
+    """Thinking of an earlier answer, which is not shown to the model."""
+
+    type: Literal["reasoning"]
+    id: NoEffect = None
+    content: NoEffect = None
+    encrypted_content: NoEffect = None
+    status: NoEffect = None
+    summary: NoEffect = None
+
+
+def _type_of(item: Any) -> str:
+    return str(item.get("type", "message") if isinstance(item, dict) else getattr(item, "type", "message"))
+
+
+Item = Annotated[
+    Annotated[Spoken, Tag("message")]
+    | Annotated[Called, Tag("function_call")]
+    | Annotated[Returned, Tag("function_call_output")]
+    | Annotated[Thought, Tag("reasoning")],
+    Discriminator(_type_of),
+]
+
+
+class FunctionTool(Strict):
+    type: Literal["function"]
+    name: Name
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class NamedFunction(Strict):
+    type: Literal["function"]
+    name: Name
+
+
+class TextFormat(Strict):
+    type: Literal["text", "json_object", "json_schema"]
+    name: str | None = None
+    description: str | None = None
+    strict: bool | None = None
+    schema_: dict[str, Any] | None = Field(None, alias="schema")
+
+
+class Text(Strict):
+    format: TextFormat | None = None
+    verbosity: Literal["low", "medium", "high"] | None = None
+
+
+class Reasoning(Strict):
+    effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+    summary: NoEffect = None
+    generate_summary: NoEffect = None
+
+
+_CACHED = Effectless("prefixes are cached without it")
+_VENDORS = Effectless("about the vendor's own service")
+
+
+class Body(GeneratingOptions):
+    """The fields of `body`."""
+
+    input: Annotated[str, Field(min_length=1)] | Annotated[list[Item], Field(min_length=1)]
+    model: Name | None = None
+    instructions: str | None = None
+    max_output_tokens: Annotated[Whole, Field(ge=1, le=TOKENS_MAX)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[Whole, Field(ge=-1, le=TOKENS_MAX)] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    repetition_penalty: Annotated[float, Field(gt=0)] | None = None
+    seed: Annotated[Whole, Field(ge=INT64_MIN, le=INT64_MAX)] | None = None
+    stop: Name | list[Name] | None = None
+    ignore_eos: bool = False
+    chat_template_kwargs: TemplateArguments | None = None
+    top_logprobs: NumLogprobs | None = None
+    text: Text | None = None
+    reasoning: Reasoning | None = None
+    include_reasoning: bool | None = None
+    tools: list[FunctionTool] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedFunction | None = None
+    parallel_tool_calls: bool | None = None
+
+    metadata: Annotated[Any, Effectless("a label for the vendor")] = None
+    user: Annotated[Any, Effectless("a label for the vendor")] = None
+    safety_identifier: Annotated[Any, Effectless("a label for the vendor")] = None
+    include: Annotated[Any, Effectless("results have everything that the engine reports")] = None
+    max_tool_calls: Annotated[Any, Effectless("about tools that the vendor runs itself")] = None
+    prompt_cache_key: Annotated[Any, _CACHED] = None
+    prompt_cache_options: Annotated[Any, _CACHED] = None
+    prompt_cache_retention: Annotated[Any, _CACHED] = None
+    service_tier: Annotated[Any, _VENDORS] = None
+    store: Annotated[Any, _VENDORS] = None
+    stream_options: Annotated[Any, Effectless("a batch does not stream")] = None
+
+    # Rejected, except with a value that has no effect.
+    access_programs: Annotated[Any, _VENDOR_ALONE] = None
+    background: Annotated[Any, UnsupportedKey((None, False), "background work is not supported; remove it")] = None
+    background_options: Annotated[Any, _VENDOR_ALONE] = None
+    context_management: Annotated[Any, _VENDOR_ALONE] = None
+    enable_response_messages: Annotated[Any, UnsupportedKey((None, False), "is not supported; remove it")] = None
+    image: Annotated[Any, _VENDOR_ALONE] = None
+    media_io_kwargs: Annotated[Any, _VENDOR_ALONE] = None
+    moderation: Annotated[Any, _VENDOR_ALONE] = None
+    previous_input_messages: Annotated[Any, UnsupportedKey((None,), _ALONE)] = None
+    conversation: Annotated[Any, UnsupportedKey((None,), _ALONE)] = None
+    previous_response_id: Annotated[Any, UnsupportedKey((None,), _ALONE)] = None
+    prompt: Annotated[Any, UnsupportedKey((None,), "stored prompts are not supported; use input and instructions")] = (
+        None
+    )
+    stream: Annotated[
+        Any, UnsupportedKey((None, False), "streaming is not supported in a batch; remove it or set it to false")
+    ] = None
+    truncation: Annotated[Any, UnsupportedKey((None, "disabled"), "use truncate_prompt_tokens")] = None
+
+
+PlainBody = Body
+UNSUPPORTED_KEYS = unsupported_keys_of(Body)
+
+
+def is_plain(_: Body) -> bool:
+    return False
+
+
+def more_problems(body: Body) -> list[Diagnostic]:
+    """Those of the same request as a chat completion, with their places in this one."""
+    found = openai_chat.more_problems(chat_of(body))
+    return [replace_field(problem, path=_RENAMED.get(problem.path[:2], problem.path)) for problem in found]
+
+
+_RENAMED: dict[Path, Path] = {
+    ("body", "messages"): ("body", "input"),
+    ("body", "response_format"): ("body", "text", "format"),
+}
+
+
+def to_request(custom_id: str, body: Body, defaults: Defaults) -> Request:
+    return replace(openai_chat.to_request(custom_id, chat_of(body), defaults), form="response")
+
+
+@cache
+def _shared_keys() -> frozenset[str]:
+    """The keys that mean the same in a chat completion, as they are."""
+    own = {"tools", "tool_choice", *UNSUPPORTED_KEYS}
+    return frozenset((Body.model_fields.keys() & openai_chat.Body.model_fields.keys()) - own)
+
+
+def chat_of(body: Body) -> openai_chat.Body:
+    chat = body.model_dump(include=set(_shared_keys()), by_alias=True, exclude_unset=True)
+    said = {"role": "system", "content": body.instructions}
+    given = [Spoken(role="user", content=body.input)] if isinstance(body.input, str) else body.input
+    chat["messages"] = ([said] if body.instructions else []) + [turn for item in given for turn in _turns(item)]
+    optional = {
+        "max_completion_tokens": body.max_output_tokens,
+        "reasoning_effort": body.reasoning and body.reasoning.effort,
+        "verbosity": body.text and body.text.verbosity,
+        "response_format": None if body.text is None or body.text.format is None else _format(body.text.format),
+        "tools": None if body.tools is None else [_tool(tool) for tool in body.tools],
+        "tool_choice": _choice(body.tool_choice),
+        "logprobs": True if body.top_logprobs else None,
+    }
+    return openai_chat.Body.model_validate(chat | {key: value for key, value in optional.items() if value is not None})
+
+
+def _turns(item: Spoken | Called | Returned | Thought) -> list[dict[str, Any]]:
+    if isinstance(item, Called):
+        call = {"id": item.call_id, "function": {"name": item.name, "arguments": item.arguments}}
+        return [{"role": "assistant", "tool_calls": [call]}]
+    if isinstance(item, Returned):
+        return [{"role": "tool", "tool_call_id": item.call_id, "content": _content(item.output)}]
+    return [] if isinstance(item, Thought) else [{"role": item.role, "content": _content(item.content)}]
+
+
+def _content(content: str | list[AnyPart]) -> Any:
+    return content if isinstance(content, str) else [_part(part) for part in content]
+
+
+def _part(part: AnyPart) -> dict[str, Any]:
+    return {"type": "text", "text": part.text} if isinstance(part, Part) else part.model_dump(exclude_unset=True)
+
+
+def _format(given: TextFormat) -> dict[str, Any]:
+    if given.type != "json_schema":
+        return {"type": given.type}
+    form = given.model_dump(by_alias=True, exclude_unset=True, exclude={"type"})
+    return {"type": "json_schema", "json_schema": form}
+
+
+def _tool(tool: FunctionTool) -> dict[str, Any]:
+    return {"type": "function", "function": tool.model_dump(exclude_unset=True, exclude={"type"})}
+
+
+def _choice(given: str | NamedFunction | None) -> Any:
+    return {"type": "function", "function": {"name": given.name}} if isinstance(given, NamedFunction) else given

@@ -1,0 +1,95 @@
+"""Decodes images and recordings, within limits. Images need Pillow."""
+
+import io
+import wave
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from batchfile.errors import InvalidRequest, install_hint
+from batchfile.media.rules import PIXELS_MAX
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+# Others may start programs, or are not images of one picture.
+IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+_NOT_IMAGE = f"is not an image in {', '.join(IMAGE_FORMATS[:-1])} or {IMAGE_FORMATS[-1]}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recording:
+    """`frames`: samples in PCM as in a WAV file: little-endian, of `width` bytes, the channels in turn."""
+
+    rate: int
+    num_channels: int
+    width: int
+    frames: bytes
+
+    @property
+    def seconds(self) -> float:
+        return len(self.frames) / (self.rate * self.num_channels * self.width)
+
+
+def open_image(data: bytes) -> "Image":
+    """The image with its size known and its pixels not read yet. Raises: InvalidRequest."""
+    try:
+        from PIL import Image
+    except ImportError:
+        raise InvalidRequest(f"images need Pillow, which is not installed: {install_hint('media')}") from None
+    try:
+        image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
+    except Exception as error:
+        too_large = isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning)
+        why = f"has more than {PIXELS_MAX:,} pixels; make it smaller" if too_large else _NOT_IMAGE
+        raise InvalidRequest(why) from error
+    if image.width * image.height > PIXELS_MAX:
+        raise InvalidRequest(
+            f"has {image.width:,} x {image.height:,} pixels, and at most {PIXELS_MAX:,} are read; make it smaller"
+        )
+    return image
+
+
+def pixels_of(image: "Image") -> "Image":
+    """The picture upright in RGB, on white where it is transparent, as vLLM's server reads it.
+
+    Raises: InvalidRequest if its data is damaged.
+    """
+    from PIL import Image, ImageOps
+
+    try:
+        image.load()  # which closes the encoded bytes
+        ImageOps.exif_transpose(image, in_place=True)
+        if image.mode in {"RGBA", "LA", "PA"} or "transparency" in image.info:
+            picture = image.convert("RGBA")
+            white = Image.new("RGB", picture.size, (255, 255, 255))
+            white.paste(picture, mask=picture.getchannel("A"))
+            return white
+        return image if image.mode == "RGB" else image.convert("RGB")
+    except Exception as error:
+        raise InvalidRequest(f"is a damaged image: {error}") from error
+
+
+def read_wav(data: bytes) -> Recording:
+    """Raises: InvalidRequest."""
+    try:
+        with wave.open(io.BytesIO(data)) as file:
+            made: dict[str, Any] = {"rate": file.getframerate(), "num_channels": file.getnchannels()}
+            recording = Recording(**made, width=file.getsampwidth(), frames=file.readframes(file.getnframes()))
+    except (wave.Error, EOFError, ValueError) as error:
+        raise InvalidRequest(f"is not a recording in WAV (PCM), the only format that is decoded: {error}") from error
+    if not recording.frames or not recording.rate:
+        raise InvalidRequest("is a recording without samples")
+    return recording
+
+
+def read_text(data: bytes) -> str:
+    """Raises: InvalidRequest."""
+    if data.startswith(b"%PDF"):
+        raise InvalidRequest("is a PDF document, and only text can be read: extract the text of the document")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InvalidRequest("is not text in UTF-8") from error
+    if "\0" in text:
+        raise InvalidRequest("is not text in UTF-8")
+    return text

@@ -1,0 +1,168 @@
+"""Turns the references of a request into what an engine takes, before the engine needs it."""
+
+import os
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from hashlib import sha256
+from threading import Lock
+from time import sleep
+
+from msgspec.structs import replace
+
+from batchfile.errors import InvalidRequest
+from batchfile.media.cache import MediaCache
+from batchfile.media.decode import open_image, pixels_of, read_text, read_wav
+from batchfile.media.rules import REQUEST_BYTES_MAX, MediaRules, scheme_of, shown
+from batchfile.media.sources import Sources, from_data_url
+from batchfile.request_media import Media, MediaKind, MediaUse
+from batchfile.types import Message, Request
+
+LOADED_BYTES_MAX = 24 * 1024 * 1024  # of media that wait for an engine
+PIXEL_BYTES = 4  # in Pillow's memory
+DECODERS = min(4, os.cpu_count() or 1)  # few: each thread keeps memory for the largest image that it has decoded
+JOINT = "\n\n"
+POLL_S = 0.01
+
+_NOT_SERVED = "This pool's model does not take {kind}: remove {it}, or name a model that does."
+_NAMES: dict[MediaKind, tuple[str, str]] = {
+    "image": ("images", "the image"),
+    "audio": ("audio", "the recording"),
+    "document": ("documents", "the document"),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded:
+    """A request whose media are with it. `media`: their kinds and digests. `size`: bytes that they take in memory."""
+
+    request: Request
+    media: tuple[Media, ...]
+    size: int
+
+
+class DecodeGate:
+    """Lets images be decoded while there is room for their pixels: bounds the memory of what waits for an engine.
+
+    `held`: bytes that wait now. One at a time waits here; the engine makes room.
+    """
+
+    def __init__(self, held: Callable[[], int], is_over: Callable[[], bool], bytes_max: int = LOADED_BYTES_MAX) -> None:
+        self._held, self._is_over, self._bytes_max = held, is_over, bytes_max
+        self._turn, self._lock = Lock(), Lock()
+        self._reserved = 0
+
+    @property
+    def is_open(self) -> bool:
+        return self._held() + self._reserved < self._bytes_max
+
+    @contextmanager
+    def room(self, size: int) -> Generator[None]:
+        limit = max(self._bytes_max, size + self._bytes_max // 2)  # a larger one than all waits until most is gone
+        with self._turn:
+            while self._held() + self._reserved + size > limit and not self._is_over():
+                sleep(POLL_S)
+            with self._lock:
+                self._reserved += size
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._reserved -= size
+
+
+class MediaLoader:
+    """Loads requests for one engine after another; what it fetched stays in its cache. Thread-safe."""
+
+    def __init__(self, room: Callable[[int], AbstractContextManager[None]], cache: MediaCache | None = None) -> None:
+        self._room = room
+        self._cache = cache or MediaCache()
+        self._sources = Sources()
+        self._decoders = ThreadPoolExecutor(DECODERS, thread_name_prefix="media-decoder")  # starts them when needed
+
+    @contextmanager
+    def load(self, request: Request, rules: MediaRules, use: MediaUse) -> Iterator[Loaded]:
+        """The request with its media; documents become text. While entered, the room for its size is reserved.
+
+        Raises: InvalidRequest that names the source.
+        """
+        media = request.media
+        for one in media:
+            _check(one, rules, use)
+        fetched = [self._fetched(one, rules, use) for one in media]
+        size = sum(_size(one, use) for one in fetched)
+        if size > REQUEST_BYTES_MAX:
+            raise InvalidRequest(f"the request has more than {REQUEST_BYTES_MAX // 2**20} MiB of media; split it")
+        with self._room(size):
+            ready = self._decoders.map(lambda one: _named(one, partial(_decoded, one, use)), fetched)
+            messages = tuple(_with_media(turn, ready) if turn.parts else turn for turn in request.messages)
+            digests = tuple(Media(kind=one.kind, source="", digest=one.digest) for one in fetched)
+            yield Loaded(request=replace(request, messages=messages), media=digests, size=size)
+
+    def _fetched(self, media: Media, rules: MediaRules, use: MediaUse) -> Media:
+        """With `data`, and the size of an image in `decoded`; unchanged if the engine's server reads it itself."""
+
+        def fetch() -> Media:
+            scheme = scheme_of(media.source)
+            if scheme == "data":
+                data = from_data_url(media.source)
+            elif scheme in {"http", "https"} and _is_sent(media, use):
+                return media
+            else:
+                key = media.source if scheme else str(rules.file(media.source))
+                data = self._cache.get(key, lambda: self._sources.fetch(media.source, rules))
+            image = open_image(data) if media.kind == "image" and not _is_sent(media, use) else None
+            return replace(media, data=data, digest=sha256(data).hexdigest(), decoded=image)
+
+        return _named(media, fetch)
+
+
+def _is_sent(media: Media, use: MediaUse) -> bool:
+    return use.is_sent and media.kind != "document"
+
+
+def _check(media: Media, rules: MediaRules, use: MediaUse) -> None:
+    if media.kind != "document" and media.kind not in use.kinds:
+        kind, it = _NAMES[media.kind]
+        raise InvalidRequest(_NOT_SERVED.format(kind=kind, it=it))
+    rules.check(media.source)
+
+
+def _size(media: Media, use: MediaUse) -> int:
+    if media.data is None:
+        return 0
+    if media.decoded is not None:
+        return int(media.decoded.width) * int(media.decoded.height) * PIXEL_BYTES
+    return len(media.data)
+
+
+def _decoded(media: Media, use: MediaUse) -> Media:
+    if media.data is None or _is_sent(media, use):
+        return media
+    if media.kind == "document":
+        return replace(media, decoded=read_text(media.data))
+    decoded = pixels_of(media.decoded) if media.kind == "image" else read_wav(media.data)
+    # The encoded bytes are not needed any more.
+    source = shown(media.source) if scheme_of(media.source) == "data" else media.source
+    return replace(media, source=source, data=None, decoded=decoded)
+
+
+def _with_media(turn: Message, ready: Iterator[Media]) -> Message:
+    parts: list[str | Media] = []
+    for part in turn.parts:
+        media = part if isinstance(part, str) else next(ready)
+        parts.append(media if isinstance(media, str) or media.kind != "document" else str(media.decoded))
+    text = JOINT.join(part for part in parts if isinstance(part, str))
+    has_media = any(isinstance(part, Media) for part in parts)
+    return replace(turn, content=text, parts=tuple(parts) if has_media else ())
+
+
+def _named(media: Media, work: Callable[[], Media]) -> Media:
+    """Names the source in errors."""
+    try:
+        return work()
+    except InvalidRequest as error:
+        place = shown(media.source)
+        raise InvalidRequest(str(error) if str(error).startswith(place) else f"{place}: {error}", error.type) from error

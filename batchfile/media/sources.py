@@ -1,0 +1,170 @@
+"""Fetches the bytes of media: over HTTP, from a bucket, from a file next to the input, or from a data URL."""
+
+import http.client
+import os
+import stat
+import threading
+import time
+from base64 import b64decode
+from contextlib import suppress
+from urllib.parse import SplitResult, unquote, urljoin, urlsplit
+
+from batchfile.errors import BatchfileError, InvalidRequest
+from batchfile.media.rules import FETCH_S, OBJECT_BYTES_MAX, MediaRules, scheme_of, shown
+from batchfile.safe_http import connect, target_of
+from batchfile.store.base import Store
+from batchfile.store.open import open_store
+
+ATTEMPTS = 3  # at a server that does not answer, or answers 429 or 5xx
+PAUSE_S = 0.25  # before the second attempt; doubles
+REDIRECTS_MAX = 3
+CHUNK_BYTES = 64 * 1024
+UNAVAILABLE = "media_unavailable"  # the type of a failure that may not last
+_HEADERS = {"Accept-Encoding": "identity", "User-Agent": "batchfile"}
+_TOO_LARGE = f"is larger than {OBJECT_BYTES_MAX // 2**20} MiB; make it smaller"
+
+
+class _Again(Exception):
+    """This attempt failed, and another one may not."""
+
+
+def from_data_url(source: str) -> bytes:
+    """Raises: InvalidRequest."""
+    try:
+        data = b64decode(source.partition(",")[2], validate=True)
+    except ValueError as error:
+        raise InvalidRequest(f"is not valid base64: {error}") from error
+    if len(data) > OBJECT_BYTES_MAX:
+        raise InvalidRequest(_TOO_LARGE)
+    return data
+
+
+class Sources:
+    """Reads what a request refers to. Keeps a connection for each bucket. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._buckets: dict[str, Store] = {}
+
+    def fetch(self, source: str, rules: MediaRules) -> bytes:
+        """The object at a URL or path that `rules` allow. At most OBJECT_BYTES_MAX bytes, in about FETCH_S seconds.
+
+        Raises: InvalidRequest without the name of the source.
+        """
+        scheme = scheme_of(source)
+        if scheme == "s3":
+            return self._from_bucket(source, rules)
+        return _from_server(source, rules) if scheme else _from_file(source, rules)
+
+    def _from_bucket(self, source: str, rules: MediaRules) -> bytes:
+        parts = urlsplit(source)
+        own, query = rules.own_bucket, parts.query
+        if own is not None and own.name == parts.netloc:
+            query = own.query
+        try:
+            store = self._bucket(f"s3://{parts.netloc}" + (f"?{query}" if query else ""))
+            found = b"".join(store.stream(unquote(parts.path).lstrip("/"), 0, OBJECT_BYTES_MAX + 1))
+        except BatchfileError as error:
+            raise InvalidRequest(f"cannot be read: {error}", UNAVAILABLE) from error
+        if len(found) > OBJECT_BYTES_MAX:
+            raise InvalidRequest(_TOO_LARGE)
+        return found
+
+    def _bucket(self, url: str) -> Store:
+        with self._lock:
+            if url not in self._buckets:
+                self._buckets[url] = open_store(url, prove=False)
+            return self._buckets[url]
+
+
+def _from_file(source: str, rules: MediaRules) -> bytes:
+    path = rules.file(source)
+    try:
+        # Not blocking: opening a pipe would wait for its writer.
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise InvalidRequest("is not a file")
+            data = file.read(OBJECT_BYTES_MAX + 1)
+    except OSError as error:
+        raise InvalidRequest(f"cannot be read: {error.strerror}") from error
+    if len(data) > OBJECT_BYTES_MAX:
+        raise InvalidRequest(_TOO_LARGE)
+    return data
+
+
+def _from_server(source: str, rules: MediaRules) -> bytes:
+    until, why = time.monotonic() + FETCH_S, ""
+    for attempt in range(ATTEMPTS):
+        try:
+            return _follow(source, rules, until)
+        except _Again as error:
+            why = str(error)
+        pause_s = PAUSE_S * 2**attempt
+        if time.monotonic() + pause_s >= until:
+            break
+        time.sleep(pause_s)
+    raise InvalidRequest(f"cannot be fetched: {why}", UNAVAILABLE)
+
+
+def _follow(url: str, rules: MediaRules, until: float) -> bytes:
+    """Only the first server, and others on its address and port, may be private: a redirect leads to no other one."""
+    first = urlsplit(url)
+    for _ in range(REDIRECTS_MAX + 1):
+        parts = urlsplit(url)
+        allow_private = (rules.allow_private or rules.allow is None) and parts.netloc == first.netloc
+        found = _get(parts, allow_private=allow_private, until=until)
+        if isinstance(found, bytes):
+            return found
+        url = urljoin(url, found)
+        if urlsplit(url).scheme not in {"http", "https"}:
+            raise InvalidRequest(f"redirects to {shown(url)}, which is not an http address")
+        rules.check(url)
+    raise InvalidRequest(f"redirects more than {REDIRECTS_MAX} times")
+
+
+def _get(parts: SplitResult, *, allow_private: bool, until: float) -> bytes | str:
+    """The object, or where the server says that it is. Raises: InvalidRequest, _Again."""
+    late = f"took longer than {FETCH_S:g} s"
+    try:
+        connection = connect(parts, allow_private=allow_private)
+        if connection is None:
+            raise InvalidRequest(f"{parts.hostname} has a private address, which is not read")
+        given_up = threading.Timer(max(0.01, until - time.monotonic()), connection.cut)
+        given_up.daemon = True
+        given_up.start()
+        try:
+            connection.request("GET", target_of(parts), headers=_HEADERS)
+            with connection.getresponse() as response:
+                found = _read(response)
+            if time.monotonic() >= until:  # it may have been cut
+                raise _Again(late)
+            return found
+        finally:
+            given_up.cancel()
+            with suppress(OSError):
+                connection.close()
+    except (OSError, http.client.HTTPException, ValueError, _Again) as error:
+        raise _Again(late if time.monotonic() >= until else str(error) or type(error).__name__) from error
+
+
+def _read(response: http.client.HTTPResponse) -> bytes | str:
+    status = response.status
+    if status in {301, 302, 303, 307, 308}:
+        return response.headers.get("Location", "")
+    if status == 429 or status >= 500:
+        raise _Again(f"the server answered {status}")
+    if status != 200:
+        raise InvalidRequest(f"cannot be fetched: the server answered {status}")
+    if response.headers.get("Content-Encoding", "identity") != "identity":
+        raise InvalidRequest("cannot be fetched: the server sent it in a content encoding that was not asked for")
+    chunks, size = list[bytes](), 0
+    if (response.length or 0) > OBJECT_BYTES_MAX:
+        raise InvalidRequest(_TOO_LARGE)
+    while chunk := response.read(CHUNK_BYTES):
+        chunks.append(chunk)
+        size += len(chunk)
+        if size > OBJECT_BYTES_MAX:
+            raise InvalidRequest(_TOO_LARGE)
+    if response.length:
+        raise _Again(f"the response ended {response.length:,} bytes early")
+    return b"".join(chunks)

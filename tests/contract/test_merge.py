@@ -1,0 +1,158 @@
+"""Results of requests that were run again take the place of those that failed, whatever the files hold."""
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import batchfile
+from batchfile.errors import BatchfileError, InvalidFile, OutputTaken, SettingsError
+from batchfile.local import outputs
+from batchfile.local.merge import merge
+
+pytestmark = pytest.mark.slow
+
+
+def result(name: str | None, status: str = "succeeded", text: str = "a") -> dict[str, Any]:
+    return {"custom_id": name, "status": status, "message": text}
+
+
+def openai(name: str, status: int = 200) -> dict[str, Any]:
+    return {"id": "x", "custom_id": name, "response": {"status_code": status, "body": {}}, "error": None}
+
+
+def written(path: Path, *rows: object) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def read(path: str | Path) -> list[Any]:
+    return [json.loads(line) for line in Path(path).read_text().splitlines()]
+
+
+def test_failed_results_are_replaced_and_the_order_stays(tmp_path: Path) -> None:
+    out = written(
+        tmp_path / "out.jsonl", result("a"), result("b", "errored"), result(None, "errored"), result("c", "expired")
+    )
+    fixed = written(tmp_path / "fixed.jsonl", result("c", text="new"), result("b", "errored", "again"))
+    done = merge(out, fixed)
+    assert read(out) == [result("a"), result("b", "errored", "again"), result(None, "errored"), result("c", text="new")]
+    assert (done.num_replaced, done.num_kept, done.counts.succeeded, done.counts.errored) == (2, 0, 2, 2)
+    data = Path(out).read_bytes()
+    merge(out, fixed)
+    assert Path(out).read_bytes() == data, "the same merge again changes nothing"
+
+
+def test_the_bytes_of_results_stay_as_they_were(tmp_path: Path) -> None:
+    (tmp_path / "out.jsonl").write_bytes(
+        b'{ "custom_id":"a","status":"succeeded" ,"z":1e5}\r\n\n{"custom_id":"b","status":"errored"}'
+    )
+    (tmp_path / "fixed.jsonl").write_bytes(b'{"status":"succeeded",  "custom_id":"b","message":"\xc3\xa9"}')
+    merge(str(tmp_path / "out.jsonl"), str(tmp_path / "fixed.jsonl"), str(tmp_path / "new.jsonl"))
+    assert (tmp_path / "new.jsonl").read_bytes() == (
+        b'{ "custom_id":"a","status":"succeeded" ,"z":1e5}\n'
+        b'{"status":"succeeded",  "custom_id":"b","message":"\xc3\xa9"}\n'
+    )
+    assert b"errored" in (tmp_path / "out.jsonl").read_bytes(), "with -o, OUT stays"
+
+
+def test_a_success_is_not_replaced_by_a_failure(tmp_path: Path) -> None:
+    out = written(tmp_path / "out.jsonl", result("a"), result("b"))
+    done = merge(out, written(tmp_path / "fixed.jsonl", result("a", "errored"), result("b", text="new")))
+    assert read(out) == [result("a"), result("b", text="new")]
+    assert (done.num_replaced, done.num_kept) == (1, 1)
+
+
+def test_results_in_the_openai_format_are_merged_too(tmp_path: Path) -> None:
+    out = written(tmp_path / "out.jsonl", openai("a"), openai("b", 400), {**openai("c"), "response": None})
+    done = merge(out, written(tmp_path / "fixed.jsonl", openai("b"), openai("c")))
+    assert read(out) == [openai("a"), openai("b"), openai("c")]
+    assert done.counts.succeeded == 3
+
+
+@pytest.mark.parametrize(
+    ("old", "added", "message"),
+    [
+        ([result("a")], [result("b"), *(result(f"n{n}") for n in range(5))], "'b', 'n0', 'n1' and 3 more"),
+        ([result("a")], [result("a"), result("a")], "line 2: 'a' is there twice"),
+        ([result("a"), result("a", "errored")], [result("a")], "line 2: 'a' is there twice, so it is unknown"),
+        ([result("a")], [result(None)], "line 1: the result has no custom_id"),
+        (
+            [result("a")],
+            [openai("a")],
+            r"out\.jsonl: line 1: is a result in the native format, and others",
+        ),
+        ([result("a")], [{"custom_id": "a", "params": {}}], r"fixed\.jsonl: line 1: is not a result"),
+        ([{"review": "good", "answer": "yes"}], [result("a")], r"out\.jsonl: line 1: is not a result"),
+        ([result("a")], [[1]], "line 1: is not a result"),
+        ([result("a")], [], "has no results"),
+    ],
+)
+def test_what_cannot_be_merged_changes_nothing(
+    tmp_path: Path, old: list[object], added: list[object], message: str
+) -> None:
+    out, fixed = written(tmp_path / "out.jsonl", *old), written(tmp_path / "fixed.jsonl", *added)
+    before = Path(out).read_bytes()
+    with pytest.raises(InvalidFile, match=message):
+        merge(out, fixed)
+    assert Path(out).read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["fixed.jsonl", "out.jsonl"]
+
+
+@pytest.mark.parametrize(
+    "data", [b"id,review\na,good\n", b"PAR1\x15\x04\xff\n", gzip.compress(b"{}", mtime=0), b"text\n"]
+)
+def test_of_tables_it_is_said_what_to_do_instead(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "out").write_bytes(data)
+    out, fixed = str(tmp_path / "out"), written(tmp_path / "fixed.jsonl", result("a"))
+    for pair in ((out, fixed), (fixed, out)):
+        with pytest.raises(InvalidFile, match="fix them in the input and run the same command again"):
+            merge(*pair)
+
+
+def test_places_that_cannot_be_written_or_are_in_use_are_rejected(tmp_path: Path) -> None:
+    out, fixed = written(tmp_path / "out.jsonl", result("a")), written(tmp_path / "fixed.jsonl", result("a"))
+    with pytest.raises(InvalidFile, match="no such file"):
+        merge(out, str(tmp_path / "missing.jsonl"))
+    with pytest.raises(InvalidFile, match="merged into itself"):
+        merge(out, out)
+    with pytest.raises(InvalidFile, match="merged into itself"):
+        merge(out, fixed, fixed)
+    with pytest.raises(SettingsError, match="does not exist"):
+        merge(out, fixed, str(tmp_path / "no" / "new.jsonl"))
+    taken: type[BatchfileError] = OutputTaken
+    with pytest.raises(taken, match="exists"):
+        merge(out, fixed, written(tmp_path / "new.jsonl", result("other")))
+    with outputs.lock_output(out), pytest.raises(taken, match="another batchfile process is writing"):
+        merge(out, fixed)
+
+
+def test_the_receipt_and_the_errors_file_follow_and_the_run_keeps_its_merged_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = [{"custom_id": f"r{n}", "params": {"messages": [{"role": "user", "content": "hi"}]}} for n in range(4)]
+    for row in rows[1:3]:
+        row["params"] = {"messages": []}
+    options: dict[str, Any] = {"engine": "echo", "progress": False}
+    first = batchfile.run(written(tmp_path / "in.jsonl", *rows), "out.jsonl", **options)
+    assert first.errors is not None
+    assert first.errors.lines == 2
+    rows[1]["params"] = rows[0]["params"]
+    batchfile.run(written(tmp_path / "again.jsonl", rows[1]), "fixed.jsonl", **options)
+    done = merge("out.jsonl", "fixed.jsonl")
+    assert done.has_receipt
+    assert [row["status"] for row in read("out.jsonl")] == ["succeeded", "succeeded", "errored", "succeeded"]
+    assert [row["custom_id"] for row in read("out.jsonl.errors.jsonl")] == ["r2"]
+    merged = Path("out.jsonl").read_bytes()
+    receipt = batchfile.run("in.jsonl", "out.jsonl", **options)
+    assert Path("out.jsonl").read_bytes() == merged, "the same command takes the merged results for its own"
+    assert (receipt.merged, receipt.counts.succeeded, receipt.errors and receipt.errors.lines) == (1, 3, 1)
+    rows[2]["params"] = rows[0]["params"]
+    batchfile.run(written(tmp_path / "again.jsonl", rows[2]), "fixed2.jsonl", **options)
+    merge("out.jsonl", "fixed2.jsonl")
+    assert not Path("out.jsonl.errors.jsonl").exists()
+    receipt = batchfile.run("in.jsonl", "out.jsonl", **options)
+    assert (receipt.merged, receipt.is_all_succeeded, receipt.errors) == (2, True, None)

@@ -1,0 +1,290 @@
+"""What the new batch of an output takes over from the old one after a change."""
+
+import gzip
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from batchfile.engine.echo import EchoEngine
+from batchfile.engine.identity import EngineIdentity
+from batchfile.errors import EngineDead, OutputTaken
+from batchfile.ledger import batches, ending, keys, shards
+from batchfile.ledger.records import IdempotencyRecord
+from batchfile.ledger.shards import Lease
+from batchfile.lines.result import FinishedLine, encode_result
+from batchfile.local.run import Opened
+from batchfile.local.work import work
+from batchfile.types import Failure
+from tests.unit.local_reuse_kit import KEPT, NUM, OTHER, World, lines, wanted
+
+pytestmark = pytest.mark.slow
+
+
+def test_what_had_finished_is_kept_and_the_rest_runs_in_one_batch(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.append(lines(40, 41, 42))
+    opened = world.open()
+    assert opened.is_new
+    assert opened.notes[0] == "20 of 43 reused"
+    assert opened.batch.total == 43
+    assert world.run(opened.batch) == wanted(*range(43))
+    assert world.batch_ids() == {opened.batch.batch_id}, "the old batch is gone"
+    assert world.pointer == IdempotencyRecord(batch_id=opened.batch.batch_id, digest=opened.batch.input.sha256)
+
+
+def test_a_batch_that_grew_grows_again(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.append(lines(40))
+    world.run(world.open().batch)
+    world.append(lines(41))
+    opened = world.open()
+    assert opened.notes[0] == "41 of 42 reused"
+    assert len(world.run(opened.batch)) == 42
+    assert not world.open().is_new
+
+
+def test_what_failed_is_run_again(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    batches.end(world.ledger, world.old.batch_id, "canceled")
+    ending.finish(world.ledger, world.old.batch_id, runner="r")
+    world.append(lines(40))
+    assert world.run(world.open().batch) == wanted(*range(41))
+
+
+def test_rejected_and_repeated_lines_stay_so_and_a_new_repetition_is_rejected(tmp_path: Path) -> None:
+    world = World(tmp_path, lines(*range(20)) + b"rubbish\n" + lines(3, 20))
+    world.append(lines(4, 21))
+    opened = world.open()
+    rows = world.run(opened.batch)
+    assert rows == [
+        *wanted(*range(20)),
+        (None, "invalid_request_error"),
+        ("r3", "invalid_request_error"),
+        ("r20", "hi 20"),
+        ("r4", "invalid_request_error"),
+        ("r21", "hi 21"),
+    ]
+    plan = batches.read_plan(world.ledger, opened.batch)
+    assert plan.pools == {"local": {0: 2}, "_rejected": {0: 3}, "_reused": {0: 20}}
+
+
+@pytest.mark.parametrize(
+    ("more", "is_kept"),
+    [(b"\n", True), (b"\r\n", True), (b"\n" + lines(2), True), (b" " + lines(2), False), (b"x", False)],
+)
+def test_a_last_line_without_newline_is_kept_only_where_it_has_ended(
+    tmp_path: Path, more: bytes, is_kept: bool
+) -> None:
+    world = World(tmp_path, lines(0, 1).rstrip(b"\n"))
+    world.append(more)
+    assert sum(world.open().batch.reused.values()) == 1 + is_kept
+
+
+def test_more_members_of_a_gzip_file_are_more_lines(tmp_path: Path) -> None:
+    world = World(tmp_path, gzip.compress(lines(*range(NUM))), "in.jsonl.gz")
+    world.append(gzip.compress(lines(40, 41)))
+    assert world.run(world.open().batch) == wanted(*range(42))
+
+
+def test_the_same_requests_in_another_packing_are_all_kept(tmp_path: Path) -> None:
+    world = World(tmp_path, gzip.compress(lines(*range(NUM)), 1), "in.jsonl.gz")
+    world.input.write_bytes(gzip.compress(lines(*range(NUM)), 9))
+    assert world.run(world.open().batch) == wanted(*range(NUM))
+
+
+def _answers(world: World, opened: Opened) -> dict[str | None, str]:
+    return dict(world.run(opened.batch))
+
+
+@pytest.mark.parametrize(
+    ("change", "num"),
+    [
+        (lambda data: data.replace(b"hi 30", b"HI 30") + lines(40), KEPT),
+        (lambda data: data.replace(b'hi 3"', b'HI 3"'), KEPT - 1),
+        (lambda data: lines(40) + data, KEPT),
+        (lambda data: b"".join(reversed(data.splitlines(keepends=True))), KEPT),
+        (lambda data: data[: len(data) // 2], KEPT),
+        (lambda data: data.rstrip(b"\n"), KEPT),
+        (lambda data: data.replace(b'id": "r', b'id": "s'), KEPT),
+        (gzip.compress, KEPT),
+    ],
+)
+def test_whatever_changed_only_other_requests_run(tmp_path: Path, change: Callable[[bytes], bytes], num: int) -> None:
+    world = World(tmp_path)
+    world.input.write_bytes(change(world.input.read_bytes()))
+    opened = world.open()
+    assert sum(opened.batch.reused.values()) == num
+    assert [*_answers(world, opened).values()].count("kept") == num
+    assert world.pointer.batch_id == opened.batch.batch_id
+
+
+def test_results_that_are_not_in_the_input_now_are_kept_and_come_back(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    first = world.run(world.open().batch)
+    few = world.open(limit=5)
+    assert few.notes == (
+        "5 of 5 reused",
+        "35 finished answers of requests that are not in the input now; they are kept in the store, and reused if "
+        "their requests come back",
+    )
+    assert world.run(few.batch) == first[:5]
+    world.input.write_bytes(lines(1, 2))
+    world.run(world.open().batch)
+    world.input.write_bytes(lines(*range(NUM)))
+    again = world.open()
+    assert again.notes[0] == f"{NUM} of {NUM} reused"
+    assert world.run(again.batch) == first
+    known = {name for name in world.batch_ids() if batches.read_batch(world.ledger, name) is not None}
+    assert known == {again.batch.batch_id}, "nothing is kept that the last one has"
+
+
+def test_a_restart_removes_what_was_kept_too(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.run(world.open().batch)
+    world.run(world.open(limit=5).batch)
+    opened = world.open(restart=True)
+    known = {name for name in world.batch_ids() if batches.read_batch(world.ledger, name) is not None}
+    assert known == {opened.batch.batch_id}
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"max_tokens": 7}, "the default max_tokens was not given and is 7 now"),
+        ({"engine": OTHER}, "the chat template was not given and has changed"),
+        ({"stage": "email"}, "the stage was not given and is email now"),
+    ],
+)
+def test_where_no_request_is_the_same_nothing_is_lost(tmp_path: Path, options: dict[str, object], told: str) -> None:
+    world = World(tmp_path)
+    told = "the chat template has changed" if "chat" in told else told
+    with pytest.raises(OutputTaken, match=rf"20 finished answers of a run that differs: {told}\. .*--restart"):
+        world.open(**options)  # type: ignore[arg-type]
+    opened = world.open()
+    assert world.run(opened.batch) == wanted(*range(NUM)), "the command of before resumes"
+
+
+def test_other_requests_are_refused_and_the_old_input_finishes_the_run(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    data = world.input.read_bytes()
+    world.input.write_bytes(lines(*range(100, 110)))
+    with pytest.raises(OutputTaken, match=r"the input has changed.*no request is the same as one that has succeeded"):
+        world.open()
+    assert world.pointer.batch_id == world.old.batch_id
+    assert len(world.batch_ids()) == 1, "nothing is left of the attempt"
+    world.input.write_bytes(data)
+    opened = world.open(engine=None)
+    assert world.run(opened.batch) == wanted(*range(NUM)), "also with an engine of which nothing is known"
+
+
+def test_what_failed_is_not_worth_a_refusal(tmp_path: Path) -> None:
+    world = World(tmp_path, b"rubbish\n" + lines(1))
+    world.ledger.store.delete(keys.shard_key(world.old.batch_id, "local", 0))
+    world.input.write_bytes(lines(7))
+    assert world.run(world.open().batch) == wanted(7, kept=0)
+
+
+@pytest.mark.parametrize("was", [None, OTHER])
+def test_answers_of_an_unknown_or_another_engine_are_never_taken_over_unasked(
+    tmp_path: Path, was: EngineIdentity | None
+) -> None:
+    world = World(tmp_path)
+    world.ledger.store.delete(keys.shard_key(world.old.batch_id, "local", 0))
+    world.finish_some(world.old, 5, engine=was)
+    world.append(lines(40))
+    why = "it is unknown which model made them" if was is None else "the model or its settings have changed"
+    with pytest.raises(OutputTaken, match=rf"the input has changed\. None of them can be reused: {why}") as caught:
+        world.open()
+    assert batches.read_batch(world.ledger, world.old.batch_id) == world.old, "it was not ended"
+    assert ("--reuse" in str(caught.value)) is (was is None)
+    if was is not None:
+        with pytest.raises(OutputTaken):
+            world.open(reuse=True)
+        return
+    opened = world.open(reuse=True)
+    assert world.run(opened.batch) == wanted(*range(41), kept=5)
+    assert world.open().is_new is False
+
+
+def test_answers_of_two_engines_are_not_taken_over(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    plan = batches.read_plan(world.ledger, world.old)
+    held = shards.claim(world.ledger, world.old, plan, "local", 0, runner="other")
+    assert isinstance(held, Lease)
+    line = FinishedLine(KEPT, "errored", encode_result("r20", Failure(type="x", message="x"), ""))
+    shards.checkpoint(world.ledger, held, [line], has_dispatched=True, fingerprints=("other",))
+    shards.release(world.ledger, held)
+    world.append(lines(40))
+    with pytest.raises(OutputTaken, match="they were made by several models"):
+        world.open(reuse=True)
+
+
+def test_an_engine_that_is_unknown_now_takes_over_nothing_unasked(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.append(lines(40))
+    with pytest.raises(OutputTaken, match=r"it is unknown which model would run now.*--reuse"):
+        world.open(engine=None)
+    assert world.run(world.open(engine=None, reuse=True).batch) == wanted(*range(41))
+
+
+def test_a_model_that_changes_while_it_is_loaded_adds_nothing_to_reused_results(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.append(lines(40))
+    opened = world.open()
+    with pytest.raises(EngineDead, match="the model changed between"):
+        work(
+            world.ledger,
+            [opened.batch],
+            lambda: EchoEngine(thinking="other"),
+            "r",
+            lambda runner: None,
+            lambda batch: None,
+        )
+
+
+def test_a_rewrite_of_the_same_size_and_time_is_noticed(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    before = world.input.stat()
+    data = world.input.read_bytes()
+    with world.input.open("r+b") as file:
+        file.write(data.replace(b"hi 30", b"HI 30"))
+    os.utime(world.input, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert _answers(world, world.open())["r30"] == "HI 30"
+
+
+def test_the_old_content_again_finishes_a_run_that_its_change_had_ended(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    data = world.input.read_bytes()
+    world.input.write_bytes(data[:100])
+    batches.end(world.ledger, world.old.batch_id, "input_changed")
+    ending.finish(world.ledger, world.old.batch_id, runner="r")
+    world.input.write_bytes(data)
+    assert world.run(world.open().batch) == wanted(*range(NUM))
+
+
+def test_damaged_results_are_not_taken_over_and_the_output_keeps_its_batch(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    batches.end(world.ledger, world.old.batch_id, "canceled")
+    ended = ending.finish(world.ledger, world.old.batch_id, runner="r")
+    assert ended is not None
+    assert ended.results is not None
+    data = b"".join(world.ledger.store.stream(ended.results.key))
+    world.ledger.store.put(ended.results.key, data.replace(b"kept", b"KEPT", 1))
+    world.append(lines(40))
+    with pytest.raises(OutputTaken, match=f"reused: no result of {world.old.batch_id} was reused: .*"):
+        world.open()
+    world.ledger.store.put(ended.results.key, data)
+    assert world.run(world.open().batch) == wanted(*range(41))
+
+
+def test_damaged_hashes_are_said_and_nothing_is_lost(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    hashes = batches.read_plan(world.ledger, world.old).hashes
+    assert hashes is not None
+    world.ledger.store.put(hashes.key, b"\0" * hashes.size)
+    world.append(lines(40))
+    with pytest.raises(OutputTaken, match=f"no result of {world.old.batch_id} was reused: "):
+        world.open()
+    assert world.open(restart=True).batch.total == 41

@@ -1,0 +1,173 @@
+"""The endpoints that a line's url may name, beyond completions and embeddings: what is read, and how results look."""
+
+import json
+from typing import Any
+
+import pytest
+from anthropic.types import Message
+from msgspec.structs import replace
+from openai.types.chat import ChatCompletion
+from openai.types.responses import Response
+
+from batchfile.errors import InvalidRequest
+from batchfile.lines.formats import (
+    openai_chat,
+    openai_completions,
+    openai_rerank,
+    openai_responses,
+    openai_scores,
+)
+from batchfile.lines.formats.anthropic import anthropic_lines
+from batchfile.lines.formats.openai_results import openai_file
+from batchfile.lines.parse import parse_request
+from batchfile.lines.result import encode_result
+from batchfile.testing import EchoEngine
+from batchfile.types import Defaults
+from tests.unit.test_requests import HI, LEAST, SCHEMA, parsed
+
+RESPONSE = {
+    "instructions": "Be brief.",
+    "input": [
+        {"role": "user", "content": [{"type": "input_text", "text": "Weather?"}]},
+        {"type": "reasoning", "id": "r", "summary": []},
+        {"type": "function_call", "call_id": "c", "name": "look", "arguments": '{"city": "Bern"}'},
+        {"type": "function_call_output", "call_id": "c", "output": "sunny"},
+    ],
+    "text": {"format": {"type": "json_schema", "name": "n", "schema": SCHEMA, "strict": True}, "verbosity": "low"},
+    "reasoning": {"effort": "low", "summary": "auto"},
+    "max_output_tokens": 9,
+    "tools": [{"type": "function", "name": "look", "parameters": SCHEMA, "strict": True}],
+    "store": False,
+}
+
+
+def test_a_response_is_read_as_the_same_chat_completion() -> None:
+    chat = parsed(
+        openai_chat.URL,
+        {
+            "messages": [
+                {"role": "system", "content": "Be brief."},
+                {"role": "user", "content": "Weather?"},
+                {
+                    "role": "assistant",
+                    "tool_calls": [{"id": "c", "function": {"name": "look", "arguments": '{"city": "Bern"}'}}],
+                },
+                {"role": "tool", "tool_call_id": "c", "content": "sunny"},
+            ],
+            "response_format": {
+                "type": "json_schema",
+                "json_schema": {"name": "n", "schema": SCHEMA, "strict": True},
+            },
+            "verbosity": "low",
+            "reasoning_effort": "low",
+            "max_completion_tokens": 9,
+            "tools": [{"type": "function", "function": {"name": "look", "parameters": SCHEMA, "strict": True}}],
+        },
+    )
+    assert parsed(openai_responses.URL, RESPONSE) == replace(chat, form="response")
+
+
+@pytest.mark.parametrize(
+    ("url", "body", "message"),
+    [
+        (openai_responses.URL, {"input": [{"type": "item_reference", "id": "x"}]}, "body.input"),
+        (openai_responses.URL, {"input": [{"role": "system", "content": "x"}]}, "body.input: has no user turn; add"),
+        (openai_responses.URL, {"previous_response_id": "r"}, "body.previous_response_id: requests of a batch cannot"),
+        (openai_responses.URL, {"tools": [{"type": "web_search"}]}, "body.tools[0].type: must be"),
+        (openai_responses.URL, {"tool_choice": "required"}, "body.tool_choice: requires a tool call, but there are no"),
+        (openai_scores.URL, {"text_1": ["a", "b"]}, "body: has 2 and 1 texts; give as many of both, or one of"),
+        (openai_scores.URL, {"queries": "a"}, "body: needs text_1 and text_2"),
+        (openai_rerank.URL, {"documents": []}, "body.documents"),
+        (openai_rerank.URL, {"top_n": -1}, "body.top_n: must be at least 0, got -1"),
+        ("/v1/classify", {}, 'url: must be "/v1/chat/completions", '),
+    ],
+)
+def test_what_is_wrong_with_a_body_is_named(url: str, body: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        parse_request(
+            json.dumps({"custom_id": "a", "method": "POST", "url": url, "body": LEAST.get(url, {}) | body}).encode(),
+            Defaults(),
+        )
+    assert str(refused.value).startswith(message)
+
+
+def test_a_message_in_openais_format_is_read_as_params() -> None:
+    body = {"messages": HI, "max_tokens": 5, "system": "x"}
+    line = {"custom_id": "a", "method": "POST", "url": "/v1/messages", "body": body}
+    made = parse_request(json.dumps(line).encode(), Defaults())
+    assert made == replace(parsed("params", body), form="message")
+    line["body"] = {"messages": HI, "speed": "fast"}
+    with pytest.raises(InvalidRequest, match=r"^body\.speed: "):
+        parse_request(json.dumps(line).encode(), Defaults())
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "/openai/deployments/gpt-4o/chat/completions?api-version=2024-10-21",
+        "https://x.openai.azure.com/openai/deployments/gpt-4o/chat/completions",
+        "https://x.openai.azure.com/openai/v1/chat/completions",
+        "/chat/completions",
+    ],
+)
+def test_azures_urls_are_chat_completions(url: str) -> None:
+    line = {"custom_id": "a", "method": "POST", "url": url, "body": {"messages": HI}}
+    assert parse_request(json.dumps(line).encode(), Defaults()) == parsed(openai_chat.URL, {})
+
+
+def results(place: str, parts: dict[str, Any], engine: EchoEngine) -> dict[str, Any]:
+    """The body of the result, as a reader of OpenAI's output file gets it."""
+    engine.add(1, engine.prepare(parsed(place, parts)))
+    [finished] = engine.step()
+    line = encode_result("a", finished.outcome, "m")
+    [made] = openai_file([line + b"\n"], batch_id="batch_1", created=1, is_output=None)
+    body: dict[str, Any] = json.loads(made)["response"]["body"]
+    return body
+
+
+def test_results_have_the_shape_of_their_endpoint() -> None:
+    talking = EchoEngine(thinking="hm", tool_input={"a": 1})
+    found = Response.model_validate(results(openai_responses.URL, {"input": "a b c", "max_output_tokens": 2}, talking))
+    assert (found.output_text, found.status) == ("a b", "incomplete")
+    assert found.usage is not None
+    assert found.usage.output_tokens == 2
+    called = results(openai_responses.URL, {"tools": [{"type": "function", "name": "f"}]}, talking)
+    assert [(item["type"], item.get("name")) for item in called["output"]] == [("function_call", "f")]
+
+    line = {"custom_id": "a", "method": "POST", "url": "/v1/messages", "body": {"messages": HI, "max_tokens": 5}}
+    talking.add(1, talking.prepare(parse_request(json.dumps(line).encode(), Defaults())))
+    [finished] = talking.step()
+    [made] = openai_file(
+        [encode_result("a", finished.outcome, "m") + b"\n"], batch_id="batch_1", created=1, is_output=None
+    )
+    message = Message.model_validate(json.loads(made)["response"]["body"])
+    assert (message.type, message.stop_reason) == ("message", "end_turn")
+
+    comparing = EchoEngine(task="embed")
+    scores = results(openai_scores.URL, {"text_1": "a", "text_2": ["b", "a"]}, comparing)["data"]
+    assert [(one["object"], one["index"]) for one in scores] == [("score", 0), ("score", 1)]
+    assert scores[1]["score"] == pytest.approx(1)
+    assert scores[0]["score"] < 0.99
+    ranked = results(openai_rerank.URL, {"query": "a", "documents": ["b", "a", "c"], "top_n": 2}, comparing)
+    assert [one["index"] for one in ranked["results"]][:1] == [1]
+    assert len(ranked["results"]) == 2
+
+    chat = results(openai_chat.URL, {"messages": HI, "logprobs": True, "top_logprobs": 1, "n": 2}, talking)
+    ChatCompletion.model_validate(chat, strict=True)
+    assert [choice["logprobs"]["content"][0]["token"] for choice in chat["choices"]] == ["hi", "hi"]
+    raw = results(openai_completions.URL, {"prompt": "a b", "logprobs": 1, "echo": True}, talking)
+    assert raw["choices"][0]["text"] == "a ba b"
+    assert raw["choices"][0]["logprobs"]["text_offset"] == [0, 1, 4][: len(raw["choices"][0]["logprobs"]["tokens"])]
+
+
+def test_anthropics_results_carry_what_the_native_format_asked_for() -> None:
+    engine = EchoEngine()
+    engine.add(1, engine.prepare(parsed("params", {"logprobs": True, "top_logprobs": 1})))
+    engine.add(2, engine.prepare(parsed("params", {"n": 2})))
+    lines = [encode_result("a", finished.outcome, "m") + b"\n" for finished in engine.step()]
+    first, second = [
+        json.loads(line)["result"]["message"] for line in b"".join(anthropic_lines(lines, "b_1")).splitlines()
+    ]
+    assert [token["token"] for token in first["logprobs"]] == ["hi"]
+    assert len(second["choices"]) == 2
+    assert first.keys() - second.keys() == {"logprobs"}
