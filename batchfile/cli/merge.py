@@ -26,11 +26,11 @@ def merge(out: str, fixed: str, output: str | None) -> None:
     """Replace the results in OUT by those in FIXED with the same custom_id. The order of OUT stays.
 
     FIXED has the results of requests that were run separately, such as those of the errors file of OUT. A result that
-    succeeded is never replaced by one that failed. The errors file and the receipt of OUT are brought up to date.
-    Nothing changes if FIXED has an id that OUT lacks, or an id is there twice.
+    succeeded is never replaced by one that failed. The errors file, the reasons file and the receipt of OUT are brought
+    up to date. Nothing changes if FIXED has an id that OUT lacks, or an id is there twice.
 
     To fix requests in the input itself, no merge is needed: the command of the run keeps what has succeeded, and runs
-    the rest.
+    the rest. It does not know merged results: after a change of the input it writes OUT without them, and keeps a copy.
     """
     logs.for_command()
     done = merging.merge(out, fixed, output)

@@ -49,6 +49,7 @@ class Planned:
     """A planned input with everything stored but its commit. `num_rejected` counts the lines that will not run.
 
     `num_reused`: lines with the result of another batch; `reused_from`: how many, by batch;
+    `num_equal`: how many requests of such a batch this one has too, by batch;
     `fingerprints`: of the engines that made them, by pool. `reuse_note`: why a batch was not used, as a sentence.
     `metadata` is added to that of the draft: what is known only once the input was read.
     """
@@ -62,6 +63,7 @@ class Planned:
     num_hints: int = 0
     num_reused: int = 0
     reused_from: dict[str, int] = field(default_factory=dict)
+    num_equal: dict[str, int] = field(default_factory=dict)
     fingerprints: dict[str, tuple[str, ...]] = field(default_factory=dict)
     reuse_note: str | None = None
     metadata: dict[str, str] = field(default_factory=dict)

@@ -11,6 +11,7 @@ from typing import Protocol
 import msgspec
 from msgspec import Struct
 
+from batchfile.errors import UNREADABLE
 from batchfile.lines.result import REFUSALS, NativeError
 from batchfile.types import FailureGroup
 
@@ -58,6 +59,17 @@ class _Failed(Struct, frozen=True):
     error: NativeError = NativeError(type="api_error", message="")
 
 
+class _Reason(Struct, frozen=True):
+    """A line of a reasons file."""
+
+    line: int
+    type: str
+    message: str
+    custom_id: str | None = None
+    status: str = "errored"
+    http_status: int | None = None
+
+
 class ResultLine(Protocol):
     """A finished request at `line` of its range, from 0, and its native result line."""
 
@@ -70,6 +82,7 @@ class ResultLine(Protocol):
 
 
 _decoder = msgspec.json.Decoder(_Failed)
+_reasons = msgspec.json.Decoder(_Reason)
 _encoder = msgspec.json.Encoder()
 
 
@@ -134,12 +147,30 @@ class FailureTally:
     def add_result(self, result: bytes, row: int) -> bytes:
         """Count a native result line that did not succeed. Returns its line of the reasons file."""
         failed = _decoder.decode(result)
-        error = failed.error
-        self.num_rejected += is_rejected(error.type)
+        return self._add(failed, row)
+
+    def add_reason(self, reason: bytes, again: bytes = b"") -> bytes:
+        """Count a line of a reasons file. `again`: the newer result of the same request; in OpenAI's format, it does
+        not count. Returns its line of the new reasons file.
+        """
+        try:
+            known = _reasons.decode(reason)
+        except UNREADABLE:  # it was edited by hand
+            return reason
+        newer = _decoder.decode(again) if again else None
+        if newer is not None and newer.error.message:
+            return self._add(newer, known.line)
+        error = NativeError(type=known.type, message=known.message, http_status=known.http_status)
+        self._add(_Failed(known.custom_id, known.status, error), known.line)
+        return reason
+
+    def _add(self, failed: _Failed, row: int) -> bytes:
+        result = failed.error
+        self.num_rejected += is_rejected(result.type)
         group = FailureGroup(
-            type=error.type,
-            http_status=error.http_status,
-            message=reason_of(error.type, error.message),
+            type=result.type,
+            http_status=result.http_status,
+            message=reason_of(result.type, result.message),
             num_requests=1,
             line=row,
             custom_id=failed.custom_id and failed.custom_id[:_ID_CHARS_MAX],
@@ -150,9 +181,9 @@ class FailureTally:
                 "line": row,
                 "custom_id": failed.custom_id,
                 "status": failed.status,
-                "type": error.type,
-                "message": error.message[:_READ_CHARS_MAX],
-                "http_status": error.http_status,
+                "type": result.type,
+                "message": result.message[:_READ_CHARS_MAX],
+                "http_status": result.http_status,
             }
         )
 

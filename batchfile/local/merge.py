@@ -17,11 +17,12 @@ from batchfile.errors import UNREADABLE, InvalidFile, OutputTaken
 from batchfile.inbox import documents
 from batchfile.lines.diagnostics import short
 from batchfile.lines.envelope import custom_id_of
+from batchfile.lines.failures import FailureTally, with_advice
 from batchfile.lines.framing import Line, iter_lines
 from batchfile.lines.result import RESULT_BYTES_MAX
 from batchfile.local import outputs
-from batchfile.local.outputs import ERRORS_ENDING, RECEIPT_ENDING
-from batchfile.types import Counts, ResultStatus
+from batchfile.local.outputs import ERRORS_ENDING, REASONS_ENDING, RECEIPT_ENDING
+from batchfile.types import Counts, FailureGroup, ResultStatus
 
 CHUNK_BYTES = 256 * 1024
 _NAMED_MAX = 3  # ids in a message
@@ -81,8 +82,8 @@ _decoder = msgspec.json.Decoder(_Result)
 def merge(output: str, fixed: str, new: str | None = None) -> Merged:
     """Write the results of `output`, in its order, with those of `fixed` in place of the ones with the same ids.
 
-    A result that succeeded is not replaced by one that failed. `new` None: `output` itself is replaced, its errors file
-    loses the requests that have succeeded now, and its receipt is brought up to date.
+    A result that succeeded is not replaced by one that failed. `new` None: `output` itself is replaced, its errors and
+    reasons files lose the requests that have succeeded now, and its receipt is brought up to date.
     Raises: InvalidFile where a file has no results, or an id is missing or ambiguous; SettingsError; OutputTaken. Then
     nothing was changed.
     """
@@ -104,7 +105,9 @@ def merge(output: str, fixed: str, new: str | None = None) -> Merged:
         if new is None:
             succeeded = {custom_id for custom_id, place in places.items() if place.outcome == "succeeded"}
             _remove_from_errors(path + ERRORS_ENDING, succeeded)
-            merged.has_receipt = _renew_receipt(path, merged)
+            tally = _renew_reasons(path + REASONS_ENDING, added, places)
+            merged.counts = replace(merged.counts, rejected=tally.num_rejected)
+            merged.has_receipt = _renew_receipt(path, merged, tally.top())
     return merged
 
 
@@ -202,17 +205,37 @@ def _remove_from_errors(path: str, succeeded: set[str]) -> None:
             os.unlink(path)
 
 
-def _renew_receipt(path: str, merged: Merged) -> bool:
+def _renew_reasons(path: str, added: BinaryIO, places: Places) -> FailureTally:
+    """Remove the requests that have succeeded now, and say why others failed again; remove the file if none is left."""
+    tally = FailureTally()
+    with suppress(FileNotFoundError):
+        with open(path, "rb") as old, outputs.replaced(path) as temporary, open(temporary, "wb") as file:
+            for line in _lines(old):
+                data = line.data or b""
+                place = places.get(custom_id_of(data) or "")
+                if place is None:
+                    file.write(tally.add_reason(data) + b"\n")
+                elif place.outcome != "succeeded":
+                    added.seek(place.start)
+                    file.write(tally.add_reason(data, added.read(place.end - place.start)) + b"\n")
+        if not os.path.getsize(path):
+            os.unlink(path)
+    return tally
+
+
+def _renew_receipt(path: str, merged: Merged, failures: tuple[FailureGroup, ...]) -> bool:
     """So that the command of the run takes the results for its own. False: there is no receipt."""
     receipt = outputs.read_receipt(path)
     if receipt is None:
         return False
-    errors = path + ERRORS_ENDING
+    errors, reasons = path + ERRORS_ENDING, path + REASONS_ENDING
     num_failed = receipt.input.requests - merged.counts.succeeded
     renewed = replace(
         receipt,
         output=outputs.facts_of(path, receipt.output.lines),
         errors=outputs.facts_of(errors, num_failed) if os.path.isfile(errors) else None,
+        reasons=outputs.facts_of(reasons, num_failed) if os.path.isfile(reasons) else None,
+        failures=with_advice(failures),
         counts=merged.counts,
         merged=receipt.merged + merged.num_replaced,
     )

@@ -25,6 +25,7 @@ from batchfile.lines.framing import iter_lines
 from batchfile.lines.kinds import ending_of
 from batchfile.lines.result import RESULT_BYTES_MAX
 from batchfile.local import past_runs
+from batchfile.local.display import counted
 from batchfile.local.inputs import file_digest
 from batchfile.local.options import REPLACES, TABLE
 from batchfile.local.receipt import Receipt, make_receipt
@@ -132,7 +133,10 @@ def export(
         if not edited and old.batch_id == batch.batch_id:
             return old
         for path in edited:
-            _keep_edited(path, say)
+            _keep(path, "was changed since it was written; the changed file", say)
+        if old.merged and old.output.path not in edited:
+            merged = counted(old.merged, "merged result")
+            _keep(old.output.path, f"has {merged} that this run does not have; it", say)
     if output.endswith(PARQUET_ENDING) and table_of(batch) is None:
         from batchfile.lines.parquet import write_results
 
@@ -234,14 +238,14 @@ def _is_there(facts: FileFacts) -> bool:
         return False
 
 
-def _keep_edited(path: str, say: Callable[[str], None]) -> None:
-    """Keep a file that is not as it was written, before it is written again. Raises: OSError."""
+def _keep(path: str, why: str, say: Callable[[str], None]) -> None:
+    """Keep a file that has what no run has, before it is written again. Raises: OSError."""
     if not os.path.isfile(path) or not os.path.getsize(path):
         return
     names = (f"{path}.edited{number or ''}" for number in count())
     kept = next(name for name in names if not os.path.lexists(name))
     os.replace(path, kept)
-    say(f"{path} was changed since it was written; the changed file is kept as {os.path.basename(kept)}")
+    say(f"{path} {why} is kept as {os.path.basename(kept)}")
 
 
 def facts_of(path: str, num_lines: int) -> FileFacts:

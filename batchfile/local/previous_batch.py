@@ -106,9 +106,8 @@ def metadata_of(previous: Previous, planned: Planned, wanted: Mapping[str, str])
     """
     if previous.num_succeeded and not planned.num_reused:
         raise nothing_reused(previous, wanted, planned.reuse_note or "no request is the same as one that has succeeded")
-    left = {one.batch_id: _num_left(one, planned) / max(1, one.counts.succeeded) for one in previous.all}
-    kept = max(left, key=lambda name: left[name])
-    return {EARLIER: kept} if left[kept] >= KEPT_SHARE else {}
+    left = {one.batch_id: _num_left(one, planned) for one in previous.all if _is_worth_keeping(one, planned)}
+    return {EARLIER: max(left, key=lambda name: left[name])} if left else {}
 
 
 def notes(previous: Previous, planned: Planned) -> Iterator[str]:
@@ -119,13 +118,29 @@ def notes(previous: Previous, planned: Planned) -> Iterator[str]:
         yield f"{planned.num_reused:,} of {planned.total:,} reused"
     num = _num_left(previous.batch, planned)
     if num:
-        kept = "; they are kept in the store, and reused if their requests come back"
-        left = f"{counted(num, 'finished answer')} of requests that are not in the input now"
-        yield f"{left}{kept if EARLIER in planned.metadata else ''}"
+        belong = "belongs to a request that is" if num == 1 else "belong to requests that are"
+        kept = planned.metadata.get(EARLIER)
+        if kept == previous.batch.batch_id:
+            told = "; it is kept in the store, and reused if its request comes back"
+            told = told if num == 1 else "; they are kept in the store, and reused if their requests come back"
+        elif previous.earlier is not None and kept == previous.earlier.batch_id:
+            told = f"; {counted(_num_left(previous.earlier, planned), 'answer')} of an earlier run stay in the store"
+        else:
+            told = ""
+        yield f"{counted(num, 'finished answer')} {belong} not in the input now{told}"
+
+
+def _is_worth_keeping(batch: BatchRecord, planned: Planned) -> bool:
+    return 0 < _num_left(batch, planned) >= KEPT_SHARE * batch.counts.succeeded
 
 
 def _num_left(batch: BatchRecord, planned: Planned) -> int:
-    return batch.counts.succeeded - planned.reused_from.get(batch.batch_id, 0)
+    """How many results the new batch has no request for. Of the earlier batch perhaps too many, by those that failed:
+    which of its requests succeeded is not read where the previous batch has the same.
+    """
+    num_reused = planned.reused_from.get(batch.batch_id, 0)
+    num_foreign = batch.total - planned.num_equal.get(batch.batch_id, 0)
+    return min(batch.counts.succeeded - num_reused, num_foreign)
 
 
 def end(ledger: Ledger, batch: BatchRecord) -> BatchRecord:

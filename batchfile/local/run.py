@@ -309,8 +309,8 @@ def _notes(planned: Planned, named: str | None, model: str, noun: str) -> Iterat
         yield f"the first request has the model {named!r}; a local run ignores it and uses its one engine"
     if planned.num_rejected:
         first = planned.first_problem
-        many = f"{planned.num_rejected:,} {noun}s are rejected and get failed results; the first"
-        yield f"{f'1 {noun} is rejected and gets a failed result' if planned.num_rejected == 1 else many}: {first}"
+        many = f"{planned.num_rejected:,} {noun}s are rejected and do not run; the first"
+        yield f"{f'1 {noun} is rejected and does not run' if planned.num_rejected == 1 else many}: {first}"
 
 
 def _tail_note(ledger: Ledger, planned: Planned) -> Iterator[str]:

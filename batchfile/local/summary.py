@@ -3,12 +3,12 @@
 import os
 from collections.abc import Iterator
 
+from batchfile.lines.failures import reason_of
 from batchfile.local.display import counted, dollars, duration, failure_lines, outcomes
 from batchfile.local.receipt import Receipt
 from batchfile.types import Usage
 
 REASONS_MAX = 5
-ROWS_MAX = 3  # whose reasons are shown
 
 
 def summary(receipt: Receipt, path: str | None, error_column: str | None = None) -> str:
@@ -84,8 +84,20 @@ def rows_summary(errors: list[str | None], usage: Usage, seconds: float | None, 
     how = "kept from an earlier call" if seconds is None else duration(seconds)
     told = f"; the column {column} says why" if failed else ""
     yield f"{counted(len(errors), 'row')}: {', '.join(parts)}; {_tokens(usage)}; {how}{told}"
-    for number, reason in failed[:ROWS_MAX]:
-        yield f"row {number:,} failed: {reason}"
+    yield from _row_reasons(failed)
+
+
+def _row_reasons(failed: list[tuple[int, str]]) -> Iterator[str]:
+    """The most frequent reasons, each with its first row."""
+    groups: dict[str, list[tuple[int, str]]] = {}
+    for row in failed:
+        groups.setdefault(reason_of("", row[1]), []).append(row)
+    for reason, rows in sorted(groups.items(), key=lambda group: -len(group[1]))[:REASONS_MAX]:
+        number, error = rows[0]
+        if len(rows) == 1:
+            yield f"row {number:,} failed: {error}"
+        else:
+            yield f"{len(rows):,} rows failed: {reason}; for example row {number:,}"
 
 
 def _tokens(usage: Usage) -> str:

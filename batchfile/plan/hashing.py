@@ -13,6 +13,8 @@ from batchfile.plan.request_hash import RequestHasher
 from batchfile.plan.reuse import NewBatch, PoolOf, Reuse, Taken, reuse_results
 from batchfile.types import Defaults
 
+NONE_EQUAL = "nothing was reused: no request with temperature 0 or a seed is the same as one that has succeeded"
+
 
 class Hashing:
     """`add` or `skip` is called once for each line, in order; `finish` at the end. Leaving earlier stores nothing."""
@@ -57,7 +59,10 @@ class Hashing:
             is_excluded=self._is_excluded,
             beat=beat,
         )
-        return reuse_results(batch, self.reuse)
+        taken = reuse_results(batch, self.reuse)
+        if not taken.num_from and not taken.notes and not self.reuse.is_sampled_too:
+            taken.notes.append(NONE_EQUAL)
+        return taken
 
     def __enter__(self) -> Self:
         self._file.__enter__()

@@ -370,6 +370,7 @@ class _Planner:
             num_hints=self._num_hints,
             num_reused=sum(pools.get(keys.REUSED_POOL, {}).values()),
             reused_from=taken.num_from,
+            num_equal=taken.num_equal,
             fingerprints=taken.fingerprints,
             reuse_note=taken.note,
         )

@@ -77,12 +77,14 @@ class NewBatch:
 @dataclass(slots=True)
 class Taken:
     """What was taken over. `cuts`: without these lines. `hashes`: of the new batch. `num_from`: how many, by source.
+    `num_equal`: how many requests of a source the new batch has too.
     `fingerprints`: pool -> those of the engines that made it. `notes`: why a source was not used, as sentences.
     """
 
     cuts: list[Cut]
     hashes: FileRef | None = None
     num_from: dict[str, int] = field(default_factory=dict)
+    num_equal: dict[str, int] = field(default_factory=dict)
     fingerprints: dict[str, tuple[str, ...]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
@@ -134,13 +136,14 @@ def reuse_results(batch: NewBatch, reuse: Reuse) -> Taken:
     found: dict[int, _Stored] = {}
     for source in reuse.sources:
         try:
-            from_source = _take_all(batch, source)
+            from_source = _take_all(batch, source, taken)
         except _Unusable as error:
             taken.notes.append(f"no result of {source.batch_id} was reused: {error}")
             log.warning("reuse.skipped", batch_id=batch.batch_id, source=source.batch_id, error=str(error))
             continue
-        num = taken.num_from[source.batch_id] = sum(stored.lines.bit_count() for stored in from_source)
+        num = sum(stored.lines.bit_count() for stored in from_source)
         if num:
+            taken.num_from[source.batch_id] = num
             taken.add_fingerprints(source)
         for stored in from_source:
             if source is not reuse.sources[-1]:
@@ -205,11 +208,11 @@ def _without(cut: Cut, stored: _Stored) -> Cut:
     return cut._replace(range=replace(cut.range, rejected=rejected), pools=dict(pools))
 
 
-def _take_all(batch: NewBatch, source: BatchRecord) -> list[_Stored]:
+def _take_all(batch: NewBatch, source: BatchRecord, taken: Taken) -> list[_Stored]:
     """Copies all that `source` can give. Its parts count for nothing until the caller names them. Raises: _Unusable."""
     if source.results is None:
         raise _Unusable(_GONE if source.state == "deleted" else "it has no results")
-    new_of = _pairs(batch, source)
+    new_of, taken.num_equal[source.batch_id] = _pairs(batch, source)
     firsts = array("I", [cut.range.first for cut in batch.cuts])
     num_of_range = Counter(bisect_right(firsts, new) - 1 for new in new_of if new != _NO_LINE)
     if not num_of_range:
@@ -235,9 +238,11 @@ def _take_all(batch: NewBatch, source: BatchRecord) -> list[_Stored]:
         return made
 
 
-def _pairs(batch: NewBatch, source: BatchRecord) -> "array[int]":
-    """For each line of `source`, the number of the new one that may take its result, or _NO_LINE. Raises: _Unusable."""
-    new_of = array("I", [_NO_LINE]) * source.total
+def _pairs(batch: NewBatch, source: BatchRecord) -> tuple["array[int]", int]:
+    """For each line of `source`, the number of the new one that may take its result, or _NO_LINE; and how many of them
+    are in the new batch at all. Raises: _Unusable.
+    """
+    new_of, num_equal = array("I", [_NO_LINE]) * source.total, 0
     try:
         plan = load(batch.ledger, source.plan_key, Plan)
         if plan is None:
@@ -250,6 +255,7 @@ def _pairs(batch: NewBatch, source: BatchRecord) -> "array[int]":
             SortedHashes(read_hashes(batch.ledger, batch.hashes, batch.beat)) as new,
         ):
             for number, old_number in _matches(new, old):
+                num_equal += 1
                 if not batch.is_excluded[number]:
                     new_of[old_number] = number
     except StoreError as error:
@@ -258,7 +264,7 @@ def _pairs(batch: NewBatch, source: BatchRecord) -> "array[int]":
         raise _Unusable(f"its plan or its hashes are damaged ({error})") from error
     except OSError as error:
         raise _Unusable(f"{_NO_ROOM} ({error})") from error
-    return new_of
+    return new_of, num_equal
 
 
 def _unusable(error: StoreError) -> _Unusable:

@@ -82,7 +82,7 @@ def test_a_version_that_is_refused_unread_leaves_nothing_of_the_version_before(
     world.janitor.tick()
     world.run(world.only())
     world.janitor.tick()
-    assert len(world.outbox()) == 4
+    assert len(world.outbox()) == 5
     world.store.put("inbox/mistral/a.batch.toml", options)
     world.drop("mistral/a.jsonl", *data)
     for _ in range(2):

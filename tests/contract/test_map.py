@@ -188,7 +188,7 @@ def test_it_says_how_the_call_ended_and_why_the_first_rows_failed(capsys: pytest
         batchfile.map([{"review": text} for text in ("good", "", "")], "{{ review }}", engine="echo", **more)
         return re.sub(r"\d\.\d s", "0.1 s", capsys.readouterr().err)
 
-    failed = "; the column error says why\nrow 2 failed: the prompt is empty\nrow 3 failed: the prompt is empty\n"
+    failed = "; the column error says why\n2 rows failed: the prompt is empty; for example row 2\n"
     assert said().endswith(f"\n3 rows: 1 answered, 2 failed; 1 tokens in, 1 tokens out; 0.1 s{failed}")
     assert said() == f"3 rows: 1 answered, 2 failed; 1 tokens in, 1 tokens out; kept from an earlier call{failed}"
     assert said(progress=False) == ""

@@ -146,13 +146,60 @@ def test_the_receipt_and_the_errors_file_follow_and_the_run_keeps_its_merged_res
     assert done.has_receipt
     assert [row["status"] for row in read("out.jsonl")] == ["succeeded", "succeeded", "errored", "succeeded"]
     assert [row["custom_id"] for row in read("out.jsonl.errors.jsonl")] == ["r2"]
+    assert [row["custom_id"] for row in read("out.jsonl.reasons.jsonl")] == ["r2"]
     merged = Path("out.jsonl").read_bytes()
     receipt = batchfile.run("in.jsonl", "out.jsonl", **options)
     assert Path("out.jsonl").read_bytes() == merged, "the same command takes the merged results for its own"
     assert (receipt.merged, receipt.counts.succeeded, receipt.errors and receipt.errors.lines) == (1, 3, 1)
+    assert receipt.reasons is not None
+    assert (receipt.counts.rejected, receipt.reasons.lines) == (1, 1)
+    assert [(group.custom_id, group.num_requests) for group in receipt.failures] == [("r2", 1)]
     rows[2]["params"] = rows[0]["params"]
     batchfile.run(written(tmp_path / "again.jsonl", rows[2]), "fixed2.jsonl", **options)
     merge("out.jsonl", "fixed2.jsonl")
     assert not Path("out.jsonl.errors.jsonl").exists()
+    assert not Path("out.jsonl.reasons.jsonl").exists()
     receipt = batchfile.run("in.jsonl", "out.jsonl", **options)
     assert (receipt.merged, receipt.is_all_succeeded, receipt.errors) == (2, True, None)
+    assert (receipt.reasons, receipt.failures, receipt.counts.rejected) == (None, (), 0)
+
+
+def test_a_later_run_of_a_changed_input_keeps_a_copy_of_merged_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows: list[dict[str, Any]] = [
+        {"custom_id": f"r{n}", "params": {"messages": [{"role": "user", "content": f"hi {n}"}]}} for n in range(4)
+    ]
+    batchfile.run(
+        written(tmp_path / "in.jsonl", *rows[:2], {"custom_id": "r2", "params": {}}), "out.jsonl", engine="echo"
+    )
+    batchfile.run(written(tmp_path / "again.jsonl", rows[2]), "fixed.jsonl", engine="echo")
+    merge("out.jsonl", "fixed.jsonl")
+    merged = Path("out.jsonl").read_bytes()
+    batchfile.run(
+        written(tmp_path / "in.jsonl", *rows[:2], {"custom_id": "r2", "params": {}}, rows[3]),
+        "out.jsonl",
+        engine="echo",
+    )
+    assert Path("out.jsonl.edited").read_bytes() == merged
+    assert "out.jsonl has 1 merged result that this run does not have; it is kept as out.jsonl.edited" in (
+        capsys.readouterr().err
+    )
+
+
+def test_requests_that_failed_again_have_the_newer_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    bad = [{"custom_id": name, "params": {"messages": []}} for name in "ab"]
+    first = batchfile.run(written(tmp_path / "in.jsonl", *bad), "out.jsonl", engine="echo", progress=False)
+    fixed = {"custom_id": "a", "status": "errored", "error": {"type": "model_error", "message": "said 7 things"}}
+    edited = Path("out.jsonl.reasons.jsonl")
+    edited.write_bytes(edited.read_bytes() + b"a note of mine\n")
+    merge("out.jsonl", written(tmp_path / "fixed.jsonl", fixed))
+    receipt = batchfile.run("in.jsonl", "out.jsonl", engine="echo", progress=False)
+    assert (first.counts.rejected, receipt.counts.rejected, receipt.counts.errored) == (2, 1, 2)
+    assert [(group.type, group.line) for group in receipt.failures] == [
+        ("model_error", 1),
+        ("invalid_request_error", 2),
+    ]
+    assert edited.read_text().splitlines()[2] == "a note of mine"

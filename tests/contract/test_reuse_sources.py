@@ -24,6 +24,7 @@ from batchfile.ledger.records import (
     encode,
 )
 from batchfile.plan import pending
+from batchfile.plan.hashing import NONE_EQUAL
 from batchfile.plan.options import CreateOptions
 from batchfile.plan.reuse_sources import reuse_for, why_not, with_reuse
 from batchfile.runner.runner import Runner, RunnerOptions
@@ -120,6 +121,8 @@ def test_a_named_batch_gives_sampled_results_of_any_model_and_auto_does_not(worl
     assert world.post(requests=sampled, reuse="auto").reused == {}
     same = world.run(world.post(requests=[*sampled, *rows(5)]))
     assert world.post(requests=[*sampled, *rows(5)], reuse="auto").reused == {same.batch_id: 1}
+    none = world.post(requests=sampled, reuse="auto")
+    assert (none.reused, none.reuse_note) == ({}, NONE_EQUAL)
 
 
 def test_a_later_reader_sees_that_several_models_made_the_results(world: World) -> None:

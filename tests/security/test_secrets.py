@@ -31,10 +31,11 @@ PRIVATE = (PROMPT, SYSTEM, NAME)
 
 
 class Said(NamedTuple):
-    """What the whole run wrote and answered. `store`: every object, by its key."""
+    """What the whole run wrote and answered. `batch`: its status; `store`: every object, by its key."""
 
     logs: str
     answers: dict[str, str]
+    batch: str
     results: str
     store: dict[str, bytes]
 
@@ -66,9 +67,10 @@ def run(folder: Path, serve_api: Any, endpoint: str) -> Said:
         asked = [{"custom_id": f"{NAME}-{n}", "params": wrong if n == 2 else message} for n in range(3)]
         batch_id = api.submit("email", asked, **mine)
         until(lambda: api.http.get(f"/api/batches/{batch_id}", headers=mine).json()["state"] == "ended", log)
+        until(lambda: api.http.get("/api/runners", headers=mine).json(), log)  # as of some seconds ago
         answers = {
             path: api.http.get(path, headers=mine).text
-            for path in ("/api/pools", "/api/pools/mistral", "/api/runners", "/v1/models", f"/api/batches/{batch_id}")
+            for path in ("/api/pools", "/api/pools/mistral", "/api/runners", "/v1/models")
         }
         answers |= {path: api.http.get(path).text for path in ("/metrics", "/healthz", "/openapi.json", "/docs")}
         answers["runner's /metrics"] = httpx.get(f"http://127.0.0.1:{port}/metrics").text
@@ -78,13 +80,14 @@ def run(folder: Path, serve_api: Any, endpoint: str) -> Said:
         body = {"stage": "email", "requests": [{"custom_id": NAME, "params": PROMPT, "x": PROMPT}]}
         api.http.post("/v1/messages/batches", json=body, headers=mine)
         answers["config show"] = shown(folder, settings)
+        batch = api.http.get(f"/api/batches/{batch_id}", headers=mine).text
         results = api.http.get(f"/api/batches/{batch_id}/results", headers=mine).text
     finally:
         runner.terminate()
         runner.wait(WAIT_S)
     files = [path for path in Path(api.store).rglob("*") if path.is_file()]
     store = {str(path.relative_to(api.store)): path.read_bytes() for path in files}
-    return Said(api.log.read_text() + log.read_text(), answers, results, store)
+    return Said(api.log.read_text() + log.read_text(), answers, batch, results, store)
 
 
 def until(is_so: Any, log: Path) -> None:
@@ -102,7 +105,7 @@ def shown(folder: Path, settings: dict[str, str]) -> str:
 
 
 def test_no_secret_is_in_a_log_an_answer_or_the_store(said: Said) -> None:
-    texts = {"logs": said.logs, "results": said.results, **said.answers}
+    texts = {"logs": said.logs, "batch": said.batch, "results": said.results, **said.answers}
     texts |= {key: data.decode("utf-8", "replace") for key, data in said.store.items()}
     for where, text in texts.items():
         assert not [secret for secret in SECRETS if secret in text], where
@@ -113,6 +116,7 @@ def test_no_prompt_and_no_custom_id_is_in_a_log_or_where_no_batch_is_asked_for(s
     for where, text in {"logs": said.logs, **said.answers}.items():
         assert not [private for private in PRIVATE if private in text], where
     assert len(re.findall(NAME, said.results)) == 3
+    assert NAME in said.batch, "an example of each reason, for those who may read the results"
 
 
 def test_a_heartbeat_record_tells_of_no_request_and_no_address(said: Said) -> None:

@@ -46,7 +46,7 @@ def test_unknown_query_parameters_are_rejected_on_our_own_routes(api: Any, make_
     before = len(api.http.get(NATIVE).json()["data"])
     routes = [
         ("GET", NATIVE, "use after, limit"),
-        ("POST", NATIVE, "use metadata, pool, priority, stage, strict"),
+        ("POST", NATIVE, "use metadata, pool, priority, reuse, stage, strict"),
         ("GET", f"{NATIVE}/{batch_id}", "it has none"),
         ("GET", f"{NATIVE}/{batch_id}/results", "use live"),
         ("POST", f"{NATIVE}/{batch_id}/cancel", "it has none"),

@@ -63,6 +63,7 @@ OWN = {
     "localhost:8000": "{api}",
     "results BATCH": "results {batch}",
     "rerun BATCH": "rerun {batch}",
+    "status BATCH": "status {batch}",
 }
 BUCKETS = ("bucket", "backup", "new", "my-bucket")
 

@@ -91,7 +91,7 @@ def test_the_summary_names_the_errors_file_which_holds_over_long_lines_too(tmp_p
     huge = b'{"custom_id":"huge","params":{"messages":[{"role":"user","content":"' + b"x" * 17 * 2**20 + b'"}]}}\n'
     (tmp_path / "in.jsonl").write_bytes(GOOD + huge)
     said = run(tmp_path, "in.jsonl", "-o", "out.jsonl").stderr
-    assert b"1 line is rejected and gets a failed result: line 2: the line is longer than 16 MiB" in said
+    assert b"1 line is rejected and does not run: line 2: the line is longer than 16 MiB" in said
     assert b"1 of 2 requests succeeded" in said
     assert b"; 1 rejected: out.jsonl.reasons.jsonl says why and out.jsonl.errors.jsonl has the lines; fix them" in said
     (tmp_path / "in.jsonl").write_bytes(GOOD + huge + b"bad\n")

@@ -165,7 +165,7 @@ def test_a_file_that_cannot_be_used_is_reported_and_the_others_run() -> None:
     assert len(ids("out/c.jsonl")) == 31
     assert not Path("out/b.jsonl").exists()
     assert "batchfile: in/gone.jsonl: no such file\n" in said
-    assert "in/c.jsonl: 1 line is rejected and gets a failed result: line 31: " in said
+    assert "in/c.jsonl: 1 line is rejected and does not run: line 31: " in said
     assert said.endswith("2 of 4 files done: 60 of 61 requests succeeded\n")
 
 

@@ -20,6 +20,7 @@ DOCUMENTED = {"_exit", "_replace"}  # of os, of named tuples
 KNOWN = {
     ("api/create.py", "str(error).removeprefix('metadata.')"): "InvalidRequest, ours",
     ("batchfile/engine/http/answer.py", "error.args[0]"): "KeyError's key, documented",
+    ("batchfile/media/loader.py", "str(error).startswith(place)"): "InvalidRequest, ours",
     ("deploy/runpod/resources.py", "error.args[0]"): "KeyError's key, documented",
 }
 

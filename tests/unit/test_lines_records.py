@@ -51,6 +51,9 @@ def test_records_of_csv_are_all_bytes_and_the_rows_that_a_run_reads(text: str, s
     except InvalidFile as error:
         if "columns named" in str(error) or "header is not valid" in str(error):
             return  # what the rows are is not known
+        if "has a header and no rows" in str(error):
+            assert count(csv_pieces([data], ",", "in.csv")) == 0
+            return
         with pytest.raises(InvalidFile, match="is never closed"):
             list(csv_pieces([data], ",", "in.csv"))
         return

@@ -126,8 +126,8 @@ def test_results_that_are_not_in_the_input_now_are_kept_and_come_back(tmp_path: 
     few = world.open(limit=5)
     assert few.notes == (
         "5 of 5 reused",
-        "35 finished answers of requests that are not in the input now; they are kept in the store, and reused if "
-        "their requests come back",
+        "35 finished answers belong to requests that are not in the input now; they are kept in the store, and reused "
+        "if their requests come back",
     )
     assert world.run(few.batch) == first[:5]
     world.input.write_bytes(lines(1, 2))
@@ -138,6 +138,37 @@ def test_results_that_are_not_in_the_input_now_are_kept_and_come_back(tmp_path: 
     assert world.run(again.batch) == first
     known = {name for name in world.batch_ids() if batches.read_batch(world.ledger, name) is not None}
     assert known == {again.batch.batch_id}, "nothing is kept that the last one has"
+
+
+def test_of_two_batches_the_one_with_more_other_results_is_kept(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.run(world.open().batch)
+    world.input.write_bytes(lines(*range(30), *range(100, 160)))  # so the first batch is kept for 10 of its results
+    second = world.open()
+    assert second.notes[1].startswith("10 finished answers belong to requests")
+    first = world.run(second.batch)
+    few = world.open(limit=20)
+    assert few.notes[1] == (
+        "70 finished answers belong to requests that are not in the input now; they are kept in the store, and reused "
+        "if their requests come back"
+    )
+    world.run(few.batch)
+    again = world.open()
+    assert again.notes == ("90 of 90 reused",)
+    assert world.run(again.batch) == first
+
+
+def test_answers_that_only_an_earlier_batch_has_stay_there(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.run(world.open().batch)
+    world.run(world.open(limit=5).batch)
+    fewer = world.open(limit=4)
+    assert fewer.notes[1] == (
+        "1 finished answer belongs to a request that is not in the input now; 36 answers of an earlier run stay in the "
+        "store"
+    )
+    world.run(fewer.batch)
+    assert world.open().notes == (f"{NUM} of {NUM} reused",)
 
 
 def test_a_restart_removes_what_was_kept_too(tmp_path: Path) -> None:
