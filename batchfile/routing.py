@@ -56,7 +56,12 @@ def _pool_named(table: RoutingTable, name: str, where: str) -> str:
     for pool, models in table.pools.items():
         if name in models:
             return pool
-    raise InvalidRequest(f"{where}: {name[:80]!r} is not a pool, model or alias; pools are {_names(table.pools)}")
+    if name in table.adapters:
+        return table.adapters[name]
+    known = f"pools are {_names(table.pools)}"
+    if table.adapters:
+        known += f"; adapters are {_names(table.adapters)}"
+    raise InvalidRequest(f"{where}: {name[:80]!r} is not a pool, model or alias; {known}")
 
 
 def _names(known: dict[str, str] | dict[str, tuple[str, ...]]) -> str:

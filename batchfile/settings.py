@@ -175,6 +175,7 @@ class Settings(BaseSettings):
         return RoutingTable(
             stages=dict(self.stages),
             pools={name: (pool.model, *pool.aliases) for name, pool in self.pools.items()},
+            adapters={adapter: name for name, pool in self.pools.items() for adapter in pool.lora},
         )
 
     def schema_of(self, stage: str | None) -> dict[str, Any] | None:

@@ -82,6 +82,11 @@ class Pool(BaseModel):
         min_length=1,
         description="The model's name on the hub or its folder; with an endpoint, the name that the endpoint serves.",
     )
+    revision: str | None = Field(
+        default=None,
+        min_length=1,
+        description="The branch, tag or commit of the model on its hub. By default its main branch.",
+    )
     aliases: tuple[str, ...] = Field(default=(), description="Further model names that mean this pool.")
     engine: EngineKind = Field(
         default="vllm",
@@ -106,6 +111,20 @@ class Pool(BaseModel):
     chat_template: str | None = Field(
         default=None, description="A file with a chat template to use instead of the model's own."
     )
+    lora: dict[str, str] = Field(
+        default={},
+        description=(
+            "LoRA adapters: their names, and their folders or repositories on the hub, such as `owner/name` or "
+            "`owner/name@revision`. A request whose model is such a name uses that adapter."
+        ),
+    )
+    parse_control_tokens: bool = Field(
+        default=False,
+        description=(
+            "Give control tokens in the texts of requests, such as `<|im_end|>`, their meaning in vLLM. By default, "
+            "they are ordinary text."
+        ),
+    )
     engine_args: dict[str, JsonValue] = Field(
         default={},
         description="Further engine arguments of vLLM, by their Python names. They override the pool's other settings.",
@@ -115,6 +134,16 @@ class Pool(BaseModel):
     def _has_address(self) -> "Pool":
         if self.engine == "http" and not self.base_url:
             raise ValueError("a pool with engine = 'http' needs a base_url")
+        if self.engine == "http" and self.lora:
+            raise ValueError(
+                "lora is for models that are loaded here; serve the endpoint's adapters as pools of their own"
+            )
+        if taken := self.lora.keys() & {self.model, *self.aliases}:
+            raise ValueError(
+                f"lora: {min(taken)!r} is the name of the model or an alias; give the adapter another name"
+            )
+        if self.engine == "http" and self.revision:
+            raise ValueError("revision is for models that are loaded here; its endpoint chooses that of an http pool")
         return self
 
 
@@ -130,6 +159,11 @@ class LocalRun(BaseModel):
     model: str | None = Field(
         default=None,
         description="The model's name on the hub or its folder; with an endpoint, the name that the endpoint serves.",
+    )
+    revision: str | None = Field(
+        default=None,
+        min_length=1,
+        description="The branch, tag or commit of the model on its hub. By default its main branch.",
     )
     base_url: BaseUrl | None = Field(
         default=None, description="The address of the endpoint, such as `https://llm.example/v1`. Required with `http`."

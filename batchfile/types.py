@@ -376,9 +376,11 @@ class RoutingTable:
     """Which pool a request goes to; frozen into the batch record.
 
     `stages`: stage -> pool. `pools`: pool -> the model names (its own and its aliases) that lead to it.
+    `adapters`: LoRA adapter -> its pool.
     `everything`: a pool that takes all requests, regardless of their fields (a local run's one engine).
     """
 
     stages: dict[str, str] = field(default_factory=dict)
     pools: dict[str, tuple[str, ...]] = field(default_factory=dict)
     everything: str | None = None
+    adapters: dict[str, str] = field(default_factory=dict)

@@ -167,5 +167,6 @@ class Heartbeat:
                 cached_tokens=runner_stats.cached_tokens,
             ),
             shards=runner.shards_held(SHARDS_SHOWN_MAX),
+            commits={} if info is None else dict(info.commits),
             set_aside=dict(islice(runner.set_aside().items(), SET_ASIDE_SHOWN_MAX)),
         )

@@ -125,6 +125,7 @@ def factory_of(pool: Pool, kind: EngineKind, stall_s: float = 600.0) -> EngineFa
     return engine_factory(
         kind,
         model=pool.model,
+        revision=pool.revision,
         base_url=pool.base_url,
         api_key=None if pool.api_key is None else pool.api_key.get_secret_value(),
         max_model_len=pool.max_model_len,
@@ -134,6 +135,8 @@ def factory_of(pool: Pool, kind: EngineKind, stall_s: float = 600.0) -> EngineFa
         tool_parser=pool.tool_parser,
         reasoning_parser=pool.reasoning_parser,
         chat_template=pool.chat_template,
+        parse_control_tokens=pool.parse_control_tokens,
+        lora=pool.lora,
         engine_args=pool.engine_args,
         task=pool.task,
         stall_s=stall_s,

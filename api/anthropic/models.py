@@ -1,11 +1,15 @@
-"""`/v1/models`: lists each pool as a model with the pool's name, in Anthropic's and OpenAI's API formats."""
+"""`/v1/models`: lists each pool as a model with the pool's name, and each LoRA adapter, in Anthropic's and OpenAI's
+API formats.
+"""
 
+from collections.abc import Mapping
 from typing import Annotated
 
 from litestar.params import FromPath, QueryParameter
 
 from batchfile.errors import InvalidRequest
 from batchfile.routing import route
+from batchfile.settings_tables import Pool
 
 from ..http.errors import Refusal
 from ..http.negotiation import OpenAIProblem
@@ -25,8 +29,9 @@ async def list_models(
     after_id: Annotated[str | None, QueryParameter(description="Anthropic's API format only.")] = None,
     before_id: Annotated[str | None, QueryParameter(description="Anthropic's API format only.")] = None,
 ) -> anthropic_schemas.ModelPage | native_schemas.ModelList:
-    """List the pools, sorted by name. Use these ids as `model`."""
-    names = sorted(service.settings.pools)
+    """List the pools and their LoRA adapters, sorted by name. Use these ids as `model`."""
+    pools = _pools_by_name(service.settings.pools)
+    names = sorted(pools)
     if negotiated.api_format != "anthropic":
         return native_schemas.ModelList(data=[native_schemas.Model(id=name) for name in names])
     if before_id:
@@ -35,7 +40,7 @@ async def list_models(
     else:
         names = [name for name in names if name > (after_id or "")]
         shown = names[:limit]
-    found = [anthropic_schemas.model_of(name, service.settings.pools[name]) for name in shown]
+    found = [anthropic_schemas.model_of(name, pools[name]) for name in shown]
     return anthropic_schemas.model_page(found, has_more=len(shown) < len(names))
 
 
@@ -43,11 +48,17 @@ async def list_models(
 async def one_model(
     model_id: FromPath[str], service: ServiceDep, negotiated: FormatDep
 ) -> anthropic_schemas.ModelInfo | native_schemas.Model:
-    """Find a model by the name of its pool, its own name or an alias."""
+    """Find a model by the name of its pool, its own name, an alias or a LoRA adapter."""
+    name, pools = model_id.removeprefix("/"), _pools_by_name(service.settings.pools)
     try:
-        name = route(service.settings.routing(), stage=None, hint=None, model=model_id.removeprefix("/"))
+        name = name if name in pools else route(service.settings.routing(), stage=None, hint=None, model=name)
     except InvalidRequest as error:
         raise Refusal(404, str(error)) from None
     if negotiated.api_format != "anthropic":
         return native_schemas.Model(id=name)
-    return anthropic_schemas.model_of(name, service.settings.pools[name])
+    return anthropic_schemas.model_of(name, pools[name])
+
+
+def _pools_by_name(pools: Mapping[str, Pool]) -> dict[str, Pool]:
+    """By their names and those of their adapters."""
+    return {name: pool for own, pool in pools.items() for name in (*pool.lora, own)}

@@ -134,7 +134,7 @@ def _model() -> Check:
     run = load_settings().run
     if run.model is not None:
         if run.engine == "vllm":
-            check_model(run.model)
+            check_model(run.model, run.revision)
         return Check("model", "ok", f"{run.model} ({_where(run.model, run.engine)})")
     try:
         return Check("model", "ok", f"the demo model in {demo_model()}")

@@ -1,6 +1,6 @@
 """The fields of `RunOptions` as options of a command."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import Field, fields
 from typing import Any, get_type_hints
 
@@ -27,15 +27,31 @@ def run_options(only: Collection[str] = ()) -> Callable[[Command], Command]:
 
 def _option(field: Field[Any], kind: object) -> Callable[[Command], Command]:
     has, choices = field.metadata, choices_of(field.name)
+    is_mapping = kind == Mapping[str, str] | None
     return click.option(
         flag_of(field.name.removesuffix("_s")),
         field.name,
         type=click.Choice(choices) if choices else _number(kind, has["least"], has["most"]),
         is_flag=kind is bool,
+        multiple=is_mapping,
+        callback=_pairs if is_mapping else None,
         default=field.default,
         metavar=has["metavar"],
         help=has["help"],
     )
+
+
+def _pairs(context: click.Context, option: click.Parameter, given: tuple[str, ...]) -> dict[str, str] | None:
+    """The values NAME=VALUE of an option that can be repeated."""
+    pairs: dict[str, str] = {}
+    for text in given:
+        name, separator, value = text.partition("=")
+        if not (name and separator and value):
+            raise click.BadParameter(f"{text!r} must be {option.metavar}")
+        if name in pairs:
+            raise click.BadParameter(f"{name!r} is given twice")
+        pairs[name] = value
+    return pairs or None
 
 
 def _number(kind: object, least: Any, most: Any) -> Whole | Finite | None:

@@ -1,6 +1,6 @@
 """The interface of engines, which generate answers: vLLM, an HTTP endpoint, echo."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -17,6 +17,8 @@ class EngineInfo:
     `num_slots`: how many requests it generates for at the same time. `max_in_flight`: how many to add at once to keep
     the slots full (slots plus a margin that waits inside). `max_model_len`: in tokens; None if unknown.
     `num_gpus`: local GPUs, so 0 for an endpoint. `note`: one line about the engine's own choices; empty without any.
+    `commits`: of the models that come from a hub, by their names. `adapters`: the LoRA adapters that it has loaded;
+    None: it does not distinguish models.
     `fingerprint`: equal for engines whose answers may stand for each other's (see `engine/identity.py`); None: unknown.
     `media`: what it takes in addition to text.
     """
@@ -29,6 +31,8 @@ class EngineInfo:
     max_model_len: int | None = None
     num_gpus: int = 0
     note: str = ""
+    commits: Mapping[str, str] = field(default_factory=dict)
+    adapters: tuple[str, ...] | None = None
     fingerprint: str | None = None
     media: MediaUse = NO_MEDIA
 
@@ -38,11 +42,13 @@ class Prepared:
     """A request ready to be added: template applied, tokenized, limits checked. Engines subclass it.
 
     `prefix`: equal for requests that likely share a cached prefix. `cost`: expected work; only the order matters.
+    `model`: the adapter that answers; empty: the engine's model.
     `media_bytes`: of the media that it keeps in memory.
     """
 
     prefix: int = 0
     cost: int = 0
+    model: str = ""
     media_bytes: int = 0
 
 

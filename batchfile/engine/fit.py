@@ -8,10 +8,11 @@ import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import hypot
+from typing import Any
 
 from msgspec.structs import replace
 
-from batchfile.engine.prompts import ChatPrompts, RawPrompts, template_arguments
+from batchfile.engine.prompts import MistralPrompts, RawPrompts, prompts_of, template_arguments
 from batchfile.errors import InvalidRequest, SettingsError
 from batchfile.types import Raw, Request, Sampling, Task, Vector
 
@@ -35,12 +36,14 @@ def token_counter(model: str) -> TokenCounter:
     import transformers
 
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(model)
-        config = transformers.AutoConfig.from_pretrained(model)
+        tokenizer = _tokenizer_of(model)
+        # A model with Mistral's files alone has no such configuration, and its limit is unknown.
+        has_config = not MistralPrompts.fits(tokenizer)
+        config = transformers.AutoConfig.from_pretrained(model) if has_config else None
     except (OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
         raise SettingsError(f"the tokenizer of {model} cannot be loaded: {first}") from error
-    prompts = ChatPrompts(tokenizer, model)
+    prompts = prompts_of(tokenizer, model)
     raw = RawPrompts(tokenizer)
     bound = getattr(config, "max_position_embeddings", None)
 
@@ -55,6 +58,20 @@ def token_counter(model: str) -> TokenCounter:
         return [len(truncated(request, token_ids, longest, "left")) for token_ids in found]
 
     return TokenCounter(count=count, max_model_len=bound if isinstance(bound, int) else None)
+
+
+def _tokenizer_of(model: str) -> Any:
+    """That of transformers, or of mistral_common if the model has no other. Raises: OSError, ValueError."""
+    import transformers
+
+    try:
+        return transformers.AutoTokenizer.from_pretrained(model)
+    except (OSError, ValueError):
+        try:
+            return transformers.MistralCommonBackend.from_pretrained(model)
+        except Exception:  # noqa: BLE001 - the first error says more, and not every version has this one
+            pass
+        raise
 
 
 def check_fit(request: Request, nums: Sequence[int], max_model_len: int) -> None:

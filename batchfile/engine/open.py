@@ -33,6 +33,7 @@ def engine_factory(
     kind: EngineKind,
     *,
     model: str,
+    revision: str | None = None,
     base_url: str | None = None,
     api_key: str | None = None,
     max_model_len: int | None = None,
@@ -42,6 +43,9 @@ def engine_factory(
     tool_parser: str | None = None,
     reasoning_parser: str | None = None,
     chat_template: str | None = None,
+    parse_control_tokens: bool = False,
+    lora: Mapping[str, str] | None = None,
+    checks_model: bool = False,
     engine_args: Mapping[str, Any] | None = None,
     task: Task = "generate",
     wait_for_endpoint: bool = True,
@@ -49,8 +53,10 @@ def engine_factory(
 ) -> EngineMaker:
     """A function that builds a new engine with each call. `max_num_seqs`: requests at once, for any engine.
 
-    `task`: what the model is loaded for; ignored for an HTTP endpoint. `chat_template`: a file;
-    `engine_args`: further arguments of vLLM. `wait_for_endpoint`: wait also for one that was never available.
+    `revision`: of the model on its hub. `task`: what the model is loaded for; ignored for an HTTP endpoint.
+    `chat_template`: a file; `parse_control_tokens`: in texts; `engine_args`: further arguments of vLLM.
+    `lora`: adapters for vLLM; `checks_model`: with adapters, reject requests for other models than this and those.
+    `wait_for_endpoint`: wait also for one that was never available.
     `stall_s`: vLLM counts as dead after this time without progress.
     """
 
@@ -66,9 +72,12 @@ def engine_factory(
             tool_parser=tool_parser,
             reasoning_parser=reasoning_parser,
             chat_template=chat_template,
+            parse_control_tokens=parse_control_tokens,
+            lora=dict(lora or {}),
+            checks_model=checks_model,
             task=task,
             stall_s=stall_s,
-            extra=dict(engine_args or {}),
+            extra=({} if revision is None else {"revision": revision}) | dict(engine_args or {}),
         )
 
     def build() -> Engine:

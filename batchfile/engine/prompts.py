@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from batchfile.engine.control_tokens import ControlTokens
 from batchfile.engine.tool_wire import wire_parts, wire_tools, wire_turn
 from batchfile.errors import InvalidRequest, SettingsError
 from batchfile.types import Input, Message, Request, Tool, Tools
@@ -38,10 +39,11 @@ class Prompt:
 class ChatPrompts:
     """Renders and tokenizes conversations. Needs exclusive use of its tokenizer.
 
+    Control tokens in texts are encoded as ordinary text, unless `parses_control_tokens`.
     Raises: SettingsError if the model has no chat template.
     """
 
-    def __init__(self, tokenizer: Any, model: str) -> None:
+    def __init__(self, tokenizer: Any, model: str, *, parses_control_tokens: bool = False) -> None:
         self._tokenizer = tokenizer
         if not getattr(tokenizer, "chat_template", None):
             raise SettingsError(
@@ -54,6 +56,7 @@ class ChatPrompts:
         self._template = named if isinstance(named, str) else None  # None: the tokenizer chooses one of several
         self._lock = threading.Lock()
         self._backend = _whole_backend(tokenizer)
+        self._control_tokens = None if parses_control_tokens else ControlTokens(tokenizer, self._backend)
         self._takes_parts = not self._shows_text() and self._shows_text(takes_parts=True)
         self._takes_system = self._has_system_role()
         self._separator = self._exact_separator()
@@ -68,7 +71,8 @@ class ChatPrompts:
         """Whether the template shows tools to the model. Most templates without tools ignore them silently."""
         try:
             probe = Tools(offered=(Tool(_PROBE, None, {"type": "object", "properties": {}}),))
-            return _PROBE in self._render([Message("user", "Hello")], {"tools": wire_tools(probe)}, is_continued=False)
+            turns = self._wire([Message("user", "Hello")])
+            return _PROBE in self._render(turns, {"tools": wire_tools(probe)}, is_continued=False)
         except Exception:  # noqa: BLE001 - see prompt()
             return False
 
@@ -79,32 +83,46 @@ class ChatPrompts:
         arguments: dict[str, Any] | None = None,
         *,
         adds_special_tokens: bool = False,
+        above: Sequence[str] = (),
     ) -> Prompt:
         """The token ids to generate from. `arguments`: further arguments of the template. `adds_special_tokens`: those
-        that the tokenizer adds to text, in addition to the template's.
+        that the tokenizer adds to text, in addition to the template's. `above`: what to write above the text of each
+        turn, as the template would: control tokens in it keep their meaning.
 
         Raises: InvalidRequest if the template rejects the turns.
         """
-        turns = messages if self._takes_system else fold_system(messages)
+        turns = self._wire(messages if self._takes_system else fold_system(messages))
+        more = arguments or {}
+        if tools is not None:
+            more = {**more, "tools": wire_tools(tools)}
+        hidden = None if self._control_tokens is None else self._control_tokens.hide(turns, more)
+        if hidden is not None:
+            turns, more = hidden.turns, hidden.arguments
+        if above:  # aligned by the end, because a folded system turn is missing at the start
+            turns = [_with_above(turn, text) for turn, text in zip(turns, above[-len(turns) :], strict=True)]
         try:
-            more = arguments or {}
-            if tools is not None:
-                more = {**more, "tools": wire_tools(tools)}
             text = self._render(turns, more, is_continued=messages[-1].role == "assistant")
         except Exception as error:  # a template is a program in the model's files and may raise anything
-            raise InvalidRequest(f"The model's chat template rejected these turns: {error}") from error
+            reason = str(error) if self._control_tokens is None else self._control_tokens.restored(str(error))
+            raise InvalidRequest(f"The model's chat template rejected these turns: {reason}") from error
         system = messages[0].content if messages[0].role == "system" else None
-        if adds_special_tokens:
-            return Prompt(token_ids := self._encode(text, adds_special_tokens=True), prefix_of_ids(token_ids))
-        token_ids = self._tokenize(text, system if self._takes_system else None)
+        if self._control_tokens is not None and hidden is not None:
+            token_ids = self._control_tokens.encode(text, adds_special_tokens=adds_special_tokens)
+        elif adds_special_tokens:
+            token_ids = self._encode(text, adds_special_tokens=True)
+        else:
+            token_ids = self._tokenize(text, system if self._takes_system else None)
         if system is not None:
             return Prompt(token_ids, _prefix(system))
         return Prompt(token_ids, prefix_of_ids(token_ids))
 
-    def _render(self, turns: Sequence[Message], arguments: dict[str, Any], is_continued: bool) -> str:
+    def _wire(self, turns: Sequence[Message]) -> list[dict[str, Any]]:
+        return _wired(turns, takes_parts=self._takes_parts)
+
+    def _render(self, turns: list[dict[str, Any]], arguments: dict[str, Any], is_continued: bool) -> str:
         ending = {"add_generation_prompt": not is_continued, "continue_final_message": is_continued}
         rendered: str = self._tokenizer.apply_chat_template(
-            _wired(turns, takes_parts=self._takes_parts),
+            turns,
             **(ending | arguments),
             chat_template=self._template,
             tokenize=False,
@@ -148,14 +166,14 @@ class ChatPrompts:
         """Whether the template shows a text, or one in a list of parts, which some models with media require."""
         try:
             self._takes_parts = takes_parts
-            return _PROBE in self._render([Message("user", _PROBE)], {}, is_continued=False)
+            return _PROBE in self._render(self._wire([Message("user", _PROBE)]), {}, is_continued=False)
         except Exception:  # noqa: BLE001 - see prompt()
             return False
 
     def _has_system_role(self) -> bool:
         """Whether the template supports a system turn. Some raise, some ignore it silently."""
         try:
-            turns = [Message("system", _PROBE), Message("user", "Hello")]
+            turns = self._wire([Message("system", _PROBE), Message("user", "Hello")])
             return _PROBE in self._render(turns, {}, is_continued=False)
         except Exception:  # noqa: BLE001 - see prompt()
             return False
@@ -183,6 +201,81 @@ class ChatPrompts:
         return re.compile("|".join(re.escape(token) for token in sorted(tokens, key=len, reverse=True)))
 
 
+class MistralPrompts:
+    """Like ChatPrompts, for models with Mistral's own tokenizer: mistral_common renders and tokenizes in one step.
+
+    `tokenizer`: vLLM's MistralTokenizer or MistralCommonBackend of transformers. The result is that of vLLM's API.
+    Control tokens in texts are always ordinary text.
+    """
+
+    template = "[TOOL_CALLS]"  # what Mistral's models write before tool calls
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._lock = threading.Lock()
+
+    @staticmethod
+    def fits(tokenizer: Any) -> bool:
+        return type(tokenizer).__name__ in ("MistralTokenizer", "MistralCommonBackend")
+
+    @cached_property
+    def shows_tools(self) -> bool:
+        """The first version of the tokenizer ignores them silently."""
+        turns, tool = [Message("user", "Hello")], Tool("probe", None, {"type": "object", "properties": {}})
+        try:
+            return self.prompt(turns, Tools(offered=(tool,))).token_ids != self.prompt(turns).token_ids
+        except InvalidRequest:
+            return False
+
+    def prompt(
+        self,
+        messages: Sequence[Message],
+        tools: Tools | None = None,
+        arguments: dict[str, Any] | None = None,
+        *,
+        adds_special_tokens: bool = False,
+        above: Sequence[str] = (),
+    ) -> Prompt:
+        """`adds_special_tokens` has no effect, as in vLLM's API: the format includes them. `above`: never given, as
+        these models take no media here. Raises: InvalidRequest if mistral_common rejects the turns.
+        """
+        given = {"continue_final_message": messages[-1].role == "assistant"} | (arguments or {})
+        try:
+            with self._lock:
+                token_ids = list(
+                    self._tokenizer.apply_chat_template(
+                        _wired(messages),
+                        tools=None if tools is None else wire_tools(tools),
+                        tokenize=True,
+                        return_dict=False,
+                        **given,
+                    )
+                )
+        except Exception as error:  # of many kinds, assertions included
+            raise InvalidRequest(f"The model's tokenizer, mistral_common, rejected these turns: {error}") from error
+        is_system_first = messages[0].role == "system"
+        return Prompt(token_ids, _prefix(messages[0].content) if is_system_first else prefix_of_ids(token_ids))
+
+
+def prompts_of(
+    tokenizer: Any, model: str, *, chat_template: str | None = None, parses_control_tokens: bool = False
+) -> ChatPrompts | MistralPrompts:
+    """Needs exclusive use of the tokenizer. `chat_template`: used instead of the model's own.
+
+    Raises: SettingsError if the model has no chat template, or cannot use this one.
+    """
+    if MistralPrompts.fits(tokenizer):
+        if chat_template is not None:
+            raise SettingsError(
+                f"The model {model} uses the tokenizer of mistral_common, which has its own format of conversations: "
+                "remove chat_template, or set engine_args = {tokenizer_mode = 'hf'} if the model has a tokenizer.json."
+            )
+        return MistralPrompts(tokenizer)
+    if chat_template is not None:
+        tokenizer.chat_template = chat_template
+    return ChatPrompts(tokenizer, model, parses_control_tokens=parses_control_tokens)
+
+
 def _whole_backend(tokenizer: Any) -> Any:
     """The fast tokenizer inside, without truncation and padding; None if it is a slow one."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
@@ -204,6 +297,15 @@ def _wired(turns: Sequence[Message], *, takes_parts: bool = False) -> list[dict[
         if "tool_call_id" in turn:
             turn["tool_call_id"] = names.get(turn["tool_call_id"], turn["tool_call_id"])
     return wired
+
+
+def _with_above(turn: dict[str, Any], text: str) -> dict[str, Any]:
+    content = turn["content"]
+    if not text:
+        return turn
+    if isinstance(content, str):
+        return turn | {"content": "\n".join([text, content])}
+    return turn | {"content": [{"type": "text", "text": f"{text}\n"}, *content]}
 
 
 def fold_system(messages: Sequence[Message]) -> tuple[Message, ...]:

@@ -53,11 +53,13 @@ class FileFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolFacts:
-    """The pool that answered. `engines`: of its live runners when the receipt was written, if any."""
+    """The pool that answered. `engines`: of its live runners when the receipt was written, if any. `commits`: of the
+    models that these loaded from a hub, as `name@commit`."""
 
     model: str
     requests: int
     engines: tuple[str, ...] = ()
+    commits: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

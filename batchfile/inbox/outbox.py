@@ -34,7 +34,7 @@ from batchfile.ledger import ending, keys, shards
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import load
 from batchfile.ledger.heartbeats import read_heartbeats
-from batchfile.ledger.records import BatchRecord, BatchState, FileRef, LineError, Plan, ShardRecord
+from batchfile.ledger.records import BatchRecord, BatchState, FileRef, HeartbeatRecord, LineError, Plan, ShardRecord
 from batchfile.lines.formats.openai_results import openai_file
 from batchfile.lines.framing import iter_lines
 from batchfile.lines.result import RESULT_BYTES_MAX
@@ -207,12 +207,15 @@ def _pools(ledger: Ledger, batch: BatchRecord) -> dict[str, documents.PoolFacts]
     pools = {}
     for pool, members in found.record.pools.items():
         if pool not in keys.PSEUDO_POOLS:
-            told = set[str]()
+            runners = list[HeartbeatRecord]()
             with suppress(StoreError):  # a hint, which must not hold up results
-                told = {f"{one.engine} {one.engine_version}".strip() for one in read_heartbeats(ledger, pool)}
-            models = batch.routing.pools.get(pool) or (pool,)
-            num_requests = sum(members.values())
-            pools[pool] = documents.PoolFacts(model=models[0], requests=num_requests, engines=tuple(sorted(told)))
+                runners = read_heartbeats(ledger, pool)
+            pools[pool] = documents.PoolFacts(
+                model=(batch.routing.pools.get(pool) or (pool,))[0],
+                requests=sum(members.values()),
+                engines=tuple(sorted({f"{one.engine} {one.engine_version}".strip() for one in runners})),
+                commits=tuple(sorted({"@".join(named) for one in runners for named in one.commits.items()})),
+            )
     return pools
 
 

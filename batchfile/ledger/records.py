@@ -259,6 +259,7 @@ class HeartbeatRecord:
     holds and ends. `down`: its endpoint is unavailable. `shards`: held ones as `batch_id/n`, the first 100.
     `set_aside`: batches that it leaves alone because an object cannot be read or written, and why, the first 20.
     `started_at`: epoch seconds. `fingerprint`: of its engine (see `engine/identity.py`); empty: unknown, or not loaded.
+    `commits`: of the models that came from a hub, by their names.
     """
 
     pool: str
@@ -281,6 +282,7 @@ class HeartbeatRecord:
     totals: RunnerTotals = field(default_factory=RunnerTotals)
     shards: tuple[str, ...] = ()
     set_aside: dict[str, str] = field(default_factory=dict)
+    commits: dict[str, str] = field(default_factory=dict)
     version: int = VERSION
 
 

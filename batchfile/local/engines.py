@@ -8,6 +8,7 @@ from pathlib import Path
 from batchfile.engine.base import Engine, EngineFactory
 from batchfile.engine.identity import EngineIdentity
 from batchfile.engine.open import engine_factory
+from batchfile.engine.vllm.adapters import check_adapters
 from batchfile.engine.vllm.preflight import check_vllm
 from batchfile.errors import SettingsError
 from batchfile.ledger.base import Limits
@@ -65,9 +66,12 @@ def choose_engine(settings: Settings, options: RunOptions) -> EngineChoice:
     for option, value, owner in (
         ("--base-url", options.base_url, "http"),
         ("--wait-for-endpoint", options.wait_for_endpoint, "http"),
+        ("--revision", options.revision, "vllm"),
         ("--dtype", options.dtype, "vllm"),
         ("--tool-parser", options.tool_parser, "vllm"),
         ("--reasoning-parser", options.reasoning_parser, "vllm"),
+        ("--lora", options.lora, "vllm"),
+        ("--parse-control-tokens", options.parse_control_tokens, "vllm"),
     ):
         if value and kind != owner:
             raise SettingsError(f"{option} is for --engine {owner}, not for {kind}")
@@ -77,18 +81,25 @@ def choose_engine(settings: Settings, options: RunOptions) -> EngineChoice:
     elif name is None and kind == "http":
         raise SettingsError("--engine http needs --model (model=): the name that the endpoint serves")
     model = name or str(demo_model())
+    # The revision of the settings is that of their model.
+    revision = options.revision or (settings.run.revision if kind == "vllm" and options.model is None else None)
     if kind == "vllm":
-        check_vllm(model)  # before a large file is read
+        check_adapters(options.lora or {})
+        check_vllm(model, revision)  # before a large file is read
     api_key = os.environ.get(API_KEY_VARIABLE) or None
     factory = engine_factory(
         kind,
         model=model,
+        revision=revision,
         base_url=url,
         api_key=api_key,
         max_model_len=options.max_model_len or settings.run.max_model_len,
         max_num_seqs=options.max_num_seqs or settings.run.max_num_seqs,
         tool_parser=options.tool_parser,
         reasoning_parser=options.reasoning_parser,
+        lora=options.lora,
+        checks_model=True,
+        parse_control_tokens=options.parse_control_tokens,
         engine_args={} if options.dtype is None else {"dtype": options.dtype},
         task=options.task,
         wait_for_endpoint=options.wait_for_endpoint,

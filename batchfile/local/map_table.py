@@ -203,6 +203,8 @@ class _Job:
     def _folder(self, digest: str, table: Table) -> Path:
         options, kind = self.options, table.kind
         identity = {name: getattr(options, name) for name in ("engine", "model", "max_tokens", "temperature")}
+        further = {name: getattr(options, name) for name in ("revision", "lora", "parse_control_tokens")}
+        identity |= {name: value for name, value in further.items() if value}
         return self.state.folder(
             {**asdict(self.prompt), **identity, "rows": digest, "layout": kind.layout, "delimiter": kind.delimiter}
         )

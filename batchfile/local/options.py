@@ -28,12 +28,16 @@ LINKED = "run.linked"  # the key of the object with which the store refers to th
 EARLIER = "run.earlier"  # a batch of the output that it replaced, with results that are not among its own
 ANSWERS_BY = "run.answers_by"  # the parts of the engine's identity, as JSON; empty: unknown
 ENGINE_VERSION = "run.engine_version"
+COMMITS = "run.commits"  # of models from a hub, by their names, as JSON
 TABLE = "run.table"  # how the results of rows are written
 SPEED = "run.speed"  # what one process of the run measured, as JSON
 
 _ROW_OPTIONS = ("prompt", "system", "choices", "schema", "into", "id_column", "raw")
 # The options that identify a run, in addition to its input, and the names in messages of those that are not flags.
-_GUARDED = ("engine", "model", "stage", "limit", "sample", "seed", *_ROW_OPTIONS, "max_tokens", "temperature")
+_GUARDED = (
+    *("engine", "model", "stage", "limit", "sample", "seed", *_ROW_OPTIONS, "max_tokens", "temperature"),
+    *("revision", "lora", "parse_control_tokens"),
+)
 _NAMES = {name: f"the {name}" for name in ("engine", "model", "stage")}
 _NAMES |= {name: f"the default {name}" for name in ("max_tokens", "temperature")}
 _SHOWN_MAX = 60
@@ -46,6 +50,7 @@ class EngineArguments(TypedDict, total=False):
     """The options that `batchfile.run` and `batchfile.map` share, for type checkers."""
 
     model: str | None
+    revision: str | None
     engine: EngineKind | None
     base_url: str | None
     wait_for_endpoint: bool
@@ -56,6 +61,8 @@ class EngineArguments(TypedDict, total=False):
     max_num_seqs: int | None
     dtype: Dtype | None
     reasoning_parser: str | None
+    lora: Mapping[str, str] | None
+    parse_control_tokens: bool
     grace_s: float | None
     reuse: bool
     restart: bool
@@ -110,6 +117,7 @@ class RunOptions:
     output: str | None = None
     engine: EngineKind | None = _option("The engine that generates answers.  [default: vllm]")
     model: str | None = _option("A model's name or directory.  [default: the demo model, if it is cached]")
+    revision: str | None = _option("The branch, tag or commit of the model on its hub.  [default: main]")
     base_url: str | None = _option(
         "With --engine http: an OpenAI-compatible endpoint. Its key is OPENAI_API_KEY.", metavar="URL"
     )
@@ -163,6 +171,15 @@ class RunOptions:
     )
     tool_parser: str | None = _option("vLLM's name of the parser for tool calls.", metavar="NAME")
     reasoning_parser: str | None = _option("vLLM's name of the parser for thinking.", metavar="NAME")
+    lora: Mapping[str, str] | None = _option(
+        "A LoRA adapter: a folder, or owner/name or owner/name@revision of the hub. Requests whose model is NAME use "
+        "it. Repeatable.",
+        metavar="NAME=PATH",
+    )
+    parse_control_tokens: bool = _option(
+        "Give control tokens in texts, such as <|im_end|>, their meaning, instead of taking them as text.",
+        default=False,
+    )
     grace_s: float | None = _option(
         "How long requests in flight may finish after Ctrl-C or SIGTERM.  [default: 30]",
         least=0,
@@ -198,7 +215,7 @@ class RunOptions:
 
 
 def _kept(value: object) -> str:
-    text = "" if value is None or value is False else str(value)
+    text = "" if value is None or value is False or value == {} else str(value)
     return text if len(text) <= _KEPT_MAX else f"{text[:_SHOWN_MAX]}... (sha256 {sha256(text.encode()).hexdigest()})"
 
 

@@ -2,7 +2,7 @@
 
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import msgspec
 
@@ -28,9 +28,12 @@ class InputFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineFacts:
+    """`commits`: of the models that came from a hub, by their names."""
+
     kind: str
     model: str
     version: str
+    commits: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,6 +129,7 @@ def make_receipt(
             kind=meta.get("run.engine", ""),
             model=meta.get("run.model", ""),
             version=meta.get(options.ENGINE_VERSION, ""),
+            commits=msgspec.json.decode(meta.get(options.COMMITS, "{}"), type=dict[str, str]),
         ),
         settings={
             name: meta[f"run.{name}"]

@@ -3,14 +3,16 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from batchfile.engine.base import Engine, EngineFactory
+import msgspec
+
+from batchfile.engine.base import Engine, EngineFactory, EngineInfo
 from batchfile.errors import EngineDead
 from batchfile.ledger import ending, keys
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import update_batch
 from batchfile.ledger.parallel import in_order
 from batchfile.ledger.records import BatchRecord
-from batchfile.local.options import ENGINE_VERSION, fingerprint_of
+from batchfile.local.options import COMMITS, ENGINE_VERSION, fingerprint_of
 from batchfile.local.past_runs import remember_speed
 from batchfile.local.previous_batch import POOL
 from batchfile.media.rules import MediaRules
@@ -53,9 +55,7 @@ def work(
         for batch in found:
             _check_engine(batch, engine)
         startup_s = ledger.clock.monotonic() - started_at
-        for _ in in_order(
-            ledger, lambda batch_id: _remember_engine(ledger, batch_id, engine.info.version), tuple(left)
-        ):
+        for _ in in_order(ledger, lambda batch_id: _remember_engine(ledger, batch_id, engine.info), tuple(left)):
             pass
         return engine
 
@@ -84,12 +84,13 @@ def _check_engine(batch: BatchRecord, engine: Engine) -> None:
         raise EngineDead("the model changed between the reading of the input and its loading; run the command again")
 
 
-def _remember_engine(ledger: Ledger, batch_id: str, version: str) -> None:
-    """Store the engine's version with the batch, so that any process can write it to the receipt."""
+def _remember_engine(ledger: Ledger, batch_id: str, info: EngineInfo) -> None:
+    """Store the versions of engine and model with the batch, so that any process can write them to the receipt."""
+    versions = {ENGINE_VERSION: info.version, COMMITS: msgspec.json.encode(info.commits, order="sorted").decode()}
 
     def decide(record: BatchRecord) -> BatchRecord | None:
-        if record.state != "open" or record.metadata.get(ENGINE_VERSION) == version:
+        if record.state != "open" or versions.items() <= record.metadata.items():
             return None
-        return replace(record, metadata={**record.metadata, ENGINE_VERSION: version})
+        return replace(record, metadata={**record.metadata, **versions})
 
     update_batch(ledger, keys.batch_key(batch_id), decide)

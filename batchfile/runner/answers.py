@@ -66,7 +66,8 @@ def check_next(state: SharedState, process: CheckProcess) -> bool:
 
 
 def _finish(state: SharedState, item: PendingRequest, outcome: Outcome, gpu_s: float) -> None:
-    result = encode_result(item.custom_id, outcome, state.info.model if state.info else "", media=item.media)
+    model = item.prepared.model or (state.info.model if state.info else "")
+    result = encode_result(item.custom_id, outcome, model, media=item.media)
     if isinstance(outcome, Completion):
         state.num_builds = 0  # the engine works: earlier failed builds no longer count
         state.stats.succeeded += 1

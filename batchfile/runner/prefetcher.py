@@ -8,6 +8,7 @@ from itertools import count
 from typing import NamedTuple
 
 import structlog
+from msgspec.structs import replace as replace_fields
 
 from batchfile.engine.base import Prepared
 from batchfile.errors import (
@@ -182,6 +183,9 @@ class Prefetcher:
         try:
             read = line.read or line.data
             request = read if isinstance(read, Request) else parse_request(read, shard.held.batch.defaults)
+            if shard.held.batch.routing.adapters:
+                loaded = None if self._state.info is None else self._state.info.adapters
+                request = _with_adapter(request, line.data, shard.held.batch, loaded)
             schema = own_schema(request)
         except InvalidRequest as error:
             fail(self._state, shard, line.number, custom_id_of(line.data), error)
@@ -272,6 +276,20 @@ class Prefetcher:
         shard.is_closed = shard.is_dropped = True
         self._claimer.drop(batch.batch_id)
         return self._claimer.look_again()
+
+
+def _with_adapter(request: Request, line: bytes, batch: BatchRecord, loaded: tuple[str, ...] | None) -> Request:
+    """A `model_hint` that names an adapter counts as the model of the request.
+
+    Raises: InvalidRequest if the pool no longer has the adapter: the model itself must not answer instead.
+    """
+    hint = decode_envelope(line).hint
+    name = hint if hint in batch.routing.adapters else request.model
+    if name in batch.routing.adapters and loaded is not None and name not in loaded:
+        raise InvalidRequest(
+            f"model: the pool no longer has the adapter {name!r}, which it had when the batch was created"
+        )
+    return request if name == request.model else replace_fields(request, model=name)
 
 
 def _routed(line: bytes, batch: BatchRecord) -> tuple[str | None, Envelope | Request | None]:

@@ -194,7 +194,14 @@ def test_results_come_as_parquet_too_when_that_is_asked_for(world: World) -> Non
 
 def test_a_receipt_names_the_pools_their_models_and_what_ran_them(world: World) -> None:
     told = HeartbeatRecord(
-        pool="mistral", runner_id="r", model="org/m", engine="vllm", engine_version="9.9", state="idle", started_at=1.0
+        pool="mistral",
+        runner_id="r",
+        model="org/m",
+        engine="vllm",
+        engine_version="9.9",
+        state="idle",
+        started_at=1.0,
+        commits={"org/m": "a1" * 20},
     )
     write_heartbeat(world.ledger, told)
     world.drop("mistral/a.jsonl", native("a"), b"rubbish\n")
@@ -202,7 +209,8 @@ def test_a_receipt_names_the_pools_their_models_and_what_ran_them(world: World) 
     world.run(world.only())
     world.janitor.tick()
     receipt = world.told("mistral/a.jsonl.receipt.json")
-    assert receipt["pools"] == {"mistral": {"model": "org/m", "requests": 1, "engines": ["vllm 9.9"]}}
+    told_there = {"engines": ["vllm 9.9"], "commits": ["org/m@" + "a1" * 20]}
+    assert receipt["pools"] == {"mistral": {"model": "org/m", "requests": 1, **told_there}}
     assert receipt["batchfile_version"] == __version__
 
 

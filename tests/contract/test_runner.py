@@ -2,6 +2,8 @@
 
 import json
 import random
+from dataclasses import replace
+from typing import Any, ClassVar
 
 import pytest
 
@@ -312,3 +314,56 @@ def test_waiting_for_another_pool_costs_no_read_of_every_record() -> None:
     run_alone(run, until=lambda: clock.now() - waiting_since >= 300)
     spent = sum(figure.num for figure in store.figures().values()) - before
     assert spent / 300 < 5, "requests a second"
+
+
+class AdaptedEcho(EchoEngine):
+    """The model of a request is its adapter."""
+
+    loaded: ClassVar = ("sql", "polish")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.info = replace(self.info, adapters=self.loaded)
+
+    def prepare(self, request: Request) -> EchoPrepared:
+        return replace(super().prepare(request), model=request.model if request.model in self.loaded else "")
+
+
+class OneAdapterLess(AdaptedEcho):
+    loaded = ("sql",)
+
+
+def adapted(engine: type[EchoEngine]) -> list[dict[str, Any]]:
+    """The results of requests for adapters, with this engine."""
+    ledger, routing = world(["hi"]), RoutingTable(pools={"local": ("m",)}, adapters={"sql": "local", "polish": "local"})
+    turn = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 9}
+    rows = [
+        {"custom_id": "model", "params": {**turn, "model": "sql"}},
+        {"custom_id": "hint", "params": turn, "metadata": {"model_hint": "polish"}},
+        {"custom_id": "pool", "params": turn, "metadata": {"model_hint": "local"}},
+        {"custom_id": "unknown", "params": {**turn, "model": "sqll"}},
+    ]
+    key = input_key("c", "n")
+    ledger.store.put(key, "\n".join(map(json.dumps, rows)).encode())
+    planned = plan_input(ledger, "c", key, routing=routing)
+    batches.create(ledger, batches.Draft(batch_id="c", routing=routing, defaults=Defaults()), planned)
+    run_alone(Runner(ledger, engine, RunnerOptions(runner_id="r1", pool="local", only="c", is_janitor=False)))
+    batch = batches.read_batch(ledger, "c")
+    assert batch is not None
+    assert batch.results is not None
+    return [json.loads(row) for row in b"".join(ledger.store.stream(batch.results.key)).splitlines()]
+
+
+def test_a_model_or_a_hint_that_names_an_adapter_gets_to_the_engine_and_into_the_result() -> None:
+    found = adapted(AdaptedEcho)
+    assert [row["model"] for row in found[:3]] == ["sql", "polish", "echo"]
+    assert (
+        "'sqll' is not a pool, model or alias; pools are local; adapters are polish, sql"
+        in found[3]["error"]["message"]
+    )
+
+
+def test_a_request_for_an_adapter_that_was_removed_fails_instead_of_being_answered_by_the_model() -> None:
+    sql, polish, *_ = adapted(OneAdapterLess)
+    assert (sql["status"], polish["status"]) == ("succeeded", "errored")
+    assert "the pool no longer has the adapter 'polish'" in polish["error"]["message"]

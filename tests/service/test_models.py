@@ -42,6 +42,13 @@ def test_a_model_is_found_by_all_that_a_request_may_call_it(api: Any, name: str)
     assert api.http.get(f"/v1/models/{name}").json()["id"] == "mistral"
 
 
+def test_adapters_are_models_of_their_own(start_api: Callable[..., Any]) -> None:
+    api = start_api(BATCHFILE_POOLS__MISTRAL__LORA='{"sql": "/adapters/sql"}')
+    assert [model["id"] for model in api.http.get("/v1/models").json()["data"]] == ["llama-70b", "mistral", "sql"]
+    found = api.http.get("/v1/models/sql", headers=ANTHROPIC).json()
+    assert (found["id"], found["display_name"]) == ("sql", MISTRAL)
+
+
 def test_an_unknown_model_is_not_found_in_the_callers_own_shape(api: Any) -> None:
     anthropic = api.http.get("/v1/models/gpt", headers=ANTHROPIC)
     assert (anthropic.status_code, anthropic.json()["error"]["type"]) == (404, "not_found_error")

@@ -199,13 +199,30 @@ def test_the_data_type_of_a_run_is_vllms_argument_and_no_other_engines(monkeypat
         return maker
 
     monkeypatch.setattr(engines, "engine_factory", factory)
-    monkeypatch.setattr(engines, "check_vllm", lambda model: None)
+    monkeypatch.setattr(engines, "check_vllm", lambda model, revision: None)
     dtypes: tuple[Dtype | None, ...] = (None, "float32")
     for dtype in dtypes:
         engines.choose_engine(load_settings(), RunOptions(engine="vllm", model="m", dtype=dtype))
     assert given == [{}, {"dtype": "float32"}]
     with pytest.raises(SettingsError, match="--dtype is for --engine vllm, not for echo"):
         engines.choose_engine(load_settings(), RunOptions(engine="echo", dtype="auto"))
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["sql"], "'sql' must be NAME=PATH"),
+        (["=/x"], "'=/x' must be NAME=PATH"),
+        (["a=/x", "a=/y"], "'a' is given twice"),
+    ],
+)
+def test_an_adapter_that_cannot_be_used_is_wrong_usage(tmp_path: Path, given: list[str], words: str) -> None:
+    (tmp_path / "in.jsonl").write_text("{}\n")
+    options = [f"--lora={one}" for one in given]
+    command = ["run", str(tmp_path / "in.jsonl"), "-o", str(tmp_path / "out.jsonl"), "--model", "m", *options]
+    done = CliRunner().invoke(root, command)
+    assert done.exit_code == Exit.USAGE
+    assert words in " ".join(done.output.split())
 
 
 def test_the_function_takes_the_options_of_the_command() -> None:

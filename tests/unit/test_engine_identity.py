@@ -88,6 +88,7 @@ def test_a_snapshot_of_a_hub_is_its_commit(tmp_path: Path) -> None:
         {"reasoning_parser": "qwen3"},
         {"max_model_len": 512},
         {"task": "embed"},
+        {"parse_control_tokens": True},
         {"engine_args": {"dtype": "float16"}},
         {"engine_args": {"quantization": "fp8"}},
         {"engine_args": {"kv_cache_dtype": "fp8"}},
@@ -96,6 +97,37 @@ def test_a_snapshot_of_a_hub_is_its_commit(tmp_path: Path) -> None:
 )
 def test_an_option_that_changes_answers_is_another_identity(folder: Path, options: dict[str, Any]) -> None:
     assert fingerprint(folder, **options) != fingerprint(folder)
+
+
+def test_the_files_of_an_adapter_and_its_name_count(folder: Path, tmp_path: Path) -> None:
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text('{"r": 8}')
+    (adapter / "adapter_model.safetensors").write_bytes(b"weights")
+    before = fingerprint(folder, lora={"polish": str(adapter)})
+    assert before not in {fingerprint(folder), fingerprint(folder, lora={"sql": str(adapter)})}
+    (adapter / "adapter_config.json").write_text('{"r": 16}')
+    config_changed = fingerprint(folder, lora={"polish": str(adapter)})
+    (adapter / "adapter_model.safetensors").write_bytes(b"other weights")
+    assert len({before, config_changed, fingerprint(folder, lora={"polish": str(adapter)})}) == 3
+    assert identity(folder, lora={"polish": "/no/such/folder"}) is None
+
+
+def test_the_revisions_of_a_model_and_of_an_adapter_count(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commits = {None: COMMIT, "v1": COMMIT, "v2": COMMIT[::-1]}
+
+    def cached(model: str, revision: str | None) -> Path | None:
+        return tmp_path / "snapshots" / commits[revision] / "config.json" if revision in commits else None
+
+    monkeypatch.setattr(vllm_identity, "cached_config", cached)
+    model = "owner/name"
+    assert fingerprint(model) == fingerprint(model, revision="v1") != fingerprint(model, revision="v2")
+    assert identity(model, revision="v3") is None
+    one, other = fingerprint(folder, lora={"a": model}), fingerprint(folder, lora={"a": f"{model}@v2"})
+    assert fingerprint(folder, lora={"a": f"{model}@v1"}) == one != other
+    assert identity(folder, lora={"a": f"{model}@v3"}) is None
 
 
 def test_the_content_of_a_chat_template_counts(folder: Path, tmp_path: Path) -> None:

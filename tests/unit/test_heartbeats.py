@@ -29,6 +29,7 @@ RECORD = HeartbeatRecord(
     latency_p50_s=0.5,
     totals=RunnerTotals(succeeded=3),
     shards=("batch_1/0", "batch_1/7"),
+    commits={"org/m": "a1" * 20},
 )
 
 

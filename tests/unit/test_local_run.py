@@ -6,17 +6,21 @@ from pathlib import Path
 import pytest
 
 from batchfile.clock import ManualClock
+from batchfile.engine.echo import EchoEngine
 from batchfile.engine.identity import EngineIdentity
 from batchfile.errors import BatchDamaged, InvalidFile, OutputTaken, RecordNewer, SettingsError
+from batchfile.inbox.documents import FileFacts
 from batchfile.ledger import batches, ending, keys, retention
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import load
-from batchfile.ledger.records import IdempotencyRecord, encode
+from batchfile.ledger.records import BatchRecord, IdempotencyRecord, encode
 from batchfile.local import run as local_run
 from batchfile.local.inputs import inspect
 from batchfile.local.options import RunOptions, changes
 from batchfile.local.outputs import lock_output, lock_path
+from batchfile.local.receipt import make_receipt
 from batchfile.local.run import Opened, open_batch
+from batchfile.local.work import work
 from batchfile.store.directory import DirectoryStore
 
 LINE = '{"custom_id":"r%d","params":{"messages":[{"role":"user","content":"hi"}]}}\n'
@@ -221,3 +225,19 @@ def test_a_link_that_stands_where_the_lock_goes_is_not_followed(tmp_path: Path) 
     with pytest.raises(SettingsError, match=r"its lock .*\.out\.jsonl\.lock cannot be opened"), lock_output(output):
         pass
     assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_receipt_has_the_versions_of_the_engine_and_the_commits_of_its_models(
+    ledger: Ledger, options: RunOptions
+) -> None:
+    batch, commits = _open(ledger, options).batch, {"org/m": "a1" * 20}
+
+    def build() -> EchoEngine:
+        engine = EchoEngine()
+        engine.info = replace(engine.info, version="9.9", commits=commits)
+        return engine
+
+    ended: list[BatchRecord] = []
+    work(ledger, [batch], build, "runner", lambda runner: None, ended.append)
+    receipt = make_receipt(ended[0], FileFacts(path="out.jsonl", sha256="", bytes=0, lines=10), None)
+    assert (receipt.engine.version, receipt.engine.commits) == ("9.9", commits)

@@ -11,18 +11,19 @@ from pathlib import Path
 
 import pytest
 
-from batchfile.engine.vllm.preflight import check_model, model_facts
+from batchfile.engine.vllm.preflight import check_model, commit_of, model_facts
 from batchfile.errors import SettingsError
 
 CONFIG = {"architectures": ["LlamaForCausalLM"], "torch_dtype": "bfloat16"}
 CHECK = """
 import sys
-from batchfile.engine.vllm.preflight import check_model
+from batchfile.engine.vllm.preflight import check_model, commit_of
 from batchfile.errors import SettingsError
-for model in sys.argv[1:]:
+for given in sys.argv[1:]:
+    model, _, revision = given.partition("@")
     try:
-        check_model(model)
-        print("found")
+        check_model(model, revision or None)
+        print(commit_of(model, revision or None) or "found")
     except SettingsError as error:
         print(error)
 """
@@ -31,17 +32,18 @@ needs_hub = pytest.mark.skipif(find_spec("huggingface_hub") is None, reason="com
 
 
 class Hub(BaseHTTPRequestHandler):
-    """`/OWNER/NAME/resolve/main/config.json`: the owner's name says what is answered."""
+    """`/OWNER/NAME/resolve/REVISION/config.json`: the owner's name, or its revision, says what is answered."""
 
     def do_HEAD(self) -> None:
-        owner = self.path.split("/")[1]
+        _, owner, _, _, revision, *_ = self.path.split("/")
         status, code = {
             "gated": (403, "GatedRepo"),
             "nobody": (401, "RepoNotFound"),
             "mistral": (404, "EntryNotFound"),
             "secret": (403, ""),
             "broken": (500, ""),
-        }.get(owner, (200, ""))
+            "gone": (404, "RevisionNotFound"),
+        }.get(revision if revision == "gone" else owner, (200, ""))
         body = json.dumps(CONFIG).encode()
         self.send_response(status)
         if code:
@@ -91,6 +93,8 @@ def check(model: str, *more: str, hub: str, folder: Path, program: str = CHECK) 
 
 ANSWERS = {
     "good/model": "found",
+    "good/model@v1.1": "found",
+    "good/model@gone": "model 'good/model' has no revision 'gone' on its hub; name a branch, a tag or a commit of it",
     "mistral/model": "found",
     "gated/model": "model 'gated/model' is gated: accept its terms",
     "nobody/model": "model 'nobody/model': it is not a directory here, and the model hub has no such model, or",
@@ -113,7 +117,8 @@ def test_a_model_that_was_fetched_before_needs_no_hub(hub: str, tmp_path: Path) 
     nowhere = "http://127.0.0.1:9"
     assert "the model hub cannot be reached" in check("good/model", hub=nowhere, folder=tmp_path)
     check("good/model", hub=hub, folder=tmp_path, program=FETCH)
-    assert check("good/model", hub=nowhere, folder=tmp_path) == "found"
+    assert check("good/model", hub=nowhere, folder=tmp_path) == "0" * 40, "the commit"
+    assert "the model hub cannot be reached" in check("good/model@v1.1", hub=nowhere, folder=tmp_path)
 
 
 @pytest.mark.slow
@@ -144,6 +149,15 @@ def test_a_directory_that_is_no_model_is_refused(tmp_path: Path) -> None:
         check_model(str(tmp_path))
     (tmp_path / "config.json").write_text("{}")
     check_model(str(tmp_path))
+    with pytest.raises(SettingsError, match=r"revision 'v1': the model .* is a directory"):
+        check_model(str(tmp_path), "v1")
+
+
+def test_a_folder_of_the_hubs_cache_is_a_commit(tmp_path: Path) -> None:
+    commit = tmp_path / "models--o--m" / "snapshots" / ("a1" * 20)
+    commit.mkdir(parents=True)
+    assert commit_of(str(commit)) == "a1" * 20
+    assert commit_of(str(tmp_path)) is None
 
 
 def test_a_model_under_an_address_is_left_to_vllm() -> None:

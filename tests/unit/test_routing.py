@@ -10,6 +10,7 @@ TABLE = RoutingTable(
     stages={"sales_intel": "llama-70b", "subject": "mistral"},
     pools={"mistral": ("mistralai/Mistral-7B", "small"), "llama-70b": ("meta-llama/Llama-3-70B",)},
 )
+ADAPTED = RoutingTable(pools=TABLE.pools, stages=TABLE.stages, adapters={"sql": "mistral", "polish": "llama-70b"})
 ONE = RoutingTable(pools={"only": ("m",)})
 
 
@@ -28,6 +29,13 @@ ONE = RoutingTable(pools={"only": ("m",)})
 )
 def test_hint_then_stage_then_model(stage: str | None, hint: str | None, model: str | None, pool: str) -> None:
     assert route(TABLE, stage=stage, hint=hint, model=model) == pool
+
+
+def test_the_name_of_an_adapter_leads_to_its_pool_as_a_model_and_as_a_hint() -> None:
+    assert route(ADAPTED, stage=None, hint=None, model="sql") == "mistral"
+    assert route(ADAPTED, stage="subject", hint="polish", model=None) == "llama-70b"
+    with pytest.raises(InvalidRequest, match="pools are llama-70b, mistral; adapters are polish, sql"):
+        route(ADAPTED, stage=None, hint=None, model="sqll")
 
 
 def test_the_only_pool_takes_what_names_nothing() -> None:

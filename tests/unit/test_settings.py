@@ -74,6 +74,15 @@ def test_a_variable_changes_one_value_of_a_default_pool(monkeypatch: pytest.Monk
         ("[stages]\nwrite = 'big'\n", ["stages.write", "'big'", "mistral"]),
         ("[pools.Big]\nmodel = 'a'\n", ["pools", "'Big'", "lower-case"]),
         ("[pools.a]\nmodel = 'a'\nengine = 'http'\n[stages]\n", ["pools.a", "base_url"]),
+        ("[pools.a]\nmodel = 'a'\nlora = {a = '/x'}\n[stages]\n", ["pools.a", "'a' is the name of the model"]),
+        (
+            "[pools.a]\nmodel = 'a'\nengine = 'http'\nbase_url = 'http://h'\nlora = {b = '/x'}\n[stages]\n",
+            ["pools.a", "lora is for models that are loaded here"],
+        ),
+        (
+            "[pools.a]\nmodel = 'a'\nengine = 'http'\nbase_url = 'http://h'\nrevision = 'v1'\n[stages]\n",
+            ["pools.a", "revision is for models that are loaded here"],
+        ),
         ("stor = 'x'\n", ["stor", "did you mean store"]),
         ("[run]\nmax_tokens = 'many'\n", ["run.max_tokens = 'many' (from batchfile.toml): must be a whole number"]),
         ("[run]\nmax_tokens = 1.5\n", ["must be a whole number"]),

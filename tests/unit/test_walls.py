@@ -104,9 +104,8 @@ PLACES = {
     "inbox long_work janitor",
     "batchfile/signals.py": "runner.runner",
     "batchfile/local/": "batchfile errors types logs routing settings open_ledger store lines rows media.rules "
-    "engine.base engine.identity engine.open engine.http.engine engine.vllm.preflight ledger plan inbox.documents "
-    "runner.runner "
-    "runner.stats",
+    "engine.base engine.identity engine.open engine.http.engine engine.vllm.adapters engine.vllm.preflight ledger plan "
+    "inbox.documents runner.runner runner.stats",
     "batchfile/client/": "errors types logs routing settings open_ledger store lines rows ledger plan.options "
     "plan.reuse_sources plan.submit inbox.records local.inputs local.options local.outputs local.receipt local.tables",
     "batchfile/testing/": "errors types clock store engine.base engine.echo ledger.records runner",
@@ -134,7 +133,8 @@ PLACES = {
     "api/__init__.py": "",
     # runners and deployment
     "runners/": "errors types logs child_env settings settings_tables signals open_ledger store.metered media.rules "
-    "engine.base engine.open engine.vllm.cpu ledger inbox.keys inbox.outbox inbox.scan runner.runner runner.stats",
+    "engine.base engine.open engine.vllm.adapters engine.vllm.cpu engine.vllm.preflight ledger inbox.keys inbox.outbox "
+    "inbox.scan runner.runner runner.stats",
     "runners/ray/": "errors types logs settings open_ledger store.open ledger.heartbeats ledger.status runners.child "
     "runners.options runners.scaling runners.supervisor",
     "runners/runpod/": "errors logs signals runners.child runners.options runners.scaling",

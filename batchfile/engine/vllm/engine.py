@@ -15,10 +15,11 @@ from typing import Any
 import structlog
 
 from batchfile.engine.base import EngineInfo, EngineStats, Finished, Prepared, in_flight_for
+from batchfile.engine.vllm.adapters import Adapter, Adapters, check_adapters, load_adapters, lora_arguments
 from batchfile.engine.vllm.guides import Guides
 from batchfile.engine.vllm.identity import CPU_ENVIRONMENT, choose_on_cpu, identity_of
 from batchfile.engine.vllm.media import media_kinds
-from batchfile.engine.vllm.preflight import check_vllm
+from batchfile.engine.vllm.preflight import TRANSFORMERS_FILES, check_vllm, commit_of
 from batchfile.engine.vllm.processes import (
     CLOSE_S,
     ProcessGuard,
@@ -31,7 +32,7 @@ from batchfile.engine.vllm.processes import (
 )
 from batchfile.engine.vllm.steps import OutputWait, Stall, StepCounter, lacking
 from batchfile.engine.vllm.tasks import Embedding, Generating, VllmOptions, VllmPrepared, Work, refusals
-from batchfile.errors import EngineDead, InvalidRequest
+from batchfile.errors import EngineDead, InvalidRequest, SettingsError
 from batchfile.request_media import MediaUse
 from batchfile.types import Completion, Request
 
@@ -50,8 +51,6 @@ ENVIRONMENT = {
 }
 STEP_WAIT_S_MAX = 0.25  # a step of a large model on a CPU can take a minute; control returns to the caller this often
 CPU_BLOCK_TOKENS = 32  # the smallest size for fast attention on a CPU
-# The files of a repository that transformers can load, with tokenizer and chat template.
-TRANSFORMERS_FILES = ("config.json", "tokenizer_config.json")
 NOT_FETCHED = ["original/**/*", "consolidated*"]  # the first is vLLM's default
 
 
@@ -74,11 +73,14 @@ class VllmEngine:
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"])
-        check_vllm(options.model, is_hub_asked=False)
+        check_adapters(options.lora)
+        check_vllm(options.model, options.extra.get("revision"), is_hub_asked=False)
         import vllm
+        from vllm.platforms import current_platform
 
-        arguments = _arguments(options)
-        is_cpu = vllm.platforms.current_platform.is_cpu()
+        adapters = load_adapters(options.lora)
+        is_cpu = current_platform.is_cpu()
+        arguments = _arguments(options) | lora_arguments(adapters, options.extra, is_cpu=is_cpu)
         choice = choose_on_cpu(options, str(arguments["dtype"])) if is_cpu else None
         if choice is not None:
             arguments["dtype"] = choice.dtype
@@ -97,6 +99,8 @@ class VllmEngine:
         self._counter.attach(self._engine.engine_core)
         self._stall = Stall(options.stall_s)
         config = self._engine.vllm_config
+        commits = {options.model: commit_of(options.model, options.extra.get("revision"))}
+        commits |= {adapter.name: adapter.commit for adapter in adapters}
         num_slots = config.scheduler_config.max_num_seqs
         identity = identity_of(options, None if choice is None else choice.dtype)
         self.info = EngineInfo(
@@ -108,6 +112,8 @@ class VllmEngine:
             max_model_len=config.model_config.max_model_len,
             num_gpus=0 if choice is not None else config.parallel_config.world_size,
             note="" if choice is None else choice.note,
+            adapters=tuple(adapter.name for adapter in adapters),
+            commits={name: found for name, found in commits.items() if found is not None},
             fingerprint=None if identity is None else identity.fingerprint,
             media=MediaUse(kinds=media_kinds(self._llm) if options.task == "generate" else frozenset()),
         )
@@ -117,11 +123,14 @@ class VllmEngine:
         self._num_steps = 0
         self._num_full_steps = 0
         self._guides = Guides(self._llm, self._guard)
+        known = (self.info.model, options.model) if options.checks_model else None
+        found = Adapters(adapters, None if known is None else tuple(dict.fromkeys(known)))
         try:
+            self._lora = {adapter.number: self._loaded(adapter) for adapter in adapters}
             self._work: Work = (
-                Embedding(self._llm, options.model)
+                Embedding(self._llm, options.model, found)
                 if options.task == "embed"
-                else Generating(self._llm, options, self._guides)
+                else Generating(self._llm, options, self._guides, found)
             )
         except BaseException:
             self.close()
@@ -134,11 +143,14 @@ class VllmEngine:
         assert isinstance(prepared, VllmPrepared)
         self._check_alive()
         names: list[str] = []
+        adapter = prepared.adapter
+        more = {} if adapter is None else {"lora_request": self._lora[adapter.number]}
         try:
             for number, token_ids in enumerate(prepared.prompts):
                 prompt = prepared.with_media or {"prompt_token_ids": token_ids}
                 prompt = {**prompt, **prepared.prompt_fields}
-                self._engine.add_request(f"{key}.{number}", prompt, prepared.params, priority=prepared.priority)
+                name, priority = f"{key}.{number}", prepared.priority
+                self._engine.add_request(name, prompt, prepared.params, priority=priority, **more)
                 names.append(f"{key}.{number}")
                 self._counter.added(names[-1], len(token_ids))
         except refusals() as error:
@@ -148,6 +160,20 @@ class VllmEngine:
             raise self._died(error) from error
         self._in_flight[key] = _InFlight(prepared, names, {})
         self._num_sequences += prepared.num_sequences
+
+    def _loaded(self, adapter: Adapter) -> Any:
+        """vLLM's request for an adapter. Raises: SettingsError if it does not fit the model."""
+        from vllm.lora.request import LoRARequest
+
+        lora = LoRARequest(adapter.name, adapter.number, str(adapter.folder))
+        try:
+            is_loaded = self._engine.add_lora(lora)
+        except Exception as error:  # of the engine's process, without a type of its own
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+            raise SettingsError(f"lora {adapter.name!r}: {adapter.folder} does not fit the model: {reason}") from error
+        if not is_loaded:
+            raise SettingsError(f"lora {adapter.name!r}: vLLM did not load {adapter.folder}")
+        return lora
 
     def step(self) -> list[Finished]:
         self._check_alive()

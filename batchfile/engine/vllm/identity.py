@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 
 from batchfile.engine.identity import EngineIdentity, digest_of
+from batchfile.engine.vllm.adapters import split_source
 from batchfile.engine.vllm.cpu import GIB, CpuChoice, choose, kv_cache_gib, read_cpu
 from batchfile.engine.vllm.preflight import cached_config, is_cpu_build, is_other_hub, model_facts
 from batchfile.engine.vllm.tasks import VllmOptions
@@ -41,9 +42,10 @@ def identity_of(options: VllmOptions, dtype: str | None = None) -> EngineIdentit
         model = content_of(options.model, revision)
         own = "" if tokenizer is None else content_of(tokenizer, code)
         template = "" if options.chat_template is None else digest_of(_chunks(Path(options.chat_template)))
+        adapters = {name: content_of(*split_source(source)) for name, source in options.lora.items()}
     except OSError:
         return None
-    if model is None or own is None:
+    if model is None or own is None or None in adapters.values():
         return None
     given = {name: value for name, value in extra.items() if name not in _OF_SPEED}
     parts = {
@@ -52,6 +54,7 @@ def identity_of(options: VllmOptions, dtype: str | None = None) -> EngineIdentit
         "the model": model,
         "the tokenizer": own or code or "the model's",
         "the chat template": template,
+        "control tokens in texts": "parsed" if options.parse_control_tokens else "text",
         "the tool parser": options.tool_parser or "",
         "the reasoning parser": str(given.pop("reasoning_parser", options.reasoning_parser) or ""),
         "the data type": dtype or _dtype(options),
@@ -60,6 +63,7 @@ def identity_of(options: VllmOptions, dtype: str | None = None) -> EngineIdentit
         "the context length": str(given.pop("max_model_len", options.max_model_len) or ""),
     }
     given.pop("dtype", None)
+    parts |= {f"the adapter {name}": str(found) for name, found in adapters.items()}
     return EngineIdentity(parts | {f"engine_args.{name}": _shown(value) for name, value in sorted(given.items())})
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
+from batchfile.engine.prompts import MistralPrompts
 from batchfile.request_media import Media, MediaKind
 from batchfile.types import Message
 
@@ -13,8 +14,8 @@ KINDS: tuple[MediaKind, ...] = ("image", "audio")
 
 
 def media_kinds(llm: Any) -> frozenset[MediaKind]:
-    """What the model takes, and its `limit_mm_per_prompt` does not exclude."""
-    if not llm.llm_engine.vllm_config.model_config.is_multimodal_model:
+    """What the model takes, and its `limit_mm_per_prompt` does not exclude; nothing with Mistral's own tokenizer."""
+    if not llm.llm_engine.vllm_config.model_config.is_multimodal_model or MistralPrompts.fits(llm.get_tokenizer()):
         return frozenset()
     limits = llm.llm_engine.renderer.get_mm_processor().info.allowed_mm_limits
     return frozenset(kind for kind in KINDS if limits.get(kind, 0))
@@ -43,15 +44,17 @@ class MediaPrompts:
         template = getattr(processor, "chat_template", None)
         return template if isinstance(template, str) else None
 
-    def turns(self, turns: Sequence[Message], template: str) -> tuple[Message, ...]:
-        """Unchanged if the template writes the placeholders of media; otherwise with the model's own in the texts.
+    def placed(self, turns: Sequence[Message], template: str) -> tuple[tuple[Message, ...], tuple[str, ...]]:
+        """The turns for the template, and what to write above the text of each of them.
 
-        As vLLM does: placeholders first, each on its own line.
+        If the template writes the placeholders of media, the turns are unchanged. Otherwise they are texts, and above
+        each are the model's own placeholders, each on its own line, as vLLM does it.
         """
         if self._is_named(template):
-            return tuple(turns)
+            return tuple(turns), ()
         counts: dict[str, int] = {}
-        return tuple(self._with_placeholders(turn, counts) if turn.parts else turn for turn in turns)
+        above = tuple(self._placeholders(turn, counts) if turn.parts else "" for turn in turns)
+        return tuple(replace(turn, parts=()) if turn.parts else turn for turn in turns), above
 
     def prompt(self, token_ids: list[int], media: Sequence[Media]) -> Any:
         """vLLM's input for a prompt that has a placeholder for each of `media`. Raises: as vLLM does."""
@@ -74,7 +77,7 @@ class MediaPrompts:
             self._is_named_by_template[template] = found == "openai"
         return self._is_named_by_template[template]
 
-    def _with_placeholders(self, turn: Message, counts: dict[str, int]) -> Message:
+    def _placeholders(self, turn: Message, counts: dict[str, int]) -> str:
         from vllm.model_executor.model_loader import get_model_cls
 
         model = get_model_cls(self._llm.llm_engine.vllm_config.model_config)
@@ -83,8 +86,7 @@ class MediaPrompts:
             if isinstance(part, Media):
                 counts[part.kind] = counts.get(part.kind, 0) + 1
                 lines.append(model.get_placeholder_str(part.kind, counts[part.kind]))
-        text = "\n".join([*(line for line in lines if line), turn.content])
-        return replace(turn, content=text, parts=())
+        return "\n".join(line for line in lines if line)
 
 
 def _samples(recording: Any) -> tuple[Any, int]:

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
-from batchfile.engine.prompts import ChatPrompts, template_arguments
+from batchfile.engine.prompts import ChatPrompts, MistralPrompts, template_arguments
 from batchfile.engine.tool_wire import NO_THINKING, NO_TOOLS, call_stem, made_calls, wire_choice, wire_tools
 from batchfile.errors import InvalidRequest, SettingsError
 from batchfile.request_options import Options
@@ -47,7 +47,7 @@ class Parsers:
         *,
         tokenizer: Any,
         model_config: Any,
-        prompts: ChatPrompts,
+        prompts: ChatPrompts | MistralPrompts,
         tool_parser: str | None,
         reasoning_parser: str | None,
     ) -> None:

@@ -7,8 +7,9 @@ cannot fix count as wrong settings. Does not import vllm.
 
 import errno
 import os
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from importlib import metadata
 from importlib.util import find_spec
@@ -21,7 +22,12 @@ from batchfile.engine.vllm.cpu import ModelFacts, check_usable, read_cpu
 from batchfile.errors import BatchfileError, EngineDead, SettingsError
 
 CONFIG = "config.json"
+PARAMS, TEKKEN = "params.json", "tekken.json"  # of Mistral's own layout
+CONFIGS = (CONFIG, PARAMS, "adapter_config.json")  # the last: of an adapter
+MISTRAL_FILES = {"consolidated*.safetensors": "the weights", TEKKEN: "the tokenizer"}
 CONFIG_BYTES_MAX = 16 * 1024 * 1024
+# The files of a repository that transformers can load, with tokenizer and chat template.
+TRANSFORMERS_FILES = (CONFIG, "tokenizer_config.json")
 HUB_S_MAX = 10.0  # for one response of a model hub
 WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf")
 # Mistral's second copy of the weights, and files that are not weights; see NOT_FETCHED in engine.py.
@@ -33,6 +39,7 @@ _ERRNOS = {
     *(errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN),
     *(errno.EHOSTUNREACH, errno.ECONNREFUSED, errno.ECONNRESET, errno.ENODEV, errno.ENXIO, errno.EAGAIN),
 }
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 _STATUSES = {408, 425, 429}  # and from 500 on: the hub is temporarily unavailable
 # Module and class name. The modules are not imported here: they are loaded if one of these was raised.
 _TRANSPORT = (
@@ -49,15 +56,20 @@ def is_local(model: str) -> bool:
     return model.startswith(("/", "./", "../", "~")) or Path(model).exists()
 
 
-def check_model(model: str) -> None:
-    """Raises: SettingsError if a model with that name cannot be loaded here now."""
+def check_model(model: str, revision: str | None = None) -> None:
+    """Raises: SettingsError if a model with that name and revision cannot be loaded here now."""
     if "://" in model or is_other_hub():
         return  # only vLLM's other loaders can check these
     path = Path(model).expanduser()
     if not is_local(model):
-        _check_hub(model)
+        check_hub(model, revision, CONFIG, "model")
     elif not path.exists():
         raise SettingsError(f"model {model!r}: the directory does not exist")
+    elif revision is not None:
+        raise SettingsError(
+            f"revision {revision!r}: the model {model!r} is a directory, and only models on a hub have revisions; "
+            "remove the revision"
+        )
     elif path.is_dir():
         _check_folder(model, path)
 
@@ -72,7 +84,7 @@ def model_facts(model: str, *, revision: str | None = None) -> ModelFacts:
     if path.is_dir():
         folder, found = path, path / CONFIG
     else:
-        cached = cached_config(model, revision)
+        cached = cached_config(model, revision, (CONFIG,))
         if cached is None:
             return ModelFacts()
         folder, found = cached.parent, cached
@@ -90,6 +102,21 @@ def model_facts(model: str, *, revision: str | None = None) -> ModelFacts:
     )
 
 
+def commit_of(model: str, revision: str | None = None) -> str | None:
+    """The commit of a model that is in the hub's cache on this machine, or in a folder of it; None if unknown."""
+    path = Path(model).expanduser()
+    if path.exists():
+        folder = path if path.is_dir() else path.parent
+    elif is_local(model) or "://" in model or is_other_hub():
+        return None
+    else:
+        cached = cached_config(model, revision)
+        if cached is None:
+            return None
+        folder = cached.parent
+    return folder.name if folder.parent.name == "snapshots" and _COMMIT.fullmatch(folder.name) else None
+
+
 def is_other_hub() -> bool:
     return os.environ.get("VLLM_USE_MODELSCOPE", "").lower() in {"1", "true"}
 
@@ -102,13 +129,19 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def _check_folder(model: str, path: Path) -> None:
-    if not (path / CONFIG).exists() and not (path / "params.json").exists():
+    if not (path / CONFIG).exists() and not (path / PARAMS).exists():
         raise SettingsError(
             f"model {model!r}: the directory has no {CONFIG}, so it is not a model that vLLM can load; "
             "name the directory with the model's files"
         )
     if not (path / CONFIG).exists():
-        return  # Mistral's own layout
+        for pattern, what in MISTRAL_FILES.items():
+            if not any(path.glob(pattern)) and not (pattern == TEKKEN and any(path.glob("tokenizer.model.v*"))):
+                raise SettingsError(
+                    f"model {model!r}: the directory has {PARAMS} but no {pattern}, {what} in Mistral's layout; "
+                    "fetch the model again, or name a directory with the files of transformers"
+                )
+        return
     try:
         _read_config(path / CONFIG)
     except (OSError, ValueError) as error:
@@ -119,70 +152,79 @@ def _check_folder(model: str, path: Path) -> None:
 
 def _weight_bytes(folder: Path) -> int | None:
     """The size of the weights, in the first format found. None if there are no weights, as before a download."""
+    others = NOT_WEIGHTS if (folder / CONFIG).exists() else NOT_WEIGHTS[1:]
     for pattern in WEIGHTS:
-        files = [path for path in folder.glob(pattern) if not path.name.startswith(NOT_WEIGHTS)]
+        files = [path for path in folder.glob(pattern) if not path.name.startswith(others)]
         if files:
             with suppress(OSError):
                 return sum(path.stat().st_size for path in files)
     return None
 
 
-def cached_config(model: str, revision: str | None) -> Path | None:
+def cached_config(model: str, revision: str | None, names: Sequence[str] = CONFIGS) -> Path | None:
+    """The first of these files of a model that is in the hub's cache."""
     try:
         from huggingface_hub import try_to_load_from_cache
         from huggingface_hub.errors import HFValidationError
     except ImportError:
         return None
     try:
-        found = try_to_load_from_cache(model, CONFIG, revision=revision)
+        found = (try_to_load_from_cache(model, name, revision=revision) for name in names)
+        return next((Path(path) for path in found if isinstance(path, str)), None)
     except HFValidationError:
         return None
-    return Path(found) if isinstance(found, str) else None
 
 
-def _check_hub(model: str) -> None:
-    """Requests the metadata of one small file, which needs the same permissions as the weights."""
+def check_hub(model: str, revision: str | None, file: str, noun: str) -> None:
+    """Requests the metadata of one small file, which needs the same permissions as the weights.
+
+    `noun`: what it is, for messages. Raises: SettingsError.
+    """
     try:
         from huggingface_hub import errors, get_hf_file_metadata, hf_hub_url
     except ImportError:
         return  # vLLM requires it, so it is not installed either
-    if cached_config(model, None) is not None:
+    if cached_config(model, revision) is not None:
         return  # already downloaded, so the hub is not needed
     try:
-        get_hf_file_metadata(hf_hub_url(model, CONFIG), timeout=HUB_S_MAX)
+        get_hf_file_metadata(hf_hub_url(model, file, revision=revision), timeout=HUB_S_MAX)
     except errors.HFValidationError as error:
         raise SettingsError(
-            f"model {model!r} is neither a directory on this machine nor a model hub name such as owner/model"
+            f"{noun} {model!r} is neither a directory on this machine nor a model hub name such as owner/model"
         ) from error
     except errors.GatedRepoError as error:
         raise SettingsError(
-            f"model {model!r} is gated: accept its terms on its model hub page, and {TOKEN_HINT} of the "
+            f"{noun} {model!r} is gated: accept its terms on its model hub page, and {TOKEN_HINT} of the "
             "account that accepted them"
         ) from error
     except errors.RepositoryNotFoundError as error:
         raise SettingsError(
-            f"model {model!r}: it is not a directory here, and the model hub has no such model, or it is private; "
+            f"{noun} {model!r}: it is not a directory here, and the model hub has no such model, or it is private; "
             f"check the name, or {TOKEN_HINT}"
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise SettingsError(
+            f"{noun} {model!r} has no revision {revision!r} on its hub; name a branch, a tag or a commit of it"
         ) from error
     except errors.EntryNotFoundError:
         return  # a model in another layout (Mistral's, GGUF), which only vLLM can check
     except errors.HfHubHTTPError as error:
-        raise SettingsError(_hub_answer(model, error.response.status_code)) from error
+        raise SettingsError(_hub_answer(noun, model, error.response.status_code)) from error
     except Exception as error:  # the HTTP library of the hub's client may raise anything
-        raise SettingsError(_hub_answer(model, None)) from error
+        raise SettingsError(_hub_answer(noun, model, None)) from error
 
 
-def _hub_answer(model: str, status: int | None) -> str:
+def _hub_answer(noun: str, model: str, status: int | None) -> str:
     if status in {401, 403}:
-        return f"model {model!r}: the model hub answered {status}; {TOKEN_HINT} of an account that may read it"
+        return f"{noun} {model!r}: the model hub answered {status}; {TOKEN_HINT} of an account that may read it"
     why = "cannot be reached" if status is None else f"answered {status}"
     return (
-        f"model {model!r} is not on this machine and the model hub {why}: try again later, or name a directory "
+        f"{noun} {model!r} is not on this machine and the model hub {why}: try again later, or name a directory "
         "with the model's files"
     )
 
 
-def check_vllm(model: str, *, is_hub_asked: bool = True) -> None:
+def check_vllm(model: str, revision: str | None = None, *, is_hub_asked: bool = True) -> None:
     """Raises: SettingsError if vLLM is missing, cannot use this machine's CPU, or cannot load the model.
 
     `is_hub_asked`: if False, only models in a directory are checked.
@@ -194,7 +236,7 @@ def check_vllm(model: str, *, is_hub_asked: bool = True) -> None:
     if is_cpu_build():
         check_usable(read_cpu())
     if is_hub_asked or is_local(model):
-        check_model(model)
+        check_model(model, revision)
 
 
 def is_cpu_build() -> bool:

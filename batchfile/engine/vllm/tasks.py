@@ -1,7 +1,7 @@
 """The tasks of vLLM, text and embeddings: converts requests to prompts, and outputs to outcomes."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,8 @@ from batchfile.engine.fit import (
     truncated,
     vector_of,
 )
-from batchfile.engine.prompts import ChatPrompts, RawPrompts, prefix_of_ids
+from batchfile.engine.prompts import RawPrompts, prefix_of_ids, prompts_of
+from batchfile.engine.vllm.adapters import Adapter, Adapters
 from batchfile.engine.vllm.guides import Guides
 from batchfile.engine.vllm.media import MediaPrompts, media_kinds, media_size
 from batchfile.engine.vllm.options import check_priority, guide_of, sampling_arguments, with_details
@@ -40,8 +41,11 @@ class VllmOptions:
     `model`: a folder or a hub id. `dtype`: "auto" means the model's own, or float32 on a CPU without instructions for
     that. `enforce_eager`: None means eager on a CPU, where compiling takes longer than it saves in a small batch.
     `chat_template`: a file to use instead of the model's own.
+    `parse_control_tokens`: those in texts keep their meaning, as in the model's own template.
     `tool_parser`, `reasoning_parser`: vLLM's names; None: detected by the chat template, and off.
     `task`: what the model is loaded for; with "embed" it makes vectors instead of text.
+    `lora`: the names of LoRA adapters, and their folders or repositories. `checks_model`: requests for another model
+    than this one or an adapter are rejected.
     `stall_s`: the engine counts as dead after this time without progress while requests are in flight.
     `extra`: further arguments of vLLM's engine.
     """
@@ -58,8 +62,11 @@ class VllmOptions:
     load_format: str = "auto"
     seed: int = 0
     chat_template: str | None = None
+    parse_control_tokens: bool = False
     tool_parser: str | None = None
     reasoning_parser: str | None = None
+    lora: Mapping[str, str] = field(default_factory=dict)
+    checks_model: bool = False
     task: Task = "generate"
     stall_s: float = 600.0
     extra: dict[str, Any] = field(default_factory=dict)
@@ -77,6 +84,7 @@ class VllmPrepared(Prepared):
     with_media: Any = None
     params: Any
     num_sequences: int
+    adapter: Adapter | None = None
     kind: ResultKind
     options: Options | None
     reading: Reading | None = None
@@ -149,18 +157,22 @@ class OneDecode:
 class Generating:
     """Generates text with an LLM. `guides`: checks its guides. Raises: SettingsError."""
 
-    def __init__(self, llm: Any, options: VllmOptions, guides: Guides) -> None:
+    def __init__(self, llm: Any, options: VllmOptions, guides: Guides, adapters: Adapters) -> None:
         config = llm.llm_engine.vllm_config.model_config
         self._max_model_len: int = config.max_model_len
         self._guides = guides
+        self._adapters = adapters
         self._defaults: dict[str, Any] = config.get_diff_sampling_param()
         tokenizer = copy.deepcopy(llm.get_tokenizer())
-        if options.chat_template is not None:
-            tokenizer.chat_template = _read_template(options.chat_template)
         self._media = MediaPrompts(llm) if media_kinds(llm) else None
         if self._media is not None and not tokenizer.chat_template:
             tokenizer.chat_template = self._media.chat_template
-        self._prompts = ChatPrompts(tokenizer, options.model)
+        self._prompts = prompts_of(
+            tokenizer,
+            options.model,
+            chat_template=None if options.chat_template is None else _read_template(options.chat_template),
+            parses_control_tokens=options.parse_control_tokens,
+        )
         self._raw_prompts = RawPrompts(tokenizer)
         self._truncation_side: str = tokenizer.truncation_side
         self._policy: str = llm.llm_engine.vllm_config.scheduler_config.policy
@@ -180,6 +192,7 @@ class Generating:
         check_task(request, "generate")
         check_options(request)
         check_priority(request, self._policy)
+        adapter = self._adapters.of(request.model)
         options = request.options or NO_OPTIONS
         if request.raw is not None:
             adds = options.add_special_tokens is not False
@@ -187,11 +200,11 @@ class Generating:
             prefix, reading = prefix_of_ids(token_ids), None
         else:
             reading = self._parsers.reading(request)
-            turns = request.messages
+            turns, above = request.messages, tuple[str, ...]()
             if self._media is not None and request.has_media:
-                turns = self._media.turns(turns, self._prompts.template)
+                turns, above = self._media.placed(turns, self._prompts.template)
             arguments, adds = self._parsers.template_arguments(request), options.add_special_tokens is True
-            prompt = self._prompts.prompt(turns, request.tools, arguments, adds_special_tokens=adds)
+            prompt = self._prompts.prompt(turns, request.tools, arguments, adds_special_tokens=adds, above=above)
             token_ids, prefix = prompt.token_ids, prompt.prefix
         with_media = None
         if self._media is not None and request.has_media:
@@ -202,13 +215,13 @@ class Generating:
         token_ids = truncated(request, token_ids, self._max_model_len, self._truncation_side)
         max_tokens = fitting_max_tokens(request.sampling, len(token_ids), self._max_model_len)
         return VllmPrepared(
-            prefix=prefix,
             cost=max_tokens,
             prompts=[token_ids],
             with_media=with_media,
             media_bytes=sum(media_size(one) for one in request.media) if request.has_media else 0,
             params=self._params(request, max_tokens, None if reading is None else reading.asked, owner),
             num_sequences=request.sampling.num_choices,
+            **_answered_by(adapter, prefix),
             kind=request.result_kind,
             options=request.options,
             reading=reading,
@@ -303,6 +316,13 @@ class Generating:
         return params
 
 
+def _answered_by(adapter: Adapter | None, prefix: int) -> dict[str, Any]:
+    """The fields of VllmPrepared for the adapter: prefixes are cached for each of them separately."""
+    if adapter is None:
+        return {"prefix": prefix}
+    return {"prefix": prefix + adapter.number, "model": adapter.name, "adapter": adapter}
+
+
 def _choice(choice: Any, text: str) -> Choice:
     if choice.finish_reason == "length":
         return Choice(text, "max_tokens")
@@ -322,12 +342,13 @@ def _read_template(path: str) -> str:
 class Embedding:
     """Makes embeddings with the pooling runner of an LLM. Raises: SettingsError if its model does not support them."""
 
-    def __init__(self, llm: Any, model: str) -> None:
+    def __init__(self, llm: Any, model: str, adapters: Adapters) -> None:
         if "embed" not in llm.llm_engine.get_supported_tasks():
             raise SettingsError(f"The model {model} does not support embeddings; task = 'embed' needs one that does.")
         config = llm.llm_engine.vllm_config.model_config
         self._max_model_len: int = config.max_model_len
         self._dimensions: int = getattr(config, "embedding_size", None) or config.get_hidden_size()
+        self._adapters = adapters
         tokenizer = copy.deepcopy(llm.get_tokenizer())
         self._prompts = RawPrompts(tokenizer)
         self._side: str = tokenizer.truncation_side
@@ -339,6 +360,7 @@ class Embedding:
         check_task(request, "embed")
         check_options(request)
         check_priority(request, self._policy)
+        adapter = self._adapters.of(request.model)
         raw, options = request.raw, request.options or NO_OPTIONS
         assert raw is not None, "an embedding has inputs"
         check_size(len(raw.inputs), raw.dimensions or self._dimensions)
@@ -352,11 +374,11 @@ class Embedding:
         ]
         check_inputs([len(token_ids) for token_ids in prompts], self._max_model_len)
         return VllmPrepared(
-            prefix=prefix_of_ids(prompts[0]),
             cost=sum(map(len, prompts)),
             prompts=prompts,
             params=PoolingParams(task="embed", dimensions=raw.dimensions, **activation),
             num_sequences=len(prompts),
+            **_answered_by(adapter, prefix_of_ids(prompts[0])),
             kind=request.kind,
             options=request.options,
             raw=raw,
