@@ -6,6 +6,7 @@ from pathlib import Path
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from batchfile.errors import InvalidRequest
+from batchfile.types import TENANT
 
 FETCH_S = 30.0  # for one object, with all attempts
 OBJECT_BYTES_MAX = 20 * 1024 * 1024
@@ -36,7 +37,7 @@ class MediaRules:
     (`s3://photos/public/`) of a tenant; None: all. `allow_private`: also servers whose address is not public.
     """
 
-    tenant: str = ""
+    tenant: str = TENANT
     folder: Path | None = None
     allow: tuple[str, ...] | None = ()
     allow_private: bool = False

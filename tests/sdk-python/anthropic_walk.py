@@ -120,7 +120,7 @@ def walk_contents() -> None:
         "tokens": (request("tokens", max_tokens=None), "params.max_tokens"),
         "zero": (request("zero", max_tokens=0), "params.max_tokens"),
         "model": (request("model", model="gpt"), "gpt"),
-        "image": (request("image", [image]), "params.messages[0].content[0]"),
+        "image": (request("image", [image]), "is not an image"),
         "forced": (request("forced", tool_choice={"type": "any"}), "params.tool_choice"),
         "unknown_call": (request("unknown_call", [answer]), "params.messages[0].content[0].tool_use_id"),
         "server_tool": (request("server_tool", tools=[{"type": "web_search_20250305", "name": "s"}]), "params.tools"),
