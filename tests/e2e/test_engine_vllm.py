@@ -67,16 +67,22 @@ def make_adapter(folder: Path, model_dir: Path, seed: int) -> str:
 
 
 @pytest.fixture(scope="module")
-def engine(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmEngine]:
+def lora(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("adapters")
-    lora = {name: make_adapter(folder / name, model_dir, seed) for seed, name in enumerate(("one", "two"))}
+    return {name: make_adapter(folder / name, model_dir, seed) for seed, name in enumerate(("one", "two"))}
+
+
+@pytest.fixture(scope="module")
+def engine(model_dir: Path, lora: dict[str, str]) -> Iterator[VllmEngine]:
     built = VllmEngine(VllmOptions(model=str(model_dir), max_model_len=1024, lora=lora, checks_model=True))
     yield built
     built.close()
 
 
-def test_what_decides_its_answers_was_known_before_it_was_loaded(engine: VllmEngine, model_dir: Path) -> None:
-    known = engine_factory("vllm", model=str(model_dir), max_model_len=1024).identity()
+def test_what_decides_its_answers_was_known_before_it_was_loaded(
+    engine: VllmEngine, model_dir: Path, lora: dict[str, str]
+) -> None:
+    known = engine_factory("vllm", model=str(model_dir), max_model_len=1024, lora=lora).identity()
     assert known is not None
     assert engine.info.fingerprint == known.fingerprint
 
