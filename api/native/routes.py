@@ -53,6 +53,8 @@ async def create(
         str | None, QueryParameter(description="The pool for all requests. Overrides what they name.")
     ] = None,
     reuse: Annotated[str | None, QueryParameter(description=REUSE_RULE)] = None,
+    *,
+    background: NamedDependency[BackgroundTasks],
 ) -> BatchStatus:
     pairs = _pairs(metadata or [])
     options = create_options(
@@ -67,6 +69,8 @@ async def create(
         reuse=reuse,
     )
     batch = await create_from(request, service, caller, options, "native")
+    if batch.is_all_reused:
+        background.wake(batch.batch_id)
     return serializers.batch_status(await asyncio.to_thread(service.read, caller, batch.batch_id))
 
 

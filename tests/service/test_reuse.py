@@ -55,6 +55,16 @@ def test_a_submitted_file_keeps_the_results_of_a_batch(shell: Shell) -> None:
     assert b"it is unknown which model would run now" in auto.stderr
 
 
+@over("service", "directory")
+def test_a_batch_whose_results_are_all_reused_ends_without_a_runner(shell: Shell) -> None:
+    given = [line(f"r{number}") for number in range(3)]
+    first = shell.id_of("submit", "-", "--stage", "email", stdin=jsonl(*given))
+    shell.work(first)
+    second = shell.id_of("submit", "-", "--stage", "email", "--reuse", first, "--wait", stdin=jsonl(*given))
+    (status,) = shell.json("status", second)
+    assert (status["state"], status["succeeded"], status["reused"]) == ("ended", 3, {first: 3})
+
+
 def test_openais_client_asks_for_it_in_the_body(
     served: Any, client: Any, connect: Callable[..., openai.OpenAI]
 ) -> None:
