@@ -63,7 +63,7 @@ def ls(
         is_in_state = state in {None, batch.state, batch.reason}
         return is_in_state and stage in {None, batch.stage} and (pool is None or pool in batch.pools)
 
-    num, kept = 0, list[str]()
+    num, kept = 0, list[BatchStatus]()
     with where.connected() as connection:
         newest = islice((batch.last_status for batch in connection.batches()), LOOKED_AT_MAX)
         recent: Iterator[BatchStatus] = newest if is_json else _without_kept(newest, kept)
@@ -78,21 +78,21 @@ def ls(
         whose = "for this API key" if where.url else f"for the tenant {where.tenant}; --tenant selects another"
         like_these = "" if (state, stage, pool, since) == (None, None, None, None) else " that match the filters"
         click.echo(f"no batches{like_these} {whose}", err=True)
-    if kept:
+    if num_kept := sum(map(is_wanted, kept)):
         click.echo(
-            f"not listed: {counted(len(kept), 'earlier run')} whose answers are kept for reuse (--json)", err=True
+            f"not listed: {counted(num_kept, 'earlier run')} whose answers are kept for reuse (--json)", err=True
         )
 
 
-def _without_kept(newest_first: Iterable[BatchStatus], kept: list[str]) -> Iterator[BatchStatus]:
-    """Without batches that a newer one of the same output keeps for their answers; their ids are added to `kept`."""
+def _without_kept(newest_first: Iterable[BatchStatus], kept: list[BatchStatus]) -> Iterator[BatchStatus]:
+    """Without batches that a newer one of the same output keeps for their answers; these are added to `kept`."""
     outputs: dict[str, str | None] = {}
     for batch in newest_first:
         output = batch.metadata.get(OUTPUT)
         if EARLIER in batch.metadata:
             outputs[batch.metadata[EARLIER]] = output
         if output is not None and outputs.get(batch.batch_id) == output:
-            kept.append(batch.batch_id)
+            kept.append(batch)
         else:
             yield batch
 

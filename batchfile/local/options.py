@@ -29,6 +29,7 @@ LINKED = "run.linked"  # the key of the object with which the store refers to th
 EARLIER = "run.earlier"  # a batch of the output that it replaced, with results that are not among its own
 ANSWERS_BY = "run.answers_by"  # the parts of the engine's identity, as JSON; empty: unknown
 ENGINE = "run.engine"
+MODEL = "run.model"
 ENGINE_VERSION = "run.engine_version"
 COMMITS = "run.commits"  # of models from a hub, by their names, as JSON
 TABLE = "run.table"  # how the results of rows are written

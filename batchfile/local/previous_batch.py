@@ -17,7 +17,7 @@ from batchfile.ledger.batches import Planned
 from batchfile.ledger.cas import Lost, Stored, load, swap, update_batch
 from batchfile.ledger.records import BatchRecord, IdempotencyRecord, ShardRecord
 from batchfile.local.display import counted
-from batchfile.local.options import EARLIER, ENGINE, OF_EVERY_REQUEST, OUTPUT, changes
+from batchfile.local.options import EARLIER, ENGINE, MODEL, OF_EVERY_REQUEST, OUTPUT, changes
 from batchfile.plan.reuse_sources import UNKNOWN_NOW, UNKNOWN_THEN, Fingerprints, why_not
 from batchfile.types import TENANT
 
@@ -133,8 +133,12 @@ def reuse_notes(planned: Planned) -> Iterator[str]:
         yield f"{planned.num_reused:,} of {planned.total:,} reused"
 
 
-def notes(previous: Previous, planned: Planned) -> Iterator[str]:
+def notes(previous: Previous, planned: Planned, wanted: Mapping[str, str]) -> Iterator[str]:
     """For the user, one sentence each."""
+    old = previous.batch.metadata
+    differs = changes(old, {name: wanted[name] for name in (ENGINE, MODEL) if name in wanted})
+    if planned.num_reused and differs and why_refused(previous.fingerprints, None, is_asked=False) == UNKNOWN_THEN:
+        yield f"{'; '.join(differs)}: --reuse has kept the answers from before"
     num = _num_left(previous.batch, planned)
     if num:
         belong = "belongs to a request that is" if num == 1 else "belong to requests that are"

@@ -278,7 +278,7 @@ class _Run:
             planned = replace(planned, metadata=metadata)
             notes.extend(previous_batch.reuse_notes(planned))
             if previous is not None:
-                notes.extend(previous_batch.notes(previous, planned))
+                notes.extend(previous_batch.notes(previous, planned, wanted))
             noun = "line" if source.table is None else "row"
             notes.extend(_notes(planned, _first_model(ledger, planned), options.model or "", noun))
             notes.extend(_tail_note(ledger, planned))

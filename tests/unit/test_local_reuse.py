@@ -266,6 +266,15 @@ def test_answers_of_an_unknown_or_another_engine_are_never_taken_over_unasked(
     assert world.open().is_new is False
 
 
+def test_that_asked_for_answers_are_of_another_model_is_said(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.ledger.store.delete(keys.shard_key(world.old.batch_id, "local", 0))
+    world.finish_some(world.old, 5, engine=None)
+    opened = world.open(model="other", reuse=True)
+    told = "the model was 'echo' and is 'other' now: --reuse has kept the answers from before"
+    assert opened.notes[:2] == ("5 of 40 reused", told)
+
+
 def test_of_an_endpoint_it_is_said_how_answers_are_kept(tmp_path: Path) -> None:
     world = World(tmp_path)
     wanted = replace(world.options, engine="http").identity("other")
