@@ -259,9 +259,8 @@ class Inbox:
     def _reuse(self, create: CreateOptions) -> Reuse | None:
         try:
             return reuse_for(self._ledger, create)
-        except (InvalidFile, NotFound) as error:  # it is gone since the file was claimed
-            why = str(error).removeprefix("reuse: ").removeprefix("nothing can be reused from ")
-            return Reuse(sources=(), notes=(f"nothing was reused: {why}",))
+        except (InvalidFile, NotFound):  # it was there when the file was claimed
+            return Reuse(sources=(), notes=(f"no result of {create.reuse} was reused: it has expired or was deleted",))
 
     def _target(self, file: _File) -> _Target:
         """Raises: InvalidFile that says what is wrong with the name or the options."""

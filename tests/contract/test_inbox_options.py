@@ -179,7 +179,7 @@ def test_a_file_whose_source_is_gone_since_it_was_claimed_runs_as_a_whole(still:
     still.new_janitor("t").tick()
     (second,) = [batch for batch in still.batches() if batch.batch_id != first.batch_id]
     assert (second.state, second.reused) == ("open", {})
-    assert second.reuse_note == (f"nothing was reused: {first.batch_id}: it was deleted, or its results have expired")
+    assert second.reuse_note == (f"no result of {first.batch_id} was reused: it has expired or was deleted")
 
 
 @pytest.mark.parametrize(
