@@ -42,11 +42,12 @@ def open_image(data: bytes, rules: MediaRules = MediaRules()) -> "Image":  # noq
     try:
         image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise rules.above(f"has more than {rules.limits.pixels:,} pixels", "pixels_max") from None
+        raise rules.above("has too many pixels", f"{rules.limits.pixels:,}", "pixels_max") from None
     except Exception as error:
         raise InvalidRequest(_NOT_IMAGE) from error
     if image.width * image.height > rules.limits.pixels:
-        raise rules.above(f"has {image.width:,} x {image.height:,} pixels", "pixels_max")
+        found = f"has {image.width:,} x {image.height:,} pixels"
+        raise rules.above(found, f"{rules.limits.pixels:,}", "pixels_max")
     return image
 
 
@@ -89,7 +90,8 @@ def read_wav(data: bytes) -> Recording:
             made: dict[str, Any] = {"rate": file.getframerate(), "num_channels": file.getnchannels()}
             recording = Recording(**made, width=file.getsampwidth(), frames=file.readframes(file.getnframes()))
     except (wave.Error, EOFError, ValueError) as error:
-        raise InvalidRequest(f"is not a recording in WAV (PCM), the only format that is decoded: {error}") from error
+        why = str(error) or "it ends early"
+        raise InvalidRequest(f"is not a recording in WAV (PCM), the only format that is decoded: {why}") from error
     if not recording.frames or not recording.rate:
         raise InvalidRequest("is a recording without samples")
     return recording

@@ -94,7 +94,8 @@ class MediaLoader:
         """
         media = request.media
         if len(media) > rules.limits.objects:
-            raise rules.above(f"the request has {len(media):,} images, recordings and documents", "objects_max")
+            found = f"the request has {len(media):,} images, recordings and documents"
+            raise rules.above(found, f"{rules.limits.objects:,}", "objects_max")
         places = [_place(one, number, len(media)) for number, one in enumerate(media, 1)]
         for one, place in zip(media, places, strict=True):
             _named(place, partial(_check, one, rules, use))
@@ -104,7 +105,8 @@ class MediaLoader:
         ]
         size = sum(_size(one) for one in fetched)
         if size > rules.limits.request_bytes:
-            raise rules.above(f"the media of the request take {in_words(size)} of memory", "request_bytes_max")
+            found = f"the media of the request take {in_words(size)} of memory"
+            raise rules.above(found, in_words(rules.limits.request_bytes), "request_bytes_max")
         with self._room(size):
             ready = self._decoders.map(lambda place, one: _named(place, partial(_decoded, one, use)), places, fetched)
             messages = tuple(_with_media(turn, ready) if turn.parts else turn for turn in request.messages)

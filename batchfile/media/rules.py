@@ -63,9 +63,9 @@ class MediaRules:
         elif scheme in {"http", "https"}:
             self._check_host(_split(source))
 
-    def above(self, limit: str, key: str) -> InvalidRequest:
+    def above(self, what: str, limit: str, key: str) -> InvalidRequest:
         """The error for what is above a limit. `key`: the setting that raises it."""
-        return InvalidRequest(f"{limit} (the limit is media.{self.tenant}.{key}); make it smaller")
+        return InvalidRequest(f"{what}; the limit is {limit} (media.{self.tenant}.{key})")
 
     def file(self, source: str) -> Path:
         """The file that a relative path means. Raises: InvalidRequest if it is not below the folder."""

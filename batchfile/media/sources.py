@@ -41,7 +41,7 @@ def from_data_url(source: str, rules: MediaRules) -> bytes:
 
 def _check_size(size: int, rules: MediaRules) -> None:
     if size > rules.limits.object_bytes:
-        raise rules.above(f"is larger than {in_words(rules.limits.object_bytes)}", "object_bytes_max")
+        raise rules.above("is too large", in_words(rules.limits.object_bytes), "object_bytes_max")
 
 
 class Sources:

@@ -93,7 +93,7 @@ def test_each_bad_object_fails_its_own_line(monkeypatch: pytest.MonkeyPatch, tmp
     messages = [result["error"]["message"] for result in found[: len(bad)]]
     for message, reason in zip(
         messages,
-        ["longer than", "early", "private", "pixels", "not an image", "larger", "not below", "not an image"],
+        ["longer than", "early", "private", "pixels", "not an image", "too large", "not below", "not an image"],
         strict=True,
     ):
         assert reason in message

@@ -252,10 +252,10 @@ LIMITED = MediaRules(
     ("images", "message"),
     [
         ([png()] * 2, None),
-        ([png()] * 3, r"has 3 images.*media\.acme\.objects_max"),
+        ([png()] * 3, r"has 3 images, recordings and documents; the limit is 2 \(media\.acme\.objects_max\)$"),
         ([png(7, 3)], r"has 7 x 3 pixels.*media\.acme\.pixels_max"),
         ([png(5, 4)] * 2, r"take 160 bytes.*media\.acme\.request_bytes_max"),
-        ([png() + bytes(100)], r"larger than 100 bytes.*media\.acme\.object_bytes_max"),
+        ([png() + bytes(100)], r"too large; the limit is 100 bytes \(media\.acme\.object_bytes_max\)$"),
     ],
 )
 def test_the_limits_of_a_tenant(images: list[bytes], message: str | None) -> None:
@@ -282,7 +282,7 @@ def test_an_engine_without_a_kind_refuses_it_before_it_is_fetched() -> None:
     ("fault", "message"),
     [
         ("short", "ended 99,9.. bytes early"),
-        ("long", "is larger than 20 MiB"),
+        ("long", "is too large; the limit is 20 MiB"),
         ("inside", "redirects to 127.0.0.1, which has a private address"),
         ("metadata", r"redirects to 169\.254\.169\.254, which has a private address"),
         ("malformed", "redirects to .http://.1/a.png., which is not an http address"),
