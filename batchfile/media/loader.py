@@ -169,7 +169,7 @@ def _with_media(turn: Message, ready: Iterator[Media]) -> Message:
 
 
 def _place(media: Media, number: int, total: int) -> str:
-    """For messages. What is in the request itself is known by its number."""
+    """For messages. What is in the request itself is identified by its number."""
     place = f'"{shown(media.source)}"'
     return f"{place} ({number} of {total})" if total > 1 and scheme_of(media.source) == "data" else place
 
