@@ -56,8 +56,10 @@ class RequestHasher:
         """
         if self._names_media(envelope):
             return None
-        hint = () if adapter is None else (adapter,)
-        context = self._context(envelope.format, envelope.method, envelope.url, pool, *hint)
+        if adapter is None:
+            context = self._context(envelope.format, envelope.method, envelope.url, pool)
+        else:
+            context = self._context(envelope.format, envelope.method, envelope.url, pool, adapter)
         carried = envelope.carried
         if envelope.format == "openai" and _QUOTED in carried:
             carried = _without_metadata(carried)
@@ -79,6 +81,8 @@ class RequestHasher:
     def _names_media(self, envelope: Envelope) -> bool:
         """Does the request refer to media that are not in it? True also where it cannot be read."""
         carried = envelope.carried
+        if carried.find(b"[", carried.find(b"[") + 1) < 0:  # media are in the list of a turn, in a list of turns
+            return False
         if (b'"type"' not in carried and b"\\u00" not in carried) or not _MEDIA.search(carried):
             return False
         try:
