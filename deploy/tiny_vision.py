@@ -14,7 +14,7 @@ from pathlib import Path
 from local_setup.model import model_dir
 from local_setup.places import SetupError, models_dir
 from local_setup.process import run
-from local_setup.progress import Progress, say
+from local_setup.progress import SetupProgress, say
 
 NAME = "tiny-random-vision"
 
@@ -87,7 +87,7 @@ def make() -> Path:
         return target
     if not model_dir().is_dir():
         raise SetupError(f"No model in {model_dir()}, whose tokenizer is needed; run `just setup` once.")
-    progress = Progress()
+    progress = SetupProgress()
     with tempfile.TemporaryDirectory(prefix=".make-", dir=models_dir()) as scratch:
         made = Path(scratch, NAME)
         command = [sys.executable, "-c", MAKE, str(model_dir()), str(made)]

@@ -27,7 +27,7 @@ from batchfile.lines.file_formats import (
     plain_head,
 )
 from batchfile.lines.framing import BOM, NO_REQUEST
-from batchfile.lines.kinds import KIND_BYTES, Kind
+from batchfile.lines.kinds import KIND_BYTES, FileKind
 from batchfile.lines.kinds import detect as detect_kind
 from batchfile.lines.split_document import elements
 from batchfile.local.options import STDIN
@@ -52,7 +52,7 @@ class Source:
     given: str = ""
     path: str | None
     format: FileFormat
-    kind: Kind
+    kind: FileKind
     table: Table | None = None
     stamp: str = ""
     size: int = 0

@@ -17,14 +17,14 @@ from batchfile.ledger.base import Ledger
 from batchfile.ledger.records import BatchRecord
 from batchfile.plan.options import CreateOptions
 from batchfile.settings import load_settings
-from batchfile.settings_tables import Api, Pool
+from batchfile.settings_tables import Api, PoolSettings
 from batchfile.store.base import Store
 from batchfile.store.memory import MemoryStore
 
 STAGES = {"sales_intel": "llama-70b", "subject": "mistral", "email": "mistral", "polish": "llama-70b"}
 SETTINGS = load_settings().model_copy(
     update={
-        "pools": {"mistral": Pool(model="m"), "llama-70b": Pool(model="l", aliases=("big",))},
+        "pools": {"mistral": PoolSettings(model="m"), "llama-70b": PoolSettings(model="l", aliases=("big",))},
         "stages": STAGES,
         "api": Api(requests_max=50_000),
     }

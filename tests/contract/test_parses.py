@@ -30,13 +30,13 @@ from batchfile.plan import pending
 from batchfile.plan.options import CreateOptions
 from batchfile.runner.runner import Runner, RunnerOptions
 from batchfile.settings import load_settings
-from batchfile.settings_tables import Pool
+from batchfile.settings_tables import PoolSettings
 from batchfile.store.memory import MemoryStore
 from batchfile.testing import run_alone
 from batchfile.types import Defaults
 
 CHAT = "/v1/chat/completions"
-POOLS = {"mistral": Pool(model="m"), "llama": Pool(model="l")}
+POOLS = {"mistral": PoolSettings(model="m"), "llama": PoolSettings(model="l")}
 SETTINGS = load_settings().model_copy(update={"pools": POOLS, "stages": {"email": "mistral"}})
 PARSES_MAX = 2
 RUN_S = 60.0  # of the manual clock: more than it takes

@@ -8,7 +8,7 @@ import pytest
 from batchfile.errors import BatchDamaged, StoreUnavailable
 from batchfile.ledger import batches, ending, keys, retention, shards
 from batchfile.ledger.batches import Draft
-from batchfile.ledger.records import BatchRecord, InputRef, PlanRules, Source, origin_of
+from batchfile.ledger.records import BatchRecord, InputRef, PendingInput, PlanRules, origin_of
 from batchfile.ledger.shards import Lease
 from batchfile.lines.result import FinishedLine, encode_result
 from batchfile.plan import pending, sorted_hashes
@@ -305,7 +305,9 @@ def create_pending(world: World, batch_id: str, lines: list[bytes], reuse_from: 
     pinned = InputRef(key=key, etag=etag, size=size, sha256="", format="native")
     draft = Draft(batch_id=batch_id, routing=LOCAL, defaults=Defaults(), created_at=world.clock.now())
     rules = PlanRules(reuse_from=reuse_from)
-    pending.create(world.ledger, draft, Source(input=pinned, origin=origin_of("test", batch_id, rules), rules=rules))
+    pending.create(
+        world.ledger, draft, PendingInput(input=pinned, origin=origin_of("test", batch_id, rules), rules=rules)
+    )
 
 
 def test_a_batch_that_is_planned_later_reuses_too_and_says_what_it_could_not() -> None:

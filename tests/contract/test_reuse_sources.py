@@ -18,9 +18,9 @@ from batchfile.ledger.records import (
     HeartbeatRecord,
     InputRef,
     Origin,
+    PendingInput,
     PlanRules,
     RunnerState,
-    Source,
     encode,
 )
 from batchfile.plan import pending
@@ -246,7 +246,7 @@ def test_a_source_that_expires_before_a_later_plan_is_said_and_its_requests_run(
         tenant="t",
         created_at=1.0,
     )
-    pending.create(world.ledger, draft, Source(input=pinned, origin=origin, rules=rules))
+    pending.create(world.ledger, draft, PendingInput(input=pinned, origin=origin, rules=rules))
     retention.delete(world.ledger, first.batch_id)
     opened = pending.plan(world.ledger, "batch_later", runner="r")
     assert opened is not None

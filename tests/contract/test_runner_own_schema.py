@@ -24,7 +24,7 @@ from batchfile.runner import runner as runner_module
 from batchfile.runner.answers import check_next
 from batchfile.runner.output_schema import Demand
 from batchfile.runner.runner import Runner, RunnerOptions
-from batchfile.runner.state import Answer, SharedState
+from batchfile.runner.state import SharedState, UncheckedAnswer
 from batchfile.schemas import check as check_module
 from batchfile.schemas.check import CheckProcess
 from batchfile.schemas.rules import Verdict
@@ -181,12 +181,14 @@ def test_batches_take_turns_at_being_checked() -> None:
     assert [answer.batch_id for answer in state.checked] == order
 
 
-def waiting_answer(batch_id: str) -> Answer:
+def waiting_answer(batch_id: str) -> UncheckedAnswer:
     item: Any = SimpleNamespace(shard=SimpleNamespace(is_dropped=False, batch_id=batch_id))
     completion = Completion(choices=(Choice(batch_id, "end_turn"),), usage=Usage())
     request = Request(custom_id="r", messages=(Message("user", "x"),), sampling=Sampling(max_tokens=9))
     wanted = [Demand(b"{}", (batch_id,), True)]
-    return Answer(item=item, request=request, completion=completion, demands=wanted, gpu_s=0.0, was_alone=False)
+    return UncheckedAnswer(
+        item=item, request=request, completion=completion, demands=wanted, gpu_s=0.0, was_alone=False
+    )
 
 
 @pytest.mark.parametrize("schema", [SIMPLE, AHEAD])

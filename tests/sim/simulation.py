@@ -15,7 +15,7 @@ from batchfile.ledger.base import Limits
 from batchfile.ledger.lease import CRASHES_BEFORE_BISECT, CRASHES_OF_ONE_LINE
 from batchfile.plan import ranges
 from batchfile.settings import Settings
-from batchfile.settings_tables import Pool
+from batchfile.settings_tables import PoolSettings
 from tests.sim import bodies, dropped, illness, receiver
 from tests.sim.actors import Shape, Stage, seeded_secrets
 from tests.sim.bodies import Sent
@@ -39,7 +39,7 @@ SceneKind = Literal["calls", "inbox", "flood"]
 SCENES: tuple[SceneKind, ...] = ("calls",) * 14 + ("inbox",) * 5 + ("flood",)
 WAYS: tuple[bodies.Way, ...] = ("upload", "upload", "upload", "local", "stored")
 SETTINGS = Settings.model_construct(
-    pools={name: Pool(model=f"model-{name}", engine="echo") for name in POOLS},
+    pools={name: PoolSettings(model=f"model-{name}", engine="echo") for name in POOLS},
     stages={"work": "one"},
     api=Settings.model_fields["api"].default,
 )
