@@ -233,12 +233,10 @@ class StatusReader:
         """Logs it for the operator, at most once in `LOG_AGAIN_S`."""
         now = self.ledger.clock.monotonic()
         with self._lock:
-            logged_at = self._logged_at.get(batch_id, float("-inf"))
-            if now - logged_at < LOG_AGAIN_S:
+            recent = {known: at for known, at in self._logged_at.items() if now - at < LOG_AGAIN_S}
+            if batch_id in recent:
                 return
-            self._logged_at = {known: at for known, at in self._logged_at.items() if now - at < LOG_AGAIN_S} | {
-                batch_id: now
-            }
+            self._logged_at = recent | {batch_id: now}
         log.error("batch.unreadable", batch_id=batch_id, error=str(error))
 
     def read_many(self, batch_ids: Iterable[str]) -> Iterator[BatchSnapshot]:

@@ -18,7 +18,7 @@ from batchfile.errors import UNREADABLE, InvalidFile
 from batchfile.lines.formats import native, openai_chat, openai_completions, openai_embeddings
 from batchfile.lines.formats.shared import without_effect
 from batchfile.lines.key_advice import NOT_SERVED, OTHERWISE, SAME, typo_of
-from batchfile.lines.kinds import FileKind
+from batchfile.lines.kinds import Content, FileKind
 from batchfile.lines.result import NativeResult, decode_result
 from batchfile.types import LINE_BYTES_MAX
 
@@ -69,10 +69,8 @@ def is_request_table(columns: Sequence[str]) -> bool:
 
 def kind_of_table(columns: Sequence[str], types: str, *, is_table: bool = False) -> FileKind:
     """The kind of a Parquet file, of what `parquet_columns` says. `is_table`: its rows are wanted, not requests."""
-    is_requests = is_request_table(columns) and not is_table
-    return FileKind(
-        layout="parquet", content="requests" if is_requests else "rows", columns=tuple(columns), types=types
-    )
+    content: Content = "requests" if is_request_table(columns) and not is_table else "rows"
+    return FileKind(layout="parquet", content=content, columns=tuple(columns), types=types)
 
 
 def check_request_columns(path: str, names: Sequence[str]) -> None:

@@ -4,16 +4,12 @@ import json
 import random
 from collections.abc import Callable
 
-from batchfile.clock import ManualClock
-from batchfile.engine.echo import EchoEngine
-from batchfile.ledger import batches, keys
-from batchfile.ledger.base import Ledger
-from batchfile.plan.planner import plan_input
-from batchfile.runner.runner import Runner, RunnerOptions
-from batchfile.store.memory import MemoryStore
-from batchfile.testing import run_alone
-from batchfile.testing.faulty_store import FaultyStore, Ill, IllAnswer
+from batchfile import Ledger, Runner, RunnerOptions
+from batchfile.testing import EchoEngine, FaultyStore, Ill, ManualClock, MemoryStore, run_alone
 from batchfile.types import Defaults, RoutingTable
+from tests.helpers.faults import IllAnswer
+from tests.helpers.ledger import batches, keys
+from tests.helpers.plan import plan_input
 
 POOL = RoutingTable(everything="local")
 HEALTHY = ["b0", "b1", "b3", "b4", "b5"]

@@ -11,20 +11,12 @@ from pathlib import Path
 import pytest
 import structlog
 
-from batchfile.clock import ManualClock
-from batchfile.inbox import scan
-from batchfile.inbox.keys import claim_key
-from batchfile.inbox.records import ClaimRecord
-from batchfile.inbox.scan import Inbox
-from batchfile.janitor import Janitor
-from batchfile.ledger import retention
-from batchfile.ledger.base import Ledger
-from batchfile.ledger.records import decode, encode
-from batchfile.ledger.set_aside import SetAside
-from batchfile.store.directory import DirectoryStore
-from batchfile.store.memory import MemoryStore
-from batchfile.testing.faulty_store import FaultyStore
+from batchfile import Ledger
+from batchfile.testing import FaultyStore, ManualClock, MemoryStore
 from tests.contract.inbox_kit import POOLS, World, native, still, world
+from tests.helpers.inbox import ClaimRecord, Inbox, Janitor, claim_key, scan
+from tests.helpers.ledger import SetAside, decode, encode, retention
+from tests.helpers.store import DirectoryStore
 
 if sys.version_info >= (3, 14):
     pass

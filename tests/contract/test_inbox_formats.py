@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from batchfile.errors import StoreUnavailable
-from batchfile.lines import converter
-from batchfile.plan import pending
 from tests.contract.inbox_kit import World, native, still, world
+from tests.helpers.lines import converter
+from tests.helpers.plan import pending
 
 if sys.version_info >= (3, 14):
     from compression import zstd

@@ -7,14 +7,10 @@ from typing import Any
 
 import pytest
 
-from api.ops.webhooks import event_of
-from batchfile.inbox import outbox
-from batchfile.inbox.keys import outbox_task_key
-from batchfile.inbox.records import dropped_file
-from batchfile.inbox.scan import Inbox
-from batchfile.janitor import Janitor
-from batchfile.ledger import batches
 from tests.contract.inbox_kit import POOLS, World, native, still, world
+from tests.helpers.inbox import Inbox, Janitor, dropped_file, outbox, outbox_task_key
+from tests.helpers.ledger import batches
+from tests.helpers.service import event_of
 
 __all__ = ["still", "world"]
 

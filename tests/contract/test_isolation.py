@@ -5,11 +5,11 @@ import json
 import pytest
 
 from batchfile.errors import ObjectChanged, StoreError, StoreUnavailable
-from batchfile.janitor import Janitor
-from batchfile.ledger import batches, keys
-from batchfile.ledger.set_aside import UNANSWERED_MAX
-from batchfile.testing.faulty_store import Ill, IllAnswer
+from batchfile.testing import Ill
 from tests.contract.isolation_kit import HEALTHY, ILL, REFUSALS, UNANSWERED, World
+from tests.helpers.faults import IllAnswer
+from tests.helpers.inbox import Janitor
+from tests.helpers.ledger import UNANSWERED_MAX, batches, keys
 
 ENDS_WITHIN_S = 75.0
 WELL_AGAIN_WITHIN_S = 90.0  # the longest pause, and a janitor's or a finalizer's next look

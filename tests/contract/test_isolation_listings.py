@@ -6,29 +6,29 @@ import time
 
 import pytest
 
-from api.http.auth import Caller
-from api.native import serializers
-from api.service import Service
-from batchfile.clock import ManualClock, SystemClock
-from batchfile.engine.echo import EchoEngine
+from batchfile import Ledger, Runner, RunnerOptions
 from batchfile.errors import StoreError, StoreUnavailable
-from batchfile.inbox.records import inbox_path
-from batchfile.inbox.scan import Inbox
-from batchfile.janitor import Janitor
-from batchfile.ledger import batches, idempotency, keys, retention
-from batchfile.ledger.base import Ledger
-from batchfile.ledger.heartbeats import read_heartbeats, read_scale, write_heartbeat
-from batchfile.ledger.records import HeartbeatRecord
-from batchfile.ledger.set_aside import SetAside
-from batchfile.ledger.status import StatusReader
-from batchfile.plan.planner import plan_input
-from batchfile.runner.runner import Runner, RunnerOptions
-from batchfile.settings import Settings
-from batchfile.store.memory import MemoryStore
-from batchfile.testing import run_alone
-from batchfile.testing.faulty_store import FaultyStore, Ill, IllAnswer
+from batchfile.testing import EchoEngine, FaultyStore, Ill, ManualClock, MemoryStore, run_alone
 from batchfile.types import Defaults, RoutingTable
 from tests.contract.isolation_kit import HEALTHY, ILL, NUM_REQUESTS, POOL, REFUSALS, UNANSWERED, World
+from tests.helpers.faults import IllAnswer
+from tests.helpers.inbox import Inbox, Janitor, inbox_path
+from tests.helpers.ledger import (
+    HeartbeatRecord,
+    SetAside,
+    StatusReader,
+    batches,
+    idempotency,
+    keys,
+    read_heartbeats,
+    read_scale,
+    retention,
+    write_heartbeat,
+)
+from tests.helpers.plan import plan_input
+from tests.helpers.service import Caller, Service, serializers
+from tests.helpers.settings import Settings
+from tests.helpers.store import SystemClock
 
 LINE = b'{"custom_id": "a", "params": {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 8}}'
 

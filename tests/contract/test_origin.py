@@ -5,20 +5,34 @@ from dataclasses import replace
 
 import pytest
 
-from batchfile.clock import ManualClock
+from batchfile import Ledger
 from batchfile.errors import BatchDamaged
-from batchfile.files.stored_files import FileInput, FileRecord, file_input
-from batchfile.files.stored_files import source as source_of_file
-from batchfile.inbox.records import DroppedFile, dropped_file, inbox_path
-from batchfile.inbox.records import source as source_of_dropped
-from batchfile.ledger import batches, ending, keys, retention
-from batchfile.ledger.base import Ledger
-from batchfile.ledger.cas import load
-from batchfile.ledger.records import BatchRecord, InputRef, Origin, PendingInput, PlanRules
-from batchfile.ledger.retention import purge
-from batchfile.plan import pending
-from batchfile.store.memory import MemoryStore
+from batchfile.testing import ManualClock, MemoryStore
 from batchfile.types import Defaults, RoutingTable
+from tests.helpers.inbox import (
+    DroppedFile,
+    FileInput,
+    FileRecord,
+    dropped_file,
+    file_input,
+    inbox_path,
+    source_of_dropped,
+    source_of_file,
+)
+from tests.helpers.ledger import (
+    BatchRecord,
+    InputRef,
+    Origin,
+    PendingInput,
+    PlanRules,
+    batches,
+    ending,
+    keys,
+    load,
+    purge,
+    retention,
+)
+from tests.helpers.plan import pending
 
 LINE = b'{"custom_id":"a","params":{"messages":[{"role":"user","content":"x"}]}}\n'
 DROPPED = DroppedFile(key="inbox/m/a.jsonl", etag="e", modified_at=0.0, wants_parquet=True, callback="http://c/")

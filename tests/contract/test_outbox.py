@@ -9,19 +9,14 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from batchfile import __version__
-from batchfile.clock import ManualClock
+from batchfile import Runner, RunnerOptions, __version__
 from batchfile.engine.base import Finished
-from batchfile.engine.open import engine_factory
-from batchfile.inbox import outbox
-from batchfile.inbox.keys import INBOX_PREFIX, outbox_key, outbox_task_key
-from batchfile.ledger import batches
-from batchfile.ledger.heartbeats import write_heartbeat
-from batchfile.ledger.records import HeartbeatRecord
-from batchfile.runner.runner import Runner, RunnerOptions
-from batchfile.testing import run_alone
+from batchfile.testing import ManualClock, run_alone
 from batchfile.types import Counts, Usage
 from tests.contract.inbox_kit import World, native, still, world
+from tests.helpers.engine import engine_factory
+from tests.helpers.inbox import INBOX_PREFIX, outbox, outbox_key, outbox_task_key
+from tests.helpers.ledger import HeartbeatRecord, batches, write_heartbeat
 
 __all__ = ["still", "world"]
 

@@ -6,18 +6,12 @@ from collections.abc import Callable
 
 import pytest
 
-from batchfile.clock import ManualClock
-from batchfile.inbox import outbox
-from batchfile.inbox.keys import OUTBOX_PREFIX, outbox_task_key
-from batchfile.inbox.scan import Inbox
-from batchfile.janitor import Janitor
-from batchfile.ledger import batches
-from batchfile.ledger.base import Ledger, Limits
-from batchfile.ledger.records import BatchRecord
-from batchfile.ledger.set_aside import SetAside
-from batchfile.store.memory import MemoryStore
-from batchfile.testing.faulty_store import FaultyStore, Phase
+from batchfile import Ledger
+from batchfile.testing import FaultyStore, ManualClock, MemoryStore
 from tests.contract.inbox_kit import POOLS, World, native, still
+from tests.helpers.faults import Phase
+from tests.helpers.inbox import OUTBOX_PREFIX, Inbox, Janitor, outbox, outbox_task_key
+from tests.helpers.ledger import BatchRecord, Limits, SetAside, batches
 
 __all__ = ["still"]
 

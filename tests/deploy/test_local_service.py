@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from service import pool_environ
 
-from batchfile.engine.vllm.cpu import BIND, KV_CACHE
-from batchfile.settings_tables import PoolSettings
+from tests.helpers.engine import BIND, KV_CACHE
+from tests.helpers.settings import PoolSettings
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 POOLS = {name: PoolSettings(model=f"no-such-model-{name}") for name in ("a", "b")}

@@ -15,11 +15,9 @@ import httpx
 import pytest
 from fake_queue import Queue
 
-from batchfile.ledger import batches, keys
-from batchfile.ledger.base import Ledger
-from batchfile.ledger.cas import load
-from batchfile.ledger.records import ShardRecord
-from runners.runpod.handler import ServerlessJob, read_job
+from batchfile import Ledger
+from tests.helpers.fleet import ServerlessJob, read_job
+from tests.helpers.ledger import ShardRecord, batches, keys, load
 
 ROOT = Path(__file__).parents[2]
 WAIT_S = 1200.0  # only against a hang: no test depends on a machine's speed

@@ -22,8 +22,8 @@ from local_setup.process import Done, attempt, require_space, short
 from local_setup.progress import Growth, SetupProgress, bytes_in, elapsed, size
 from service import KV_CACHE_GIB
 
-from batchfile.engine.vllm.cpu import GIB, KV_CACHE, OVERHEAD_BYTES, Cpu, ModelFacts, choose
-from batchfile.engine.vllm.engine import ENVIRONMENT
+from tests.helpers.engine import GIB, KV_CACHE, OVERHEAD_BYTES, Cpu, ModelFacts, choose
+from tests.helpers.vllm import ENVIRONMENT
 
 GOOD: dict[str, Any] = {
     "system": "Linux",

@@ -8,14 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batchfile.engine.fit import token_counter
-from batchfile.engine.prompts import MistralPrompts, prompts_of
-from batchfile.engine.vllm.preflight import check_model, model_facts
 from batchfile.errors import InvalidRequest, SettingsError
-from batchfile.settings_tables import PoolSettings
 from batchfile.types import Completion, Message, Raw, Request, Sampling, Tool, ToolCall, Tools
-from runners.options import factory_of
 from tests.engines import prepare_now
+from tests.helpers.engine import MistralPrompts, prompts_of, token_counter
+from tests.helpers.fleet import factory_of
+from tests.helpers.settings import PoolSettings
+from tests.helpers.vllm import check_model, model_facts
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]
 

@@ -13,12 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from batchfile.engine.vllm.engine import VllmEngine
-from batchfile.engine.vllm.steps import Stall
 from batchfile.errors import EngineDead
-from batchfile.settings_tables import PoolSettings
 from batchfile.types import Completion, Message, Request, Sampling
-from runners.options import factory_of
+from tests.helpers.fleet import factory_of
+from tests.helpers.settings import PoolSettings
+from tests.helpers.vllm import Stall, VllmEngine
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]
 

@@ -11,13 +11,12 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from api.ops.safe_post import post
-from batchfile.engine.http.engine import HttpEngine, HttpOptions
 from batchfile.errors import SettingsError
-from batchfile.safe_http import is_public
-from batchfile.settings_tables import LocalRun, PoolSettings, Webhook
 from batchfile.types import Failure, Message, Outcome, Request, Sampling
 from tests.contract import chat_server
+from tests.helpers.endpoint import HttpEngine, HttpOptions
+from tests.helpers.service import is_public, post
+from tests.helpers.settings import LocalRun, PoolSettings, Webhook
 
 KEY = "sk-canary-of-the-pool"
 SECRET = "whsec_" + "MDEyMzQ1Njc4OWFiY2RlZg=="

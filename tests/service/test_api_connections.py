@@ -23,8 +23,7 @@ import pytest
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from api.http import connections
-from api.http.connections import Connections, ServerConnection
+from tests.helpers.service import Connections, ServerConnection, connections
 
 BATCHES = "/api/batches"
 POST = b"POST /v1/messages/batches?stage=email HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-ndjson\r\n"

@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 
-from batchfile.clock import ManualClock
-from batchfile.lines.file_formats import zstd
-from batchfile.store.memory import MemoryStore
+from batchfile.testing import ManualClock, MemoryStore
 from tests.contract.inbox_kit import World
+from tests.helpers.lines import zstd
 from tests.service.openai_kit import CHAT, KEY, client, connect, served, until, work
 from tests.service.test_run_commands import batchfile
 

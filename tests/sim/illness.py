@@ -6,7 +6,8 @@ Drawn from the seed of a world, not from its calls: every process meets the same
 from dataclasses import dataclass
 from random import Random
 
-from batchfile.testing.faulty_store import Ill, IllAnswer
+from batchfile.testing import Ill
+from tests.helpers.faults import IllAnswer
 from tests.sim.bodies import Sent
 
 SHARE = 0.2  # of the schedules with several batches

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchfile.lines.kinds import KIND_BYTES, FileKind, command_for, detect, refusal
+from tests.helpers.lines import KIND_BYTES, FileKind, command_for, refusal
+from tests.helpers.lines import kinds_detect as detect
 
 CASES = Path(__file__).parents[1] / "cases"
 PARAMS = '{"custom_id": "a", "params": {"messages": [{"role": "user", "content": "Hi"}]}}'

@@ -8,10 +8,9 @@ from hypothesis import strategies as st
 
 from batchfile.errors import InvalidFile
 from batchfile.lines.framing import iter_lines
-from batchfile.lines.kinds import FileKind
 from batchfile.lines.records import count, csv_pieces, drawn, ends_of_parts, picked, pieces
-from batchfile.rows.read import read_rows
 from batchfile.types import LINE_BYTES_MAX
+from tests.helpers.lines import FileKind, read_rows
 
 FILES = st.lists(st.sampled_from([b'{"a":1}', b"\n", b"\r\n", b" ", b"\xef\xbb\xbf", b"\0", b"x", b"\n\n"])).map(
     b"".join

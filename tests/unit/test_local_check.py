@@ -9,8 +9,8 @@ import pytest
 import batchfile.local.check as check_module
 from batchfile.errors import InvalidRequest
 from batchfile.local.check import FileCheck, Rules, token_problems
-from batchfile.local.inputs import inspect
 from batchfile.types import Defaults, Request
+from tests.helpers.local import inspect
 
 GOOD = '{"custom_id":"r%d","params":{"messages":[{"role":"user","content":"%s"}],"max_tokens":%d}}'
 

@@ -9,9 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchfile.errors import InvalidFile
-from batchfile.lines.kinds import FileKind
-from batchfile.rows.read import Row, read_rows
 from batchfile.types import LINE_BYTES_MAX
+from tests.helpers.lines import FileKind, Row, read_rows
 
 CSV = FileKind(layout="csv", content="rows", delimiter=",")
 JSONL = FileKind(layout="jsonl", content="rows")

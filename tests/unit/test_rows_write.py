@@ -15,15 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchfile.lines.file_formats import zstd
-from batchfile.lines.kinds import FileKind
-from batchfile.lines.parquet import parquet_columns, parquet_lines
-from batchfile.lines.result import encode_result
 from batchfile.rows.answers import answered_rows
 from batchfile.rows.prompt import AnswerColumns, RowPrompt, request_lines
-from batchfile.rows.read import Row, read_rows
 from batchfile.rows.table import AnsweredTable, decode_table
 from batchfile.rows.write import write_rows
 from batchfile.types import Choice, Completion, Failure, Outcome, Usage
+from tests.helpers.lines import FileKind, Row, encode_result, parquet_columns, parquet_lines, read_rows
 
 ROWS: list[dict[str, Any]] = [
     {"id": 1, "text": "a\nb", "tags": ["x"], "score": None},

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchfile.lines.diagnostics import locate
-from batchfile.lines.validate import LineProblem, Scan, validate
 from batchfile.types import Defaults, RoutingTable
+from tests.helpers.lines import LineProblem, Scan, validate
 
 TABLE = RoutingTable(stages={"subject": "mistral"}, pools={"mistral": ("small",), "llama": ()})
 
