@@ -152,14 +152,6 @@ def digest_of(source: Source) -> str:
     return digest
 
 
-def digest_of_requests(source: Source) -> str:
-    """sha256 of their JSONL: of an input that is not a file. Raises: InvalidFile."""
-    digest = hashlib.sha256()
-    for chunk in requests_of(source):
-        digest.update(chunk)
-    return digest.hexdigest()
-
-
 def file_digest(path: str) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

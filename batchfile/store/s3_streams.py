@@ -12,7 +12,6 @@ from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any
 
 from batchfile.errors import ObjectMissing, StoreError, StoreUnavailable, StoreUnfit
@@ -177,9 +176,7 @@ class S3Writer(Writer):
         self._upload = None
         return etag
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._buffer.clear()
         if self._senders is not None:
             self._senders.shutdown(cancel_futures=True)  # no part may arrive after the upload was aborted

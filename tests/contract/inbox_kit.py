@@ -60,7 +60,7 @@ class World:
         found = self.store.get(f"outbox/{path}")
         return None if found is None else found.data
 
-    def told(self, path: str) -> Any:
+    def document(self, path: str) -> Any:
         data = self.out(path)
         assert data is not None, path
         return json.loads(data)

@@ -45,14 +45,14 @@ def test_a_file_leaves_the_inbox_only_when_told_to_and_only_once_it_has_run(worl
     moved = world.store.get("done/mistral/a.jsonl")
     assert moved is not None
     assert moved.data == data
-    assert world.told("mistral/a.jsonl.receipt.json")["input"]["moved_to"] == "done/mistral/a.jsonl"
+    assert world.document("mistral/a.jsonl.receipt.json")["input"]["moved_to"] == "done/mistral/a.jsonl"
     world.new_janitor("t").tick()
     assert len(world.batches()) == 1
     ended = world.only()
-    receipt = world.told("mistral/a.jsonl.receipt.json")
+    receipt = world.document("mistral/a.jsonl.receipt.json")
     world.store.delete(outbox_task_key(ended.batch_id))  # as if it was cut off before its end
     assert outbox.publish(world.ledger, ended, runner="again")
-    assert world.told("mistral/a.jsonl.receipt.json") == receipt
+    assert world.document("mistral/a.jsonl.receipt.json") == receipt
 
 
 def test_a_file_that_did_not_run_to_its_end_is_not_moved(still: World) -> None:
@@ -63,8 +63,8 @@ def test_a_file_that_did_not_run_to_its_end_is_not_moved(still: World) -> None:
     still.janitor.tick()
     batches.end(still.ledger, still.only().batch_id, "canceled")
     still.janitor.tick()
-    assert still.told("mistral/a.jsonl.receipt.json")["counts"]["canceled"] == 1
-    assert still.told("mistral/a.jsonl.receipt.json")["input"]["moved_to"] is None
+    assert still.document("mistral/a.jsonl.receipt.json")["counts"]["canceled"] == 1
+    assert still.document("mistral/a.jsonl.receipt.json")["input"]["moved_to"] is None
     assert still.store.head("inbox/mistral/a.jsonl") is not None
 
 
@@ -156,7 +156,7 @@ def test_wrong_options_hold_their_file_back_until_they_are_mended(still: World, 
     still.clock.sleep(10.0)
     still.janitor.tick()
     assert still.batches() == []
-    assert why in still.told("mistral/a.jsonl.rejected.json")["message"]
+    assert why in still.document("mistral/a.jsonl.rejected.json")["message"]
     still.store.put("inbox/mistral/a.batch.toml", b"priority = 1")
     still.janitor.tick()
     assert still.only().priority == 1

@@ -108,7 +108,7 @@ def test_the_same_bytes_put_there_again_end_the_batch_that_runs(still: World) ->
         still.janitor.tick()
     first, second = still.batches()
     assert (first.state, first.reason, second.state) == ("ended", "input_changed", "open")
-    assert still.told("mistral/a.jsonl.status.json")["batch_id"] == second.batch_id
+    assert still.document("mistral/a.jsonl.status.json")["batch_id"] == second.batch_id
 
 
 def test_the_same_bytes_put_there_again_are_a_new_version(world: World) -> None:

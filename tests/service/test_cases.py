@@ -269,7 +269,7 @@ def test_a_file_without_a_request_says_so_in_every_entry_point(
     for arguments in (("run", name, "-o", "o", "--engine", "echo"), ("validate", name)):
         done = batchfile(tmp_path, *arguments)
         assert (done.returncode, said in (done.stdout + done.stderr).decode()) == (4, True), done
-    assert said in json.dumps(dropped(f"email/{name}", data).told(f"email/{name}.rejected.json"))
+    assert said in json.dumps(dropped(f"email/{name}", data).document(f"email/{name}.rejected.json"))
     if name.endswith(".parquet"):
         return  # which the service reads from its inbox
     (error,) = until(client, uploaded(client, data, name).id, "failed").errors.data
