@@ -142,13 +142,13 @@ def test_a_file_keeps_the_results_of_an_earlier_batch(world: World) -> None:
         world.janitor.tick()
         world.run(world.batches()[-1])
         world.janitor.tick()
-    receipt = world.told("mistral/b.jsonl.receipt.json")
+    receipt = world.document("mistral/b.jsonl.receipt.json")
     assert (receipt["reused"], receipt["reuse_note"]) == ({first.batch_id: 1}, None)
     assert receipt["usage"]["output_tokens"] == 1, "what was reused costs no tokens"
     results = world.out("mistral/b.jsonl.results.jsonl")
     assert results is not None
     assert [json.loads(row)["custom_id"] for row in results.splitlines()] == ["x", "y"]
-    receipt = world.told("mistral/c.jsonl.receipt.json")
+    receipt = world.document("mistral/c.jsonl.receipt.json")
     assert receipt["reused"] == {}
     assert "it is unknown which model would run now" in receipt["reuse_note"]
 
