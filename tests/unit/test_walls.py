@@ -92,7 +92,7 @@ PLACES = {
     "engine.identity "
     "engine.prompts engine.tool_wire",
     "batchfile/ledger/": "errors types clock store.base lines.envelope lines.failures lines.framing lines.result",
-    "batchfile/settings_tables.py": "types ledger.keys",
+    "batchfile/settings_tables.py": "types ledger.keys media.rules",
     "batchfile/settings.py": "errors types env_aliases schemas.rules ledger.base ledger.keys settings_tables",
     # testing.crash_points: where a variable names one
     "batchfile/open_ledger.py": "errors store ledger.base settings testing.crash_points",
