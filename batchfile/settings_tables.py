@@ -73,7 +73,7 @@ _BOUNDS = {
 _STRICT = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class Pool(BaseModel):
+class PoolSettings(BaseModel):
     """The runners that serve one model."""
 
     model_config = _STRICT
@@ -131,7 +131,7 @@ class Pool(BaseModel):
     )
 
     @model_validator(mode="after")
-    def _has_address(self) -> "Pool":
+    def _has_address(self) -> "PoolSettings":
         if self.engine == "http" and not self.base_url:
             raise ValueError("a pool with engine = 'http' needs a base_url")
         if self.engine == "http" and self.lora:

@@ -15,7 +15,7 @@ import structlog
 from batchfile.errors import BatchDamaged, InvalidFile, NotFound, StoreError, StoreUnavailable
 from batchfile.inbox import outbox
 from batchfile.inbox.keys import CLAIMS_PREFIX, INBOX_PREFIX, claim_key
-from batchfile.inbox.options import OPTIONS_BYTES_MAX, OPTIONS_ENDING, Options, read_options
+from batchfile.inbox.options import OPTIONS_BYTES_MAX, OPTIONS_ENDING, InboxOptions, read_options
 from batchfile.inbox.records import ClaimRecord, DroppedFile, source
 from batchfile.ledger import keys, retention
 from batchfile.ledger.base import Ledger
@@ -65,7 +65,7 @@ class _Target:
     """The destination of a file by its folder and options: a stage, or one pool for everything."""
 
     create: CreateOptions
-    options: Options
+    options: InboxOptions
 
 
 class Inbox:
@@ -295,14 +295,14 @@ class Inbox:
                 return _Target(create=replace(create, pool=pool), options=options)
         raise InvalidFile(f"{key}: {folder!r} is not a stage, pool or model; put it into one of {self._folders()}")
 
-    def _options(self, entry: Entry | None) -> Options:
+    def _options(self, entry: Entry | None) -> InboxOptions:
         """Raises: InvalidFile."""
         if entry is None:
-            return Options()
+            return InboxOptions()
         if entry.size > OPTIONS_BYTES_MAX:
             raise InvalidFile(f"{entry.key}: is larger than {OPTIONS_BYTES_MAX:,} bytes; options need only a few lines")
         found = self._ledger.store.get(entry.key)
-        return Options() if found is None else read_options(entry.key, found.data)
+        return InboxOptions() if found is None else read_options(entry.key, found.data)
 
     def _folders(self) -> str:
         return ", ".join(sorted({*self._routing.stages, *self._routing.pools}))

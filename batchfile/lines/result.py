@@ -251,8 +251,8 @@ _WHAT = {
 
 def refusal_failure(stop_reason: str, text: str) -> Failure:
     """`text`: the answer so far. The type of the failure is the stop reason."""
-    what, told = _WHAT[stop_reason], text.strip()[:TEXT_CHARS_MAX]
-    return Failure(type=stop_reason, message=f"{what}: {told}" if told else f"{what}.")
+    what, said = _WHAT[stop_reason], text.strip()[:TEXT_CHARS_MAX]
+    return Failure(type=stop_reason, message=f"{what}: {said}" if said else f"{what}.")
 
 
 def explanation(stop_reason: str) -> str:

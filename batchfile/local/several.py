@@ -11,7 +11,7 @@ from batchfile.ledger.records import BatchRecord
 from batchfile.local import outputs
 from batchfile.local.display import counted
 from batchfile.local.engines import EngineChoice
-from batchfile.local.folder import Plan
+from batchfile.local.folder import OutputPlan
 from batchfile.local.inputs import opened
 from batchfile.local.options import RunOptions
 from batchfile.local.receipt import Receipt
@@ -48,7 +48,7 @@ class FileRun:
 
 
 def open_files(
-    stack: ExitStack, settings: Settings, options: RunOptions, choice: EngineChoice, plan: Plan, say: Say
+    stack: ExitStack, settings: Settings, options: RunOptions, choice: EngineChoice, plan: OutputPlan, say: Say
 ) -> list[FileRun]:
     """Lock the folder, find or create the batch of each input, and write the results of those that have ended.
 

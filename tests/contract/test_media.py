@@ -8,23 +8,19 @@ from typing import Any
 
 import pytest
 
+from batchfile import Ledger, Runner, RunnerOptions
 from batchfile.engine.base import Engine
-from batchfile.engine.echo import EchoEngine
-from batchfile.engine.http.engine import HttpEngine
-from batchfile.ledger import batches
-from batchfile.ledger.base import Ledger
-from batchfile.ledger.keys import input_key
-from batchfile.media.rules import MediaRules, OwnBucket
-from batchfile.plan.planner import plan_input
-from batchfile.runner.runner import Runner, RunnerOptions
-from batchfile.settings_tables import MediaAccess
-from batchfile.store.memory import MemoryStore
-from batchfile.store.s3 import S3Store
-from batchfile.testing.faulty_echo import EchoFaults, FaultyEchoEngine
+from batchfile.testing import EchoEngine, EchoFaults, FaultyEchoEngine, MemoryStore
 from batchfile.types import Defaults, RoutingTable
-from runners.media import media_rules
 from tests.contract.engine_http_kit import options as http_options
 from tests.contract.engine_http_kit import server
+from tests.helpers.endpoint import HttpEngine
+from tests.helpers.fleet import media_rules
+from tests.helpers.ledger import batches, input_key
+from tests.helpers.lines import MediaRules, OwnBucket
+from tests.helpers.plan import plan_input
+from tests.helpers.settings import MediaAccess
+from tests.helpers.store_s3 import S3Store
 from tests.media_kit import media_server, png, wav
 
 __all__ = ["server"]

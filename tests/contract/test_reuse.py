@@ -6,18 +6,27 @@ from typing import TypeVar
 import pytest
 
 from batchfile.errors import BatchDamaged, StoreUnavailable
-from batchfile.ledger import batches, ending, keys, retention, shards
-from batchfile.ledger.batches import Draft
-from batchfile.ledger.records import BatchRecord, InputRef, PlanRules, Source, origin_of
-from batchfile.ledger.shards import Lease
-from batchfile.lines.result import FinishedLine, encode_result
-from batchfile.plan import pending, sorted_hashes
-from batchfile.plan.planner import plan_upload
-from batchfile.plan.reuse import source_of
-from batchfile.store.base import Store, WrappedStore
-from batchfile.testing.faulty_store import FaultyStore, Ill, Phase
+from batchfile.testing import FaultyStore, Ill
 from batchfile.types import Choice, Completion, Defaults, Failure, RoutingTable, Usage
 from tests.contract.reuse_kit import LOCAL, World, from_, line
+from tests.helpers.faults import Phase
+from tests.helpers.ledger import (
+    BatchRecord,
+    Draft,
+    InputRef,
+    Lease,
+    PendingInput,
+    PlanRules,
+    batches,
+    ending,
+    keys,
+    origin_of,
+    retention,
+    shards,
+)
+from tests.helpers.lines import FinishedLine, encode_result
+from tests.helpers.plan import pending, plan_upload, sorted_hashes, source_of
+from tests.helpers.store import Store, WrappedStore
 
 T = TypeVar("T")
 
@@ -307,7 +316,9 @@ def create_pending(world: World, batch_id: str, lines: list[bytes], reuse_from: 
     pinned = InputRef(key=key, etag=etag, size=size, sha256="", format="native")
     draft = Draft(batch_id=batch_id, routing=LOCAL, defaults=Defaults(), created_at=world.clock.now())
     rules = PlanRules(reuse_from=reuse_from)
-    pending.create(world.ledger, draft, Source(input=pinned, origin=origin_of("test", batch_id, rules), rules=rules))
+    pending.create(
+        world.ledger, draft, PendingInput(input=pinned, origin=origin_of("test", batch_id, rules), rules=rules)
+    )
 
 
 def test_a_batch_that_is_planned_later_reuses_too_and_says_what_it_could_not() -> None:

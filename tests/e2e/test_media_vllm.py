@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from batchfile.engine.open import engine_factory
 from batchfile.errors import InvalidRequest
-from batchfile.request_media import Media
 from batchfile.types import Completion, Message, Request, Sampling
+from tests.helpers.engine import engine_factory
+from tests.helpers.lines import Media
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]
 

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from anthropic.types.messages import MessageBatchExpiredResult, MessageBatchIndividualResponse
 
-from batchfile.ledger import batches, ending
-from batchfile.open_ledger import open_service_ledger
-from batchfile.settings import load_settings
+from tests.helpers.ledger import batches, ending
+from tests.helpers.settings import load_settings
+from tests.helpers.store import open_service_ledger
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "anthropic"
 BATCHES = "/v1/messages/batches"

@@ -5,11 +5,12 @@ from typing import Any
 
 import pytest
 
+from batchfile import BatchStatus
 from batchfile.cli import progress
 from batchfile.cli.batch_text import as_json, below, end_line, end_lines, list_lines, pool_line, status_line, strip
 from batchfile.cli.progress import Follower
 from batchfile.errors import InvalidRequest
-from batchfile.ledger.batch_status import BatchStatus, PoolProgress, Waiting
+from batchfile.ledger.batch_status import PoolProgress, Waiting
 from batchfile.types import FailureGroup
 from tests.unit.statuses import status
 

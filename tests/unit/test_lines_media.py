@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from batchfile.errors import InvalidRequest
-from batchfile.lines.parse import parse_request
 from batchfile.request_media import Media
 from batchfile.types import Defaults, Message, Request
+from tests.helpers.lines import parse_request
 
 TEXT = {"type": "text", "text": "What is it?"}
 PNG = "data:image/png;base64,iVBORw0KGgo="

@@ -9,9 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchfile.errors import InvalidRequest
-from batchfile.lines.envelope import decode_envelope
-from batchfile.lines.parse import find_problems, parse_request
 from batchfile.types import Defaults, Message, Request, Sampling
+from tests.helpers.lines import decode_envelope, find_problems, parse_request
 
 HI = [{"role": "user", "content": "hi"}]
 

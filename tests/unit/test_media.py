@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from batchfile.clock import ManualClock
 from batchfile.errors import InvalidRequest
 from batchfile.media import decode
 from batchfile.media.cache import FAILURE_S, MediaCache
 from batchfile.media.loader import DecodeGate, MediaLoader
 from batchfile.media.rules import MediaRules, OwnBucket, shown
 from batchfile.request_media import Media, MediaUse
+from batchfile.testing import ManualClock
 from batchfile.types import Message, Request, Sampling
 from tests.media_kit import bomb, media_server, png, wav
 

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchfile.lines.envelope import decode_envelope
 from batchfile.plan.request_hash import RequestHasher
 from batchfile.types import Defaults
+from tests.helpers.lines import decode_envelope
 
 CHAT = "/v1/chat/completions"
 

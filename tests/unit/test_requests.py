@@ -12,15 +12,14 @@ from batchfile.cli.requests_reference import ECHO, MODELS, NOTES, rows_of, with_
 from batchfile.engine.http.wire import request_body
 from batchfile.errors import InvalidRequest
 from batchfile.lines.formats import (
-    openai_chat,
     openai_completions,
     openai_embeddings,
     openai_rerank,
     openai_responses,
     openai_scores,
 )
-from batchfile.lines.parse import parse_request
 from batchfile.types import Defaults, Request
+from tests.helpers.lines import openai_chat, parse_request
 
 PAGE = Path(__file__).parents[2] / "docs" / "requests.md"
 HI = [{"role": "user", "content": "hi"}]

@@ -10,19 +10,10 @@ from openai.types.chat import ChatCompletion
 from openai.types.responses import Response
 
 from batchfile.errors import InvalidRequest
-from batchfile.lines.formats import (
-    openai_chat,
-    openai_completions,
-    openai_rerank,
-    openai_responses,
-    openai_scores,
-)
-from batchfile.lines.formats.anthropic import anthropic_lines
-from batchfile.lines.formats.openai_results import openai_file
-from batchfile.lines.parse import parse_request
-from batchfile.lines.result import encode_result
+from batchfile.lines.formats import openai_completions, openai_rerank, openai_responses, openai_scores
 from batchfile.testing import EchoEngine
 from batchfile.types import Defaults
+from tests.helpers.lines import anthropic_lines, encode_result, openai_chat, openai_file, parse_request
 from tests.unit.test_requests import HI, LEAST, SCHEMA, parsed
 
 RESPONSE = {
