@@ -14,14 +14,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import (
-    BaseModel,
-    Field,
-    PrivateAttr,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import BaseModel, Field, PrivateAttr, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
@@ -123,8 +116,9 @@ class Settings(BaseSettings):
     media: dict[str, MediaAccess] = Field(
         default_factory=dict,
         description=(
-            "From where the requests of a tenant may name images, audio and documents, by tenant; `default` for a "
-            "service without keys. Set it where the runners read their settings. Without a table, from nowhere."
+            "From where the requests of a tenant may name images, audio and documents, and their limits, by tenant; "
+            "`default` for a service without keys. Set it where the runners read their settings. Without a table, from "
+            "nowhere. `batchfile run` reads from everywhere, with the limits of `default`."
         ),
     )
     inbox: InboxFiles = InboxFiles()
@@ -197,6 +191,9 @@ class Settings(BaseSettings):
     def schema_of(self, stage: str | None) -> dict[str, Any] | None:
         """The JSON schema for the answers of this stage, as it was at the start; None: any text is accepted."""
         return self._schemas.get(stage or "")
+
+    def media_of(self, tenant: str) -> MediaAccess:
+        return self.media.get(tenant, MediaAccess())
 
     def ledger_limits(self, *, is_local: bool, is_service: bool = False) -> Limits:
         """The protocol's times: the defaults of the kind of store and use, overridden by the settings.

@@ -16,7 +16,7 @@ from batchfile.settings_tables import PoolSettings
 from ..http.negotiation import BATCHES
 from ..native.schemas import StageCounts
 from ..native.serializers import stage_counts
-from ..service import BatchPage
+from ..service import SnapshotPage
 
 
 class RequestCounts(BaseModel):
@@ -118,7 +118,7 @@ def message_batch(found: BatchSnapshot, own_url: str) -> MessageBatch:
     )
 
 
-def page_of(page: BatchPage, own_url: str) -> MessageBatchPage:
+def page_of(page: SnapshotPage, own_url: str) -> MessageBatchPage:
     data = [message_batch(found, own_url) for found in page.data]
     first, last = (data[0].id, data[-1].id) if data else (None, None)
     return MessageBatchPage(data=data, has_more=page.has_more, first_id=first, last_id=last)

@@ -55,6 +55,7 @@ NOTES = {
     "guided_json": "the older form of `structured_outputs`",
     "guided_regex": "the older form of `structured_outputs`",
     "guided_whitespace_pattern": "the older form of `structured_outputs`",
+    "include": "`message.output_text.logprobs` asks for log probabilities; other values have no effect",
     "include_reasoning": "false: the result is without the thinking",
     "logprobs": "vLLM reports at most 20 tokens in each place, unless the pool sets `max_logprobs`",
     "output_config": "`format` guides the answer; `effort` is `reasoning_effort` of OpenAI's format",

@@ -43,6 +43,9 @@ ENDINGS = (*(ending + packing for ending in (*JSON_ENDINGS, *CSV_ENDINGS) for pa
 # What other programs call a file until it is complete.
 _UNFINISHED = (".tmp", ".part", ".partial", ".filepart", ".crdownload", "~")
 
+# What requests name by the URL of the bucket (docs/media.md).
+_MEDIA = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".wav", ".mp3")
+
 SchemaOf = Callable[[str | None], dict[str, Any] | None]
 
 
@@ -309,8 +312,12 @@ class Inbox:
 
 
 def _is_skipped(key: str) -> bool:
-    """Hidden, or incomplete by its name: its writer will rename it."""
-    return key.endswith(_UNFINISHED) or any(segment.startswith(".") for segment in key.split("/"))
+    """Hidden; incomplete by its name: its writer will rename it; or an image or a recording of some request."""
+    return (
+        key.endswith(_UNFINISHED)
+        or key.lower().endswith(_MEDIA)
+        or any(segment.startswith(".") for segment in key.split("/"))
+    )
 
 
 def _stem(key: str) -> str:

@@ -15,7 +15,7 @@ from batchfile.local.folder import OutputPlan
 from batchfile.local.inputs import opened
 from batchfile.local.options import RunOptions
 from batchfile.local.receipt import Receipt
-from batchfile.local.session import Observer, Session, begin, completed, work_on_all
+from batchfile.local.session import Observer, Session, begin, completed, limits_of, work_on_all
 from batchfile.local.tables import prepared
 from batchfile.open_ledger import STORE_FOLDER, open_ledger
 from batchfile.settings import Settings
@@ -67,7 +67,8 @@ def open_files(
                 source = prepared(found, given)
                 outputs.check_format(file.output, source.table)
                 outputs.check_unlocked(file.output)
-                file.session = begin(ledger, source, given, choice, check, partial(_say_of, say, file.input))
+                tell = partial(_say_of, say, file.input)
+                file.session = begin(ledger, source, given, choice, check, tell, limits=limits_of(settings))
             if file.session.opened.batch.state == "ended":
                 file.export(file.session.opened.batch, say)
         except (InvalidFile, OutputTaken, BatchDamaged) as error:

@@ -229,7 +229,7 @@ class _Planner:
             pool = self._pool_of(envelope)
             span.pools[pool] = span.pools.get(pool, 0) + 1
             if self._hashing is not None:
-                self._hashing.add(envelope, pool)
+                self._hashing.add(envelope, pool, hint if hint in self._routing.adapters else None)
         except InvalidRequest as error:
             if custom_id is None:
                 custom_id = getattr(error, "custom_id", None)

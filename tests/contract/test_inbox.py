@@ -148,7 +148,13 @@ def test_a_file_without_a_request_is_rejected_and_accepted_once_it_has_one(world
 
 
 def test_what_is_hidden_or_not_yet_whole_by_its_name_is_passed_over(world: World) -> None:
-    for path in ("mistral/.a.jsonl.Xy12", "mistral/.hidden/a.jsonl", "mistral/a.jsonl.part", "mistral/b.jsonl.tmp"):
+    for path in (
+        "mistral/.a.jsonl.Xy12",
+        "mistral/.hidden/a.jsonl",
+        "mistral/a.jsonl.part",
+        "mistral/b.jsonl.tmp",
+        "mistral/p/a.JPG",
+    ):
         world.drop(path, native("a"))
     world.janitor.tick()
     assert (world.batches(), world.outbox()) == ([], [])

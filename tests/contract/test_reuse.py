@@ -193,6 +193,15 @@ def test_other_defaults_or_another_pool_are_other_requests() -> None:
     assert world.plan("stage", lines, from_(old), routing=pools, stage="email").num_reused == 0
 
 
+def test_an_adapter_that_the_metadata_names_is_another_model() -> None:
+    world = World()
+    old = world.finished("old", [line("a", "lead")])
+    routing = RoutingTable(everything="local", adapters={"x": "local"})
+    hinted = [line(hint, "lead", {"model_hint": hint}) for hint in ("x", "not-an-adapter")]
+    assert world.plan("again", hinted[:1], from_(old), routing=routing).num_reused == 0
+    assert world.plan("other", hinted, from_(old), routing=routing).num_reused == 1
+
+
 def test_results_are_copied_byte_for_byte_but_for_the_id() -> None:
     world = World()
     answer = 'a "quoted"\u2028 line \\ and {"custom_id":"r0"}'

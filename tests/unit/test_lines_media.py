@@ -139,6 +139,17 @@ def test_a_block_that_cannot_be_served_is_rejected_by_name(block: Any, message: 
         native(block)
 
 
+@pytest.mark.parametrize(
+    "url",
+    [PNG.replace("data", "DATA").replace("base64", "Base64"), f"{PNG[:26]}\r\n{PNG[26:]}\n", PNG.replace(";", "; ")],
+)
+def test_a_data_url_may_have_line_breaks_and_capitals(url: str) -> None:
+    [turn] = openai({"type": "image_url", "image_url": url}).messages
+    [part] = turn.parts
+    assert isinstance(part, Media)
+    assert (part.source.replace("Base64", "base64"), part.mime) == (PNG, "image/png")
+
+
 def test_media_belong_in_a_user_turn() -> None:
     part = {"type": "image_url", "image_url": "a.png"}
     with pytest.raises(InvalidRequest, match=r"content\[0\]: image_url belongs in a user turn"):

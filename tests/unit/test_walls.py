@@ -3,7 +3,7 @@
 import ast
 import subprocess
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from functools import cache
 from pathlib import Path
 
@@ -92,7 +92,7 @@ PLACES = {
     "engine.identity "
     "engine.prompts engine.tool_wire",
     "batchfile/ledger/": "errors types clock store.base lines.envelope lines.failures lines.framing lines.result",
-    "batchfile/settings_tables.py": "types ledger.keys",
+    "batchfile/settings_tables.py": "types ledger.keys media.rules",
     "batchfile/settings.py": "errors types env_aliases schemas.rules ledger.base ledger.keys settings_tables",
     # testing.crash_points: where a variable names one
     "batchfile/open_ledger.py": "errors store ledger.base settings testing.crash_points",
@@ -150,6 +150,7 @@ PUBLIC = ("batchfile/__init__.py", "batchfile/errors.py", "batchfile/testing/__i
 PUBLIC += ("batchfile/engine/base.py",)
 UNIT_FILES_MAX = 3  # unit tests that import the same inner module directly: those of the module itself
 
+OWN_NAMES = {"Checked", "Connection"}  # classes inside one engine
 LINES_MAX, TEST_LINES_MAX = 400, 450
 
 
@@ -275,6 +276,17 @@ def test_an_application_imports_itself_relatively(folder: str) -> None:
         for node in _import_nodes(path):
             if isinstance(node, ast.ImportFrom) and node.level == 0:
                 assert (node.module or "").split(".")[0] != folder, path
+
+
+def test_a_class_name_has_one_meaning() -> None:
+    """Models of bodies and lines have the names of their API."""
+    found = defaultdict[str, list[str]](list)
+    for path in (path for folder in APPLICATIONS for path in _files(folder)):
+        if path.name != "schemas.py" and path.parent.name != "formats":
+            for node in ast.parse(path.read_text()).body:
+                if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                    found[node.name].append(path.relative_to(ROOT).as_posix())
+    assert {name: places for name, places in found.items() if len(places) > 1 and name not in OWN_NAMES} == {}
 
 
 def _inner(path: Path) -> set[str]:
