@@ -26,7 +26,8 @@ MEANING = 1  # raise it when the same line with the same defaults becomes anothe
 _CONTEXTS_KEPT = 64  # combinations of format, method, url and pool
 _METADATA = "metadata"
 _QUOTED = b'"metadata"'
-_MEDIA = re.compile(rb"image|audio|document|file|\\u00[4-7]")  # in the types of parts, maybe with escaped letters
+NAMES_MEDIA = re.compile(rb'"type"\s*:\s*"(?:input_)?(?:image|audio|document|file)')
+_ESCAPED = re.compile(rb"\\u00[4-7]")  # a letter of a key or of a type
 
 _members = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
@@ -51,10 +52,10 @@ class RequestHasher:
 
     def of(self, envelope: Envelope, pool: str) -> bytes | None:
         """HASH_BYTES bytes; None if bytes elsewhere decide the answer too. `pool`: where the request runs."""
-        if self._names_media(envelope):
+        carried = envelope.carried
+        if (b'"type"' in carried or (b"\\" in carried and b"\\u00" in carried)) and self._names_media(envelope):
             return None
         context = self._context(envelope.format, envelope.method, envelope.url, pool)
-        carried = envelope.carried
         if envelope.format == "openai" and _QUOTED in carried:
             carried = _without_metadata(carried)
         return sha256(context + carried).digest()[:HASH_BYTES]
@@ -74,8 +75,7 @@ class RequestHasher:
 
     def _names_media(self, envelope: Envelope) -> bool:
         """Does the request refer to media that are not in it? True also where it cannot be read."""
-        carried = envelope.carried
-        if (b'"type"' not in carried and b"\\u00" not in carried) or not _MEDIA.search(carried):
+        if not NAMES_MEDIA.search(envelope.carried) and not _ESCAPED.search(envelope.carried):
             return False
         try:
             media = parse_request(envelope, self._defaults).media

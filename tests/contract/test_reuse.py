@@ -11,7 +11,7 @@ from batchfile.ledger.batches import Draft
 from batchfile.ledger.records import BatchRecord, InputRef, PlanRules, Source, origin_of
 from batchfile.ledger.shards import Lease
 from batchfile.lines.result import FinishedLine, encode_result
-from batchfile.plan import pending, sorted_hashes
+from batchfile.plan import pending, range_buckets
 from batchfile.plan.planner import plan_upload
 from batchfile.plan.reuse import source_of
 from batchfile.store.base import Store, WrappedStore
@@ -243,10 +243,11 @@ def test_a_full_disk_for_temporary_files_is_told(monkeypatch: pytest.MonkeyPatch
         raise OSError(28, "No space left on device")
 
     world = World()
-    old = world.finished("old", rows(*range(6)))
-    monkeypatch.setattr(sorted_hashes, "RUN_RECORDS", 3)
-    monkeypatch.setattr(sorted_hashes.tempfile, "TemporaryFile", full)
-    planned = world.plan("new", rows(*range(6)), from_(old))
+    old = world.finished("old", rows(*range(40)))
+    monkeypatch.setattr(range_buckets, "MEMORY_BYTES", 1000)
+    monkeypatch.setattr(range_buckets.tempfile, "TemporaryFile", full)
+    assert world.plan("ordered", rows(*range(40)), from_(old), lines_per_range=1).num_reused == 40, "needs no file"
+    planned = world.plan("new", rows(*range(39, -1, -1)), from_(old))
     assert planned.num_reused == 0
     assert "set TMPDIR to a folder with more space" in (planned.reuse_note or "")
 

@@ -24,8 +24,8 @@ from batchfile.ledger.records import (
     encode,
 )
 from batchfile.plan import pending
-from batchfile.plan.hashing import NONE_EQUAL
 from batchfile.plan.options import CreateOptions
+from batchfile.plan.reuse import NONE_EQUAL
 from batchfile.plan.reuse_sources import reuse_for, why_not, with_reuse
 from batchfile.runner.runner import Runner, RunnerOptions
 from batchfile.store.memory import MemoryStore
