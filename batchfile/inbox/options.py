@@ -14,14 +14,16 @@ from batchfile.lines.formats.shared import TOKENS_MAX
 OPTIONS_ENDING = ".batch.toml"
 OPTIONS_BYTES_MAX = 64 * 1024
 CALLBACK_CHARS_MAX = 2048
+REUSE_CHARS_MAX = 128
 _CALLBACK = re.compile(r"https?://[^\s/?#@]+(/[^\s#]*)?")
 
 
-class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class InboxOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`stage`: instead of the folder's. `priority`: 0 (first) to 9. `deadline`: when the batch expires.
 
     `max_tokens` and `temperature`: for requests without them. `results`: Parquet is written in addition to the lines.
-    `callback`: the URL that is notified of the end. `move_done` None: as the settings say.
+    `callback`: the URL that is notified of the end. `move_done` None: as the settings say. `reuse`: the id of an ended
+    batch, or "auto": results that need not be generated again.
     """
 
     stage: Annotated[str, Meta(min_length=1)] | None = None
@@ -32,6 +34,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     results: Literal["jsonl", "parquet"] = "jsonl"
     callback: Annotated[str, Meta(max_length=CALLBACK_CHARS_MAX)] | None = None
     move_done: bool | None = None
+    reuse: Annotated[str, Meta(min_length=1, max_length=REUSE_CHARS_MAX)] | None = None
 
 
 _MUST_BE = {
@@ -43,6 +46,7 @@ _MUST_BE = {
     "results": "'jsonl' or 'parquet'",
     "callback": f"a URL of at most {CALLBACK_CHARS_MAX} characters",
     "move_done": "true or false",
+    "reuse": "the id of an ended batch, or 'auto'",
 }
 
 
@@ -60,16 +64,16 @@ def _why(data: bytes) -> str | None:
         if key not in _MUST_BE:
             return f"{key!r} is an unknown option"
         try:
-            msgspec.convert({key: value}, Options)
+            msgspec.convert({key: value}, InboxOptions)
         except UNREADABLE:
             return f"{key}: must be {_MUST_BE[key]}, got {str(value)[:80]!r}"
     return None
 
 
-def read_options(name: str, data: bytes) -> Options:
+def read_options(name: str, data: bytes) -> InboxOptions:
     """Raises: InvalidFile."""
     try:
-        options = msgspec.toml.decode(data, type=Options)
+        options = msgspec.toml.decode(data, type=InboxOptions)
     except UNREADABLE as error:
         raise InvalidFile(f"{name}: {_why(data) or error}; the options are {', '.join(_MUST_BE)}") from None
     if options.callback is not None and not _CALLBACK.fullmatch(options.callback):

@@ -88,7 +88,7 @@ class Origin:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Source:
+class PendingInput:
     """What `plan.pending` makes a batch from. The fields are those of BatchRecord."""
 
     input: InputRef
@@ -146,6 +146,11 @@ class BatchRecord:
     seq: int = 0
     write_id: str = ""
     version: int = VERSION
+
+    @property
+    def is_all_reused(self) -> bool:
+        """Nothing of it is left to run."""
+        return bool(self.reused) and sum(self.reused.values()) == self.total
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -36,6 +36,7 @@ LOOKED_AT_MAX = 32 * 1024 * 1024  # of an invalid body, to find the error: a hun
 STAGE_EXAMPLE = '{"stage": "email", "requests": [...]}'
 EXAMPLE = '{"requests": [{"custom_id": "a", "params": {...}}]}'
 _NAMES = ("stage", "model_hint", "requests")
+_IN_QUERY = "reuse"  # an option of the create, which is not a field of the document
 
 _GAP = re.compile(rb"[ \t\r\n,]*")
 # The end of one element and the start of the next, up to its first key. The last one in a window is where it is cut.
@@ -106,6 +107,8 @@ def _read(body: memoryview, example: str, what: str) -> Document:
     members = {name: memoryview(value) for name, value in _members.decode(body[start:]).items()}
     for name in members:
         if name not in _NAMES:
+            if name == _IN_QUERY:
+                raise InvalidFile(f"{name}: send it in the URL: ?{name}=BATCH or ?{name}=auto")
             near = typo_of(name, _NAMES)
             hint = f"did you mean {near}?" if near else f"use one of {', '.join(_NAMES)}"
             raise InvalidFile(f"{short(name)}: unknown field; {hint}")
@@ -244,12 +247,12 @@ def _malformed(body: memoryview, error: Exception, example: str, what: str) -> s
     if foreign is not None and (fault is None or foreign <= fault.at):
         return f"{what} is not valid UTF-8: byte 0x{body[foreign]:02x}, at {_where(body, foreign)}; send UTF-8"
     if fault is not None:
-        told = f"{fault.reason} at {_where(body, fault.at)}"
+        reason = f"{fault.reason} at {_where(body, fault.at)}"
         if fault.is_cut and len(body) > LOOKED_AT_MAX:
-            told = f"the error is after the first {LOOKED_AT_MAX // 2**20} MiB; send requests as application/x-ndjson"
+            reason = f"the error is after the first {LOOKED_AT_MAX // 2**20} MiB; send requests as application/x-ndjson"
         elif fault.is_cut:
-            told = f"unexpected end at {_where(body, len(body))}; send the whole body"
-        return f"{what} is not valid JSON: {told}"
+            reason = f"unexpected end at {_where(body, len(body))}; send the whole body"
+        return f"{what} is not valid JSON: {reason}"
     half = find_lone_surrogate(body)
     if half is not None:
         shown = bytes(body[half : half + len(PLACEHOLDER)]).decode()

@@ -16,7 +16,7 @@ from batchfile.errors import InvalidFile, OutputTaken, SettingsError
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.records import BatchRecord
 from batchfile.lines.diagnostics import short, shown
-from batchfile.lines.kinds import Kind, refusal
+from batchfile.lines.kinds import FileKind, refusal
 from batchfile.lines.result import decode_result
 from batchfile.local import outputs
 from batchfile.local.api import end_batch
@@ -28,7 +28,7 @@ from batchfile.local.options import EngineArguments, RunOptions, check_arguments
 from batchfile.local.session import completed, open_session
 from batchfile.local.summary import rows_summary
 from batchfile.local.tables import kind_of
-from batchfile.rows.answers import Check, added, answered_rows
+from batchfile.rows.answers import AnswerCheck, added, answered_rows
 from batchfile.rows.frames import NAME, ArrowStream, Frame, json_rows, open_frame
 from batchfile.rows.prompt import AnswerColumns, RowPrompt
 from batchfile.rows.table import Table
@@ -99,10 +99,10 @@ def map(
     `into` (by default `answer`). With `schema`, a Pydantic model or a JSON schema, each property is a column, unless
     `into` is given. A row that fails has no answer, and its reason in the column `error`.
 
-    The same call resumes a run that was stopped, and returns at once after it has ended; other rows, or another prompt
-    or model, are a new run. `store`: where runs are kept, a folder or s3://bucket/prefix; by default the user's cache,
-    which forgets a run that was not used for 30 days. `restart`: answer all rows again. Ctrl-C and the other options
-    are as for `batchfile.run`.
+    The same call resumes a run that was stopped, and returns at once after it has ended. After a change of the rows,
+    only prompts without an answer run; another prompt or model is a new run of all rows. `store`: where runs are kept,
+    a folder or s3://bucket/prefix; by default the user's cache, which forgets a run that was not used for 30 days.
+    `restart`: answer all rows again. Ctrl-C and the other options are as for `batchfile.run`.
 
     Raises: InvalidFile where the table cannot be used; SettingsError for a wrong option, template or schema;
     OutputTaken where another call runs the same rows; EngineDead; StoreError.
@@ -156,7 +156,7 @@ class _Job:
         columns = frame.columns
         if not columns:
             raise InvalidFile(f"{NAME}: has no columns")
-        table = self._table(NAME, Kind(layout="jsonl", content="rows", columns=columns))
+        table = self._table(NAME, FileKind(layout="jsonl", content="rows", columns=columns))
 
         def answers(ledger: Ledger, batch: BatchRecord) -> Rows:
             check, error = self._check(table.columns), table.columns.error
@@ -193,7 +193,7 @@ class _Job:
         folder = self._folder(digest_of(source), table)
         return self._run(folder, replace(source, kind=kind, table=table), answers)
 
-    def _table(self, name: str, kind: Kind) -> Table:
+    def _table(self, name: str, kind: FileKind) -> Table:
         """Raises: InvalidFile where the columns do not fit the prompt."""
         if self.prompt.prompt is None and not kind.has_prompts:
             raise InvalidFile(f"{name}: has no column prompt or messages; pass a prompt over its columns: prompt=...")
@@ -201,13 +201,13 @@ class _Job:
         return Table(kind=kind, prompt=self.prompt, columns=self.prompt.columns(name, kind.columns))
 
     def _folder(self, digest: str, table: Table) -> Path:
+        """Runs that differ only in their rows have one store, so that a row that was answered is not answered again."""
         options, kind = self.options, table.kind
         identity = {name: getattr(options, name) for name in ("engine", "model", "max_tokens", "temperature")}
         further = {name: getattr(options, name) for name in ("revision", "lora", "parse_control_tokens")}
         identity |= {name: value for name, value in further.items() if value}
-        return self.state.folder(
-            {**asdict(self.prompt), **identity, "rows": digest, "layout": kind.layout, "delimiter": kind.delimiter}
-        )
+        rows = {"rows": digest, "layout": kind.layout, "delimiter": kind.delimiter}
+        return self.state.folder({**asdict(self.prompt), **identity}, rows)
 
     def _run(self, folder: Path, source: Source, answers: Callable[[Ledger, BatchRecord], Rows]) -> Rows:
         """`answers`: makes the rows of the ended batch."""
@@ -219,7 +219,7 @@ class _Job:
         started_at = time.monotonic()
         with ExitStack() as stack:
             try:
-                session = open_session(stack, self.settings, options, self.choice, say, source)
+                session = open_session(stack, self.settings, options, self.choice, say, source, shares_results=True)
             except OutputTaken:
                 stack.close()  # our own lock
                 if not outputs.is_being_written(str(folder / ANSWERS)):
@@ -235,7 +235,7 @@ class _Job:
             say(text)
         return rows
 
-    def _check(self, columns: AnswerColumns) -> Check:
+    def _check(self, columns: AnswerColumns) -> AnswerCheck:
         def check(answer: Any) -> str | None:
             if columns.fields and not isinstance(answer, dict):
                 return f"the answer is not a JSON object: {shown(answer)}"

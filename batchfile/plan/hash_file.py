@@ -43,10 +43,10 @@ class HashFileWriter(HashingWriter):
         self._hashes: list[bytes] = []
         self.write_data(_HEADER, 0)
 
-    def add(self, envelope: Envelope, pool: str) -> None:
+    def add(self, envelope: Envelope, pool: str, adapter: str | None) -> None:
         if self._notes_sampled:
             self.is_sampled.append(self._hasher.is_sampled(envelope))
-        self._add(self._hasher.of(envelope, pool) or NO_HASH)
+        self._add(self._hasher.of(envelope, pool, adapter) or NO_HASH)
 
     def skip(self) -> None:
         """A line that cannot run."""

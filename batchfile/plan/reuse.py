@@ -36,6 +36,7 @@ PART_BYTES = 8 * 1024 * 1024  # a part ends with the line that exceeds this
 AHEAD_BYTES = 32 * 1024 * 1024
 _GONE = "it has expired or was deleted"
 NONE_EQUAL = "nothing was reused: no request with temperature 0 or a seed is the same as one that has succeeded"
+_CHANGED = "its results are damaged: they have changed since they were written"
 _NO_ROOM = "a temporary file could not be written; set TMPDIR to a folder with more space"
 
 PoolOf = Callable[[Envelope], str]
@@ -107,7 +108,7 @@ def source_of(ledger: Ledger, batch_id: str) -> BatchRecord:
 
 
 class _Unusable(Exception):
-    """Why nothing can be taken over from a source."""
+    """Why nothing can be taken over from a source, in words for its user. `__cause__` names objects of the store."""
 
 
 class _Stored(NamedTuple):
@@ -157,7 +158,8 @@ def _copied(batch: NewBatch, reuse: Reuse, taken: Taken) -> dict[int, _Stored]:
             from_source = _take_all(batch, source, taken)
         except _Unusable as error:
             taken.notes.append(f"no result of {source.batch_id} was reused: {error}")
-            log.warning("reuse.skipped", batch_id=batch.batch_id, source=source.batch_id, error=str(error))
+            cause = error.__cause__ or error
+            log.warning("reuse.skipped", batch_id=batch.batch_id, source=source.batch_id, error=str(cause))
             continue
         num = sum(stored.lines.bit_count() for stored in from_source)
         if num:
@@ -237,7 +239,7 @@ def _take_all(batch: NewBatch, source: BatchRecord, taken: Taken) -> list[_Store
 
 
 @contextmanager
-def _reading_source(what: str) -> Iterator[None]:
+def _reading_source() -> Iterator[None]:
     """Raises: _Unusable, unless the store does not answer, which is not about the source."""
     try:
         yield
@@ -246,16 +248,16 @@ def _reading_source(what: str) -> Iterator[None]:
     except ObjectMissing as error:
         raise _Unusable(_GONE) from error
     except StoreError as error:
-        raise _Unusable(str(error)) from error
+        raise _Unusable("one of its objects cannot be read") from error
     except BatchDamaged as error:
-        raise _Unusable(f"{what} damaged ({error})") from error
+        raise _Unusable("its plan or the hashes of its requests are damaged") from error
     except OSError as error:
-        raise _Unusable(f"{_NO_ROOM} ({error})") from error
+        raise _Unusable(f"{_NO_ROOM} ({error.strerror})") from error
 
 
 def _pairs(batch: NewBatch, source: BatchRecord) -> "array[int]":
     """For each line of `source`, the new one with the same request, or NO_LINE. Raises: _Unusable."""
-    with _reading_source("its plan or its hashes are"):
+    with _reading_source():
         plan = load(batch.ledger, source.plan_key, Plan)
         if plan is None:
             raise _Unusable(_GONE)
@@ -296,7 +298,7 @@ def _results(
             digest.update(chunk)
             yield chunk
 
-    with _reading_source("its results are"):
+    with _reading_source():
         for lines in _blocks(chunks()):
             for new, line in zip(new_of[num : num + len(lines)], lines, strict=False):
                 if new == NO_LINE:
@@ -308,7 +310,7 @@ def _results(
                     yield n, buckets.take(n)
             num += len(lines)
     if digest.hexdigest() != stored.sha256:
-        raise _Unusable(f"its results have changed since they were written ({stored.key})")
+        raise _Unusable(_CHANGED) from BatchDamaged(f"{stored.key}: has changed since it was written")
 
 
 def _blocks(chunks: Iterable[bytes]) -> Iterator[list[bytes]]:

@@ -7,14 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from batchfile import Ledger
 from batchfile.errors import BatchDamaged
-from batchfile.ledger.base import Ledger
-from batchfile.ledger.records import FileRef
 from batchfile.plan import hash_file, range_buckets
 from batchfile.plan.hash_file import NO_HASH, NO_LINE, pairs
 from batchfile.plan.range_buckets import RangeBuckets
-from batchfile.store.base import Store, WrappedStore
-from batchfile.store.memory import MemoryStore
+from batchfile.testing import MemoryStore
+from tests.helpers.ledger import FileRef
+from tests.helpers.store import Store, WrappedStore
 
 HEADER = b"batchfile hash 1"
 DIGESTS = st.lists(st.sampled_from([NO_HASH, *(bytes([n * 36, *range(14), n % 3]) for n in range(8))]), max_size=60)

@@ -6,20 +6,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchfile.lines.envelope import decode_envelope
-from batchfile.lines.formats.openai_results import openai_file
-from batchfile.lines.result import (
+from batchfile.types import LINE_BYTES_MAX, Choice, Completion, Failure, Usage
+from tests.helpers.lines import (
     NativeBlock,
     NativeChoice,
     NativeError,
     NativeMessage,
     after_id,
+    decode_envelope,
     decode_result,
     encode_result,
     encoded_id,
+    openai_file,
     with_id,
 )
-from batchfile.types import LINE_BYTES_MAX, Choice, Completion, Failure, Usage
 
 DONE = Completion(choices=(Choice("yes\n", "end_turn"),), usage=Usage(input_tokens=3, output_tokens=2, cached_tokens=1))
 
