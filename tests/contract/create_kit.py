@@ -24,7 +24,10 @@ from batchfile.store.memory import MemoryStore
 STAGES = {"sales_intel": "llama-70b", "subject": "mistral", "email": "mistral", "polish": "llama-70b"}
 SETTINGS = load_settings().model_copy(
     update={
-        "pools": {"mistral": Pool(model="m"), "llama-70b": Pool(model="l", aliases=("big",))},
+        "pools": {
+            "mistral": Pool(model="m", lora={"short": "/adapters/short"}),
+            "llama-70b": Pool(model="l", aliases=("big",)),
+        },
         "stages": STAGES,
         "api": Api(requests_max=50_000),
     }
