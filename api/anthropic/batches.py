@@ -14,6 +14,7 @@ from batchfile.lines.formats.anthropic import anthropic_lines
 from batchfile.lines.formats.stage import stage_document, stage_lines
 
 from ..create import Contract, create_from, create_options
+from ..http.create_query import IsStrict, Metadata, PoolName, Priority, Reuse, metadata_of
 from ..http.errors import AnyRequest, Refusal
 from ..http.negotiation import BATCHES, Problem
 from ..http.openapi import JSON_LINES, OR_LINES, plain
@@ -38,13 +39,28 @@ async def create(
     stage: Annotated[
         str | None, QueryParameter(description="The stage of an `application/x-ndjson` body, which cannot contain one.")
     ] = None,
+    priority: Priority = 5,
+    metadata: Metadata = None,
+    strict: IsStrict = True,
+    pool: PoolName = None,
+    reuse: Reuse = None,
 ) -> native_schemas.BatchId | anthropic_schemas.MessageBatch:
     """Create a batch of requests. A request that cannot run becomes an errored result.
 
     All requests belong to one stage. With `anthropic-version` and no `stage`, each request names its model in
     `params.model`.
     """
-    options = create_options(request, service, caller, stage=stage)
+    options = create_options(
+        request,
+        service,
+        caller,
+        stage=stage,
+        priority=priority,
+        metadata=metadata_of(metadata),
+        is_strict=strict,
+        pool=pool,
+        reuse=reuse,
+    )
     contract: Contract = "anthropic" if negotiated.api_format == "anthropic" else "stage"
     batch = await create_from(request, service, caller, options, contract)
     if negotiated.api_format == "stage" or (batch.stage is not None and not negotiated.is_asked):
