@@ -44,6 +44,8 @@ async def create(
     strict: IsStrict = True,
     pool: PoolName = None,
     reuse: Reuse = None,
+    *,
+    background: NamedDependency[BackgroundTasks],
 ) -> native_schemas.BatchId | anthropic_schemas.MessageBatch:
     """Create a batch of requests. A request that cannot run becomes an errored result.
 
@@ -63,6 +65,8 @@ async def create(
     )
     contract: Contract = "anthropic" if negotiated.api_format == "anthropic" else "stage"
     batch = await create_from(request, service, caller, options, contract)
+    if batch.is_all_reused:
+        background.wake(batch.batch_id)
     if negotiated.api_format == "stage" or (batch.stage is not None and not negotiated.is_asked):
         return native_schemas.BatchId(id=batch.batch_id)
     status = await asyncio.to_thread(service.read, caller, batch.batch_id)

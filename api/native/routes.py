@@ -43,6 +43,8 @@ async def create(
     strict: IsStrict = True,
     pool: PoolName = None,
     reuse: Reuse = None,
+    *,
+    background: NamedDependency[BackgroundTasks],
 ) -> BatchStatus:
     options = create_options(
         request,
@@ -56,6 +58,8 @@ async def create(
         reuse=reuse,
     )
     batch = await create_from(request, service, caller, options, "native")
+    if batch.is_all_reused:
+        background.wake(batch.batch_id)
     return serializers.batch_status(await asyncio.to_thread(service.read, caller, batch.batch_id))
 
 

@@ -46,6 +46,8 @@ async def create(
     caller: CallerDep,
 ) -> schemas.Batch:
     """The file is validated after the response: if it is invalid, the batch becomes `failed` with the reasons."""
+    if "reuse" in request.query_params:
+        raise Refusal(400, "reuse: send it in the body, next to input_file_id", param="reuse")
     options = create_options(request, service, caller, metadata=data.metadata or {}, reuse=data.reuse)
 
     def act() -> schemas.Batch:
