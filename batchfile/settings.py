@@ -36,7 +36,17 @@ from batchfile.errors import SettingsError
 from batchfile.ledger.base import LOCAL, Limits
 from batchfile.ledger.keys import is_pool_name
 from batchfile.schemas.rules import schema_problem
-from batchfile.settings_tables import Api, ApiKey, InboxFiles, LocalRun, MediaAccess, Pool, Times, Webhook, expected
+from batchfile.settings_tables import (
+    Api,
+    ApiKey,
+    InboxFiles,
+    LocalRun,
+    MediaAccess,
+    PoolSettings,
+    Times,
+    Webhook,
+    expected,
+)
 from batchfile.types import NAME_RULE, RoutingTable
 
 CONFIG_FILE = "batchfile.toml"
@@ -80,7 +90,7 @@ class Settings(BaseSettings):
         ),
     )
     run: LocalRun = LocalRun()
-    pools: dict[str, Pool] = Field(
+    pools: dict[str, PoolSettings] = Field(
         description="The runners of one model, by the pool's name. A file with pools replaces the built-in ones."
     )
     stages: dict[str, str] = Field(description="The pool of a stage. A file with stages replaces the built-in ones.")
@@ -113,8 +123,9 @@ class Settings(BaseSettings):
     media: dict[str, MediaAccess] = Field(
         default_factory=dict,
         description=(
-            "From where the requests of a tenant may name images, audio and documents, by tenant; `default` for a "
-            "service without keys. Set it where the runners read their settings. Without a table, from nowhere."
+            "From where the requests of a tenant may name images, audio and documents, and their limits, by tenant; "
+            "`default` for a service without keys. Set it where the runners read their settings. Without a table, from "
+            "nowhere. `batchfile run` reads from everywhere, with the limits of `default`."
         ),
     )
     inbox: InboxFiles = InboxFiles()
@@ -135,7 +146,7 @@ class Settings(BaseSettings):
 
     @field_validator("pools")
     @classmethod
-    def _names_fit_keys(cls, pools: dict[str, Pool]) -> dict[str, Pool]:
+    def _names_fit_keys(cls, pools: dict[str, PoolSettings]) -> dict[str, PoolSettings]:
         if not pools:
             raise ValueError("at least one pool is needed")
         for name in pools:
@@ -181,12 +192,15 @@ class Settings(BaseSettings):
     @property
     def own_pools(self) -> frozenset[str]:
         """Those that somebody has set: not the built-in ones as they are."""
-        built_in = {name: Pool.model_validate(table) for name, table in DEFAULT_POOLS.items()}
+        built_in = {name: PoolSettings.model_validate(table) for name, table in DEFAULT_POOLS.items()}
         return frozenset(name for name, pool in self.pools.items() if pool != built_in.get(name))
 
     def schema_of(self, stage: str | None) -> dict[str, Any] | None:
         """The JSON schema for the answers of this stage, as it was at the start; None: any text is accepted."""
         return self._schemas.get(stage or "")
+
+    def media_of(self, tenant: str) -> MediaAccess:
+        return self.media.get(tenant, MediaAccess())
 
     def ledger_limits(self, *, is_local: bool, is_service: bool = False) -> Limits:
         """The protocol's times: the defaults of the kind of store and use, overridden by the settings.
@@ -356,7 +370,7 @@ def _no_json(cause: BaseException | None) -> str:
 
 def _nearest(location: tuple[int | str, ...]) -> str:
     owners: dict[str, type[BaseModel]] = {
-        "pools": Pool,
+        "pools": PoolSettings,
         "run": LocalRun,
         "limits": Times,
         "api": Api,

@@ -55,6 +55,7 @@ NOTES = {
     "guided_json": "the older form of `structured_outputs`",
     "guided_regex": "the older form of `structured_outputs`",
     "guided_whitespace_pattern": "the older form of `structured_outputs`",
+    "include": "`message.output_text.logprobs` asks for log probabilities; other values have no effect",
     "include_reasoning": "false: the result is without the thinking",
     "logprobs": "vLLM reports at most 20 tokens in each place, unless the pool sets `max_logprobs`",
     "output_config": "`format` guides the answer; `effort` is `reasoning_effort` of OpenAI's format",
@@ -69,7 +70,7 @@ NOTES = {
 }
 
 
-class Row(NamedTuple):
+class KeyRow(NamedTuple):
     """`note`: why, or under which condition."""
 
     key: str
@@ -78,23 +79,23 @@ class Row(NamedTuple):
     note: str
 
 
-def rows_of(model: type[BaseModel]) -> list[Row]:
+def rows_of(model: type[BaseModel]) -> list[KeyRow]:
     """One row for each key that a model reads, in the order of the model."""
     ignored, rejected = rules_of(model, Effectless), rules_of(model, UnsupportedKey)
     only = rules_of(model, OnlyEndpoints)
     rows = []
     for key in model.model_fields:
         if key in ignored:
-            rows.append(Row(key, "no effect", "", ignored[key].reason))
+            rows.append(KeyRow(key, "no effect", "", ignored[key].reason))
         elif key in rejected:
-            rows.append(Row(key, "rejected", "", rejected[key].message))
+            rows.append(KeyRow(key, "rejected", "", rejected[key].message))
         elif key in only:
-            rows.append(Row(key, "http only", "http", f"any other engine rejects it: {only[key].reason}"))
+            rows.append(KeyRow(key, "http only", "http", f"any other engine rejects it: {only[key].reason}"))
         else:
             is_variable = key == "documents" and model in (native.Params, openai_chat.Body)
             is_followed = key in ECHO and not is_variable
             note = _VARIABLE if is_variable else NOTES.get(key, "")
-            rows.append(Row(key, "served", "vllm, http" + (", echo" if is_followed else ""), note))
+            rows.append(KeyRow(key, "served", "vllm, http" + (", echo" if is_followed else ""), note))
     order: tuple[State, ...] = ("served", "http only", "no effect", "rejected")
     return sorted(rows, key=lambda row: order.index(row.state))
 
@@ -105,11 +106,11 @@ def with_tables(page: str) -> str:
 
 
 def _table(model: type[BaseModel]) -> str:
-    lines = [f"| `{row.key}` | {_told(row)} | {row.engines} |\n" for row in rows_of(model)]
+    lines = [f"| `{row.key}` | {_description(row)} | {row.engines} |\n" for row in rows_of(model)]
     return _HEADINGS + "".join(lines)
 
 
-def _told(row: Row) -> str:
+def _description(row: KeyRow) -> str:
     return f"{row.state}: {row.note}" if row.note else row.state
 
 

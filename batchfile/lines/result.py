@@ -192,17 +192,16 @@ def _succeeded(outcome: Completion, model: str) -> dict[str, object]:
             {"message": _message(choice), "stop_reason": choice.stop_reason} | _details(choice)
             for choice in outcome.choices
         ]
-    else:
+    elif first.logprobs is not None or first.token_ids is not None:
         line |= _details(first)
-    for name in ("prompt_logprobs", "prompt_token_ids"):
-        if (value := getattr(outcome, name)) is not None:
-            line[name] = value
+    if outcome.prompt_logprobs is not None:
+        line["prompt_logprobs"] = outcome.prompt_logprobs
+    if outcome.prompt_token_ids is not None:
+        line["prompt_token_ids"] = outcome.prompt_token_ids
     return line
 
 
 def _details(choice: Choice) -> dict[str, object]:
-    if choice.logprobs is None and choice.token_ids is None:
-        return {}
     details = {"logprobs": choice.logprobs, "token_ids": choice.token_ids}
     return {name: value for name, value in details.items() if value is not None}
 
@@ -251,8 +250,8 @@ _WHAT = {
 
 def refusal_failure(stop_reason: str, text: str) -> Failure:
     """`text`: the answer so far. The type of the failure is the stop reason."""
-    what, told = _WHAT[stop_reason], text.strip()[:TEXT_CHARS_MAX]
-    return Failure(type=stop_reason, message=f"{what}: {told}" if told else f"{what}.")
+    what, said = _WHAT[stop_reason], text.strip()[:TEXT_CHARS_MAX]
+    return Failure(type=stop_reason, message=f"{what}: {said}" if said else f"{what}.")
 
 
 def explanation(stop_reason: str) -> str:

@@ -144,13 +144,13 @@ def notes(previous: Previous, planned: Planned, wanted: Mapping[str, str]) -> It
         belong = "belongs to a request that is" if num == 1 else "belong to requests that are"
         kept = planned.metadata.get(EARLIER)
         if kept == previous.batch.batch_id:
-            told = "; it is kept in the store, and reused if its request comes back"
-            told = told if num == 1 else "; they are kept in the store, and reused if their requests come back"
+            rest = "; it is kept in the store, and reused if its request comes back"
+            rest = rest if num == 1 else "; they are kept in the store, and reused if their requests come back"
         elif previous.earlier is not None and kept == previous.earlier.batch_id:
-            told = f"; {counted(_num_left(previous.earlier, planned), 'answer')} of an earlier run stay in the store"
+            rest = f"; {counted(_num_left(previous.earlier, planned), 'answer')} of an earlier run stay in the store"
         else:
-            told = ""
-        yield f"{counted(num, 'finished answer')} {belong} not in the input now{told}"
+            rest = ""
+        yield f"{counted(num, 'finished answer')} {belong} not in the input now{rest}"
 
 
 def _is_worth_keeping(batch: BatchRecord, planned: Planned) -> bool:

@@ -25,8 +25,8 @@ def summary(receipt: Receipt, path: str | None, error_column: str | None = None)
     if path is not None:
         text += f": {_from_here(path)}"
         if num_left:
-            told = f"the column {error_column} says why" if error_column else _what_to_do(receipt, num_left)
-            text += f"; {', '.join(outcomes(receipt.counts))}: {told}"
+            advice = f"the column {error_column} says why" if error_column else _what_to_do(receipt, num_left)
+            text += f"; {', '.join(outcomes(receipt.counts))}: {advice}"
     return text
 
 
@@ -82,8 +82,8 @@ def rows_summary(errors: list[str | None], usage: Usage, seconds: float | None, 
     if failed:
         parts.append(f"{len(failed):,} failed")
     how = "kept from an earlier call" if seconds is None else duration(seconds)
-    told = f"; the column {column} says why" if failed else ""
-    yield f"{counted(len(errors), 'row')}: {', '.join(parts)}; {_tokens(usage)}; {how}{told}"
+    advice = f"; the column {column} says why" if failed else ""
+    yield f"{counted(len(errors), 'row')}: {', '.join(parts)}; {_tokens(usage)}; {how}{advice}"
     yield from _row_reasons(failed)
 
 

@@ -29,8 +29,8 @@ class Hashing:
         self._file = HashFileWriter(ledger, batch_id)
         self._is_excluded = bytearray()  # see NewBatch; empty if nothing is to be reused
 
-    def add(self, envelope: Envelope, pool: str) -> None:
-        found = self._hasher.of(envelope, pool)
+    def add(self, envelope: Envelope, pool: str, adapter: str | None) -> None:
+        found = self._hasher.of(envelope, pool, adapter)
         if found is None:
             self.skip()
             return

@@ -229,7 +229,7 @@ class _Planner:
             pool = self._pool_of(envelope)
             span.pools[pool] = span.pools.get(pool, 0) + 1
             if self._hashing is not None:
-                self._hashing.add(envelope, pool)
+                self._hashing.add(envelope, pool, hint if hint in self._routing.adapters else None)
         except InvalidRequest as error:
             if custom_id is None:
                 custom_id = getattr(error, "custom_id", None)
@@ -306,7 +306,7 @@ class _Planner:
     def _reject_in(self, cut: Cut, lines: Iterator[Line], suspects: set[int], first_place: dict[str, str]) -> Cut:
         """Reject the second and later uses of a custom_id, or the whole input."""
         known = bitmaps.parse(cut.range.rejected)
-        pools, twice = dict(cut.pools), list[FinishedLine]()
+        pools, duplicates = dict(cut.pools), list[FinishedLine]()
         for place_in_range in range(cut.range.num_lines):
             line = next(lines)
             is_rejected = known >> place_in_range & 1 and self._policy.on_problem == "reject"
@@ -326,13 +326,13 @@ class _Planner:
                 f"{self._policy.id_name}: {short(custom_id)!r} was used {by} {first}; make it unique"
             )
             if self._is_to_reject(number, line.row, error):
-                twice.append(self._reject(place_in_range, line.row, custom_id, error))
+                duplicates.append(self._reject(place_in_range, line.row, custom_id, error))
                 pools[self._pool_of(envelope)] -= 1
-        if not twice:
+        if not duplicates:
             return cut
-        rejected = bitmaps.render(known | bitmaps.of(item.line for item in twice))
-        parts, stripped = self._store(cut.range.first, twice)
-        failures = merged(cut.failures, tally_of(twice, cut.range.first_row).top())
+        rejected = bitmaps.render(known | bitmaps.of(item.line for item in duplicates))
+        parts, stripped = self._store(cut.range.first, duplicates)
+        failures = merged(cut.failures, tally_of(duplicates, cut.range.first_row).top())
         span = replace(cut.range, rejected=rejected)
         return Cut(span, pools, [*cut.parts, *parts], [*cut.rejected, *stripped], failures)
 

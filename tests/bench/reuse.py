@@ -21,19 +21,13 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from batchfile.engine.echo import EchoEngine
-from batchfile.ledger import batches, keys
-from batchfile.ledger.base import Ledger
-from batchfile.ledger.batches import Draft, Planned
-from batchfile.ledger.cas import update_batch
-from batchfile.ledger.inputs import HashingWriter
-from batchfile.ledger.records import BatchRecord
-from batchfile.lines.result import encode_result
-from batchfile.plan.planner import plan_input
-from batchfile.plan.reuse import Reuse
-from batchfile.runner.runner import Runner, RunnerOptions
-from batchfile.store.directory import DirectoryStore
+from batchfile import Ledger, Runner, RunnerOptions
+from batchfile.testing import EchoEngine
 from batchfile.types import Choice, Completion, Defaults, RoutingTable, Usage
+from tests.helpers.ledger import BatchRecord, Draft, HashingWriter, Planned, batches, keys, update_batch
+from tests.helpers.lines import encode_result
+from tests.helpers.plan import Reuse, plan_input
+from tests.helpers.store import DirectoryStore
 
 LINES = 100_000
 CHANGED_EACH = 100  # one of so many lines

@@ -11,11 +11,8 @@ from typing import Any
 
 import pytest
 
-from batchfile.lines.formats import native
-from batchfile.lines.formats.shared import OnlyEndpoints, UnsupportedKey, rules_of, without_effect
-from batchfile.lines.result import NativeResult, encode_result
-from batchfile.request_media import Media
 from batchfile.types import Choice, Completion, Failure, TokenLogprob, ToolCall, TopLogprob, Usage
+from tests.helpers.lines import Media, NativeResult, encode_result, native, shared
 from tests.schema_samples import Samples, is_anything
 from tests.service.node_kit import TS, find_node, install, run
 
@@ -98,9 +95,10 @@ def test_requests_have_every_key_that_the_service_serves_and_none_that_it_reject
         properties = definitions[model]["properties"]
         typed = {key for key, one in properties.items() if not is_anything(one)}
         lines.append(keys(name, typed, properties.keys() - typed))
-    rejected, ignored = rules_of(native.Params, UnsupportedKey).keys(), without_effect(native.Params)
+    rejected = shared.rules_of(native.Params, shared.UnsupportedKey).keys()
+    ignored = shared.without_effect(native.Params)
     served = PARAMS["properties"].keys() - rejected - ignored
-    assert rules_of(native.Params, OnlyEndpoints).keys() <= served
+    assert shared.rules_of(native.Params, shared.OnlyEndpoints).keys() <= served
     check(tsc, tmp_path, [*lines, keys("BatchParams", served, ignored)])
 
 

@@ -6,16 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchfile.lines.formats.openai_results import openai_file
-from batchfile.lines.result import (
+from batchfile.types import LINE_BYTES_MAX, Choice, Completion, Failure, Usage
+from tests.helpers.lines import (
     NativeBlock,
     NativeChoice,
     NativeError,
     NativeMessage,
     decode_result,
     encode_result,
+    openai_file,
 )
-from batchfile.types import LINE_BYTES_MAX, Choice, Completion, Failure, Usage
 
 DONE = Completion(choices=(Choice("yes\n", "end_turn"),), usage=Usage(input_tokens=3, output_tokens=2, cached_tokens=1))
 

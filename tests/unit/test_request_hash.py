@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchfile.lines.envelope import decode_envelope
 from batchfile.plan.request_hash import RequestHasher
 from batchfile.types import Defaults
+from tests.helpers.lines import decode_envelope
 
 CHAT = "/v1/chat/completions"
 
@@ -132,7 +132,13 @@ def test_a_request_that_names_bytes_outside_of_it_has_no_hash(url: str, name: st
     ]
     for make, part in found:
         line = make(messages=[{"role": "user", "content": [part]}]).replace(b'"image', f'"{name}'.encode())
-        assert (hashed(line) is None) is (url != IMAGE)
+        assert (hashed(line) is None) is (url[:5].lower() != "data:")
+
+
+def test_an_adapter_that_the_metadata_names_is_covered() -> None:
+    read = decode_envelope(native(metadata={"model_hint": "x"}))
+    hasher = RequestHasher(Defaults(), None)
+    assert len({hasher.of(read, "p"), hasher.of(read, "p", "x"), hasher.of(read, "p", "y")}) == 3
 
 
 def test_a_text_about_images_has_a_hash() -> None:

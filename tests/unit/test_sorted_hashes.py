@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchfile.lines.result import FinishedLine
 from batchfile.plan import sorted_hashes
 from batchfile.plan.hash_file import NO_HASH
 from batchfile.plan.range_buckets import RangeBuckets
 from batchfile.plan.sorted_hashes import SortedHashes, number_of
+from tests.helpers.lines import FinishedLine
 
 DIGESTS = st.sampled_from([NO_HASH, *(bytes([n % 3, *range(14), n]) for n in range(7))])
 
