@@ -4,14 +4,16 @@ A line of a part is `[line, status, result]`, where `line` is the request's posi
 included as it is, so assembling does not parse it.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, get_args
+from typing import Any, get_args
 
 import msgspec
 from msgspec import Struct
 
 from batchfile.errors import BatchDamaged
+from batchfile.lines.envelope import custom_id_of
 from batchfile.request_media import Media
 from batchfile.types import Choice, Completion, Failure, Outcome, ResultKind, ResultStatus, Usage
 
@@ -162,12 +164,21 @@ def after_id(result: bytes) -> bytes | None:
     return result[at + 1 :] if at >= 0 and result.startswith(_SUCCEEDED, at) else None
 
 
-def with_id(custom_id: str, rest: bytes) -> bytes:
-    """The result line of the request with this custom_id. `rest`: from `after_id`.
+def with_id(custom_id: bytes, rest: bytes) -> bytes:
+    """The result line of the request with this custom_id, encoded. `rest`: from `after_id`.
 
     Nothing in it depends on the line of the request: the ids of tool calls only have to differ within one answer.
     """
-    return _ID_START[:-1] + escape_separators(_encoder.encode(custom_id)) + rest
+    return b'{"custom_id":%b%b' % (custom_id, rest)
+
+
+_PLAIN_ID = re.compile(rb'\{"custom_id": ?("[ !#-\[\]-~]+")[,}]')
+
+
+def encoded_id(request: bytes) -> bytes:
+    """The custom_id of a valid request line, as a result line has it. Nearly every line begins with it."""
+    plain = _PLAIN_ID.match(request)
+    return plain[1] if plain else escape_separators(_encoder.encode(custom_id_of(request)))
 
 
 def _error(failure: Failure) -> dict[str, object]:
@@ -272,7 +283,7 @@ class FinishedLine(Struct, frozen=True, gc=False):
     gpu_s: float = 0.0
 
 
-class PartLine(NamedTuple):
+class PartLine(Struct, frozen=True, gc=False):
     line: int
     status: ResultStatus
     result: bytes
@@ -287,11 +298,8 @@ def encode_part(lines: Sequence[FinishedLine]) -> bytes:
 
 def decode_part(data: bytes) -> list[PartLine]:
     """Raises: BatchDamaged if the bytes are not a part. The digest was checked before, so that would be a bug."""
-    lines = []
     try:
-        for row in data[:-1].split(b"\n"):
-            number, status, result = row[1:-1].split(b",", 2)
-            lines.append(PartLine(int(number), _STATUS[status], result))
+        rows = [row[1:-1].split(b",", 2) for row in data[:-1].split(b"\n")]
+        return [PartLine(int(number), _STATUS[status], result) for number, status, result in rows]
     except (ValueError, KeyError) as error:
         raise BatchDamaged(f"a part contains an invalid line: {error}") from error
-    return lines

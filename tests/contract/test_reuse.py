@@ -25,7 +25,7 @@ from tests.helpers.ledger import (
     shards,
 )
 from tests.helpers.lines import FinishedLine, encode_result
-from tests.helpers.plan import pending, plan_upload, sorted_hashes, source_of
+from tests.helpers.plan import pending, plan_upload, range_buckets, source_of
 from tests.helpers.store import Store, WrappedStore
 
 T = TypeVar("T")
@@ -263,10 +263,11 @@ def test_a_full_disk_for_temporary_files_is_told(monkeypatch: pytest.MonkeyPatch
         raise OSError(28, "No space left on device")
 
     world = World()
-    old = world.finished("old", rows(*range(6)))
-    monkeypatch.setattr(sorted_hashes, "RUN_RECORDS", 3)
-    monkeypatch.setattr(sorted_hashes.tempfile, "TemporaryFile", full)
-    planned = world.plan("new", rows(*range(6)), from_(old))
+    old = world.finished("old", rows(*range(40)))
+    monkeypatch.setattr(range_buckets, "MEMORY_BYTES", 1000)
+    monkeypatch.setattr(range_buckets.tempfile, "TemporaryFile", full)
+    assert world.plan("ordered", rows(*range(40)), from_(old), lines_per_range=1).num_reused == 40, "needs no file"
+    planned = world.plan("new", rows(*range(39, -1, -1)), from_(old))
     assert planned.num_reused == 0
     assert "set TMPDIR to a folder with more space" in (planned.reuse_note or "")
 

@@ -29,11 +29,14 @@ from batchfile.lines.result import (
     NativeError,
     NativeMessage,
     NativeResult,
+    after_id,
     decode_part,
     decode_result,
     encode_part,
     encode_result,
+    encoded_id,
     escape_separators,
+    with_id,
 )
 from batchfile.lines.validate import DuplicateFinder, LineProblem, Scan, validate
 from batchfile.media.rules import MediaRules, OwnBucket

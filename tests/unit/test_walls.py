@@ -154,7 +154,6 @@ LINES_MAX, TEST_LINES_MAX = 400, 450
 
 
 def _files(folder: str) -> list[Path]:
-    """Packages of npm contain Python too."""
     return sorted(path for path in (ROOT / folder).rglob("*.py") if "node_modules" not in path.parts)
 
 
