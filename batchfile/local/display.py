@@ -49,6 +49,14 @@ def counted(num: int, noun: str) -> str:
     return f"{num:,} {noun}" if num == 1 else f"{num:,} {noun}s"
 
 
+def from_here(path: str) -> str:
+    """As a path relative to the current folder, where it is shorter."""
+    try:
+        return min(path, os.path.relpath(path), key=len)
+    except OSError:  # the current folder was removed
+        return path
+
+
 def outcomes(counts: Counts) -> list[str]:
     """Requests without an answer by how they ended: `2 rejected`, `1 failed`, ..."""
     found = {

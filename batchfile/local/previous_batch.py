@@ -16,7 +16,7 @@ from batchfile.ledger.base import Ledger
 from batchfile.ledger.batches import Planned
 from batchfile.ledger.cas import Lost, Stored, load, swap, update_batch
 from batchfile.ledger.records import BatchRecord, IdempotencyRecord, ShardRecord
-from batchfile.local.display import counted
+from batchfile.local.display import counted, from_here
 from batchfile.local.options import EARLIER, ENGINE, MODEL, OF_EVERY_REQUEST, OUTPUT, changes
 from batchfile.plan.reuse_sources import UNKNOWN_NOW, UNKNOWN_THEN, Fingerprints, why_not
 from batchfile.types import TENANT
@@ -102,7 +102,7 @@ def nothing_reused(previous: Previous, wanted: Mapping[str, str], why: str) -> O
         )
         why = OF_ENDPOINT if wanted.get(ENGINE) == "http" else why
     return OutputTaken(
-        f"{old[OUTPUT]} has {counted(previous.num_succeeded, 'finished answer')} of "
+        f"{from_here(old[OUTPUT])} has {counted(previous.num_succeeded, 'finished answer')} of "
         f"{f'a run that differs: {differs}' if differs else 'an earlier run'}. "
         f"None of them can be reused: {why}. {advice}"
     )

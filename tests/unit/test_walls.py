@@ -155,7 +155,7 @@ LINES_MAX, TEST_LINES_MAX = 400, 450
 
 
 def _files(folder: str) -> list[Path]:
-    return sorted(path for path in (ROOT / folder).rglob("*.py"))
+    return sorted(path for path in (ROOT / folder).rglob("*.py") if "node_modules" not in path.parts)
 
 
 @cache
