@@ -122,7 +122,7 @@ bench-engine *options:
 bench-tail *options:
     {{python}} tests/bench/tail.py {{options}}
 
-# another bench at full size: ingest, results, roundtrip, status, inbox or cost of the service; `just bench cpu --model DIR`
+# another bench at full size: ingest, results, roundtrip, status, inbox or cost of the service, reuse; `just bench cpu --model DIR`
 bench name *options:
     {{python}} tests/bench/{{name}}.py {{options}}
 
