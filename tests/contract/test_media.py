@@ -6,8 +6,6 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from batchfile import Ledger, Runner, RunnerOptions
 from batchfile.engine.base import Engine
 from batchfile.testing import EchoEngine, EchoFaults, FaultyEchoEngine, MemoryStore
