@@ -192,9 +192,6 @@ class Settings(BaseSettings):
         """The JSON schema for the answers of this stage, as it was at the start; None: any text is accepted."""
         return self._schemas.get(stage or "")
 
-    def media_of(self, tenant: str) -> MediaAccess:
-        return self.media.get(tenant, MediaAccess())
-
     def ledger_limits(self, *, is_local: bool, is_service: bool = False) -> Limits:
         """The protocol's times: the defaults of the kind of store and use, overridden by the settings.
 

@@ -6,10 +6,11 @@ from batchfile.inbox.keys import INBOX_PREFIX
 from batchfile.ledger.records import BatchRecord
 from batchfile.media.rules import MediaRules, OwnBucket
 from batchfile.settings import Settings
+from batchfile.settings_tables import MediaAccess
 
 
 def media_rules(settings: Settings, store_url: str, batch: BatchRecord) -> MediaRules:
-    access = settings.media_of(batch.tenant)
+    access = settings.media.get(batch.tenant, MediaAccess())
     return MediaRules(
         tenant=batch.tenant,
         allow=access.allow,

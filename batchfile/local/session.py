@@ -125,7 +125,8 @@ def begin(
 
 
 def limits_of(settings: Settings) -> MediaLimits:
-    return settings.media_of(TENANT).limits
+    access = settings.media.get(TENANT)
+    return MediaLimits() if access is None else access.limits
 
 
 def completed(options: RunOptions, settings: Settings, choice: EngineChoice) -> RunOptions:

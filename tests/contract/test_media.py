@@ -6,8 +6,6 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from batchfile import Ledger, Runner, RunnerOptions
 from batchfile.engine.base import Engine
 from batchfile.testing import EchoEngine, EchoFaults, FaultyEchoEngine, MemoryStore
@@ -72,12 +70,11 @@ def test_one_image_of_a_thousand_requests_is_fetched_once_and_text_runs_next_to_
     assert "media" not in found[-1]
 
 
-def test_each_bad_object_fails_its_own_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("batchfile.media.sources.FETCH_S", 1.0)
+def test_each_bad_object_fails_its_own_line(tmp_path: Path) -> None:
     (tmp_path / "p").mkdir()
     for name in ("a.png", "p/a:b.png"):
         (tmp_path / name).write_bytes(png())
-    faults = ["hang", "short", "inside", "bomb", "page", "long"]
+    faults = ["short", "inside", "bomb", "page", "long"]
     with media_server() as server:
         bad = [line(n, image(f"{server.url}/fault/{fault}")) for n, fault in enumerate(faults)]
         bad.append(line(10, image("../a.png")))
@@ -88,15 +85,11 @@ def test_each_bad_object_fails_its_own_line(monkeypatch: pytest.MonkeyPatch, tmp
     messages = [result["error"]["message"] for result in found[: len(bad)]]
     for message, reason in zip(
         messages,
-        ["longer than", "early", "private", "pixels", "not an image", "too large", "not below", "not an image"],
+        ["early", "private", "pixels", "not an image", "too large", "not below", "not an image"],
         strict=True,
     ):
         assert reason in message
-    assert [result["error"]["type"] for result in found[:3]] == [
-        "media_unavailable",
-        "media_unavailable",
-        "invalid_request_error",
-    ]
+    assert [result["error"]["type"] for result in found[:2]] == ["media_unavailable", "invalid_request_error"]
 
 
 def test_a_document_by_path_is_text_and_audio_has_its_length(tmp_path: Path) -> None:

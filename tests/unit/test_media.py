@@ -1,10 +1,11 @@
 """Media before they reach an engine: what may be read, what is decoded, and what is fetched once."""
 
 import io
+import socket
 import threading
 from base64 import b64encode
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import pytest
@@ -305,6 +306,29 @@ def test_a_server_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> Non
         image = Media(kind="image", source=f"{server.url}/fault/hang")
         with pytest.raises(InvalidRequest, match=r"longer than 0\.3 s"), loaded(image, rules=ANYWHERE, use=DECODED):
             pass
+
+
+def test_a_server_that_never_ends_its_tls_handshake_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("batchfile.media.sources.FETCH_S", 0.3)
+    is_over = threading.Event()
+
+    def drip() -> None:
+        """A record of 16 KiB, a byte now and then."""
+        with suppress(OSError):
+            client, _ = listener.accept()
+            with client:
+                client.sendall(b"\x16\x03\x03\x40\x00")
+                while not is_over.wait(0.02):
+                    client.sendall(b"\x02")
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=drip)
+        thread.start()
+        image = Media(kind="image", source=f"https://127.0.0.1:{listener.getsockname()[1]}/a.png")
+        with pytest.raises(InvalidRequest, match=r"longer than 0\.3 s"), loaded(image, rules=ANYWHERE, use=DECODED):
+            pass
+        is_over.set()
+        thread.join()
 
 
 def test_spaces_and_other_letters_in_a_url_are_encoded() -> None:
