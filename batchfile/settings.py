@@ -144,6 +144,23 @@ class Settings(BaseSettings):
         return pools
 
     @model_validator(mode="after")
+    def _adapters_are_unique(self) -> "Settings":
+        """A request names a pool, a model, an alias or an adapter in one field, so each name has one meaning."""
+        owners: dict[str, str] = {}
+        for name, pool in self.pools.items():
+            for adapter in pool.lora:
+                if adapter in owners:
+                    where = f"both in pools.{owners[adapter]} and in pools.{name}"
+                    raise ValueError(f"lora: the adapter {adapter!r} is {where}; give one of them another name")
+                owners[adapter] = name
+        for name, pool in self.pools.items():
+            meanings = dict.fromkeys(pool.aliases, "an alias") | {pool.model: "the model", name: "the name"}
+            for taken in sorted(meanings.keys() & owners.keys()):
+                what = f"{meanings[taken]} of the pool {name!r}"
+                raise ValueError(f"pools.{owners[taken]}.lora: {taken!r} is {what} too; give the adapter another name")
+        return self
+
+    @model_validator(mode="after")
     def _stages_have_pools(self) -> "Settings":
         for stage, pool in self.stages.items():
             if pool not in self.pools:
