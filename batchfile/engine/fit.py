@@ -28,22 +28,30 @@ class TokenCounter:
     max_model_len: int | None
 
 
-def token_counter(model: str) -> TokenCounter:
-    """For a folder or a hub id. Raises: SettingsError if the model does not exist.
+def token_counter(
+    model: str,
+    *,
+    revision: str | None = None,
+    chat_template: str | None = None,
+    parses_control_tokens: bool = False,
+) -> TokenCounter:
+    """For a folder or a hub id. `chat_template`: used instead of the model's own. `parses_control_tokens`: those in
+    texts count as what they mean. Raises: SettingsError if the model does not exist, or cannot use the template.
 
     `count` raises InvalidRequest for a conversation if the model has no chat template.
     """
     import transformers
 
     try:
-        tokenizer = _tokenizer_of(model)
+        tokenizer = _tokenizer_of(model, revision)
         # A model with Mistral's files alone has no such configuration, and its limit is unknown.
         has_config = not MistralPrompts.fits(tokenizer)
-        config = transformers.AutoConfig.from_pretrained(model) if has_config else None
+        config = transformers.AutoConfig.from_pretrained(model, revision=revision) if has_config else None
     except (OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
-        raise SettingsError(f"the tokenizer of {model} cannot be loaded: {first}") from error
-    prompts = prompts_of(tokenizer, model)
+        named = model if revision is None else f"{model} at revision {revision!r}"
+        raise SettingsError(f"the tokenizer of {named} cannot be loaded: {first}") from error
+    prompts = prompts_of(tokenizer, model, chat_template=chat_template, parses_control_tokens=parses_control_tokens)
     raw = RawPrompts(tokenizer)
     bound = getattr(config, "max_position_embeddings", None)
 
@@ -60,15 +68,16 @@ def token_counter(model: str) -> TokenCounter:
     return TokenCounter(count=count, max_model_len=bound if isinstance(bound, int) else None)
 
 
-def _tokenizer_of(model: str) -> Any:
+def _tokenizer_of(model: str, revision: str | None) -> Any:
     """That of transformers, or of mistral_common if the model has no other. Raises: OSError, ValueError."""
     import transformers
 
     try:
-        return transformers.AutoTokenizer.from_pretrained(model)
+    given = {} if revision is None else {"revision": revision}
+        return transformers.AutoTokenizer.from_pretrained(model, **given)
     except (OSError, ValueError):
         try:
-            return transformers.MistralCommonBackend.from_pretrained(model)
+            return transformers.MistralCommonBackend.from_pretrained(model, **given)
         except Exception:  # noqa: BLE001 - the first error says more, and not every version has this one
             pass
         raise
