@@ -2,8 +2,9 @@
 
 from collections.abc import Collection
 
+from batchfile.endpoints import SERVED, URLS, listed, tasks_for
 from batchfile.errors import InvalidRequest, SettingsError
-from batchfile.types import RoutingTable
+from batchfile.types import Kind, RoutingTable
 
 
 class NamesNoPool(InvalidRequest):
@@ -36,6 +37,27 @@ def route(table: RoutingTable, *, stage: str | None, hint: str | None, model: st
     raise NamesNoPool(
         f"no pool given: set a stage ({_names(table.stages)}), metadata.model_hint or model ({pools})", pools
     )
+
+
+def check_endpoint(table: RoutingTable, pool: str, kind: Kind | None) -> None:
+    """`kind`: of a request that goes to the pool; None: unknown.
+
+    Raises: InvalidRequest where its model cannot serve it, as far as that is known before the model is loaded.
+    """
+    task = table.tasks.get(pool)
+    if task is None or kind is None or kind in SERVED[task]:
+        return
+    url, served, fitting = URLS[kind], listed(SERVED[task]), tasks_for(kind)
+    if table.everything is not None:
+        raise InvalidRequest(f"{url} is not served with task = '{task}', which serves {served}; use task = {fitting}")
+    raise InvalidRequest(
+        f"{url} is not served by the pool {pool!r}, which serves {served}; use one with task = {fitting}"
+    )
+
+
+def pools_for(table: RoutingTable, kind: Kind) -> list[str]:
+    """The pools that may serve requests of this kind."""
+    return [pool for pool in table.pools if pool not in table.tasks or kind in SERVED[table.tasks[pool]]]
 
 
 def check_stage(stages: Collection[str], stage: str) -> None:

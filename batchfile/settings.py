@@ -193,6 +193,7 @@ class Settings(BaseSettings):
             stages=dict(self.stages),
             pools={name: (pool.model, *pool.aliases) for name, pool in self.pools.items()},
             adapters={adapter: name for name, pool in self.pools.items() for adapter in pool.lora},
+            tasks={name: pool.task for name, pool in self.pools.items() if pool.engine != "http"},
         )
 
     def schema_of(self, stage: str | None) -> dict[str, Any] | None:

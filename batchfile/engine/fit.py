@@ -5,16 +5,17 @@ Counts the tokens of a request as the model sees them, without loading the model
 
 import base64
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from math import hypot
 from typing import Any
 
 from msgspec.structs import replace
 
+from batchfile.endpoints import URLS, listed, tasks_for
 from batchfile.engine.prompts import MistralPrompts, RawPrompts, prompts_of, template_arguments
 from batchfile.errors import InvalidRequest, SettingsError
-from batchfile.types import Raw, Request, Sampling, Task, Vector
+from batchfile.types import Kind, Raw, Request, Sampling, Vector
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,8 +73,8 @@ def _tokenizer_of(model: str, revision: str | None) -> Any:
     """That of transformers, or of mistral_common if the model has no other. Raises: OSError, ValueError."""
     import transformers
 
-    try:
     given = {} if revision is None else {"revision": revision}
+    try:
         return transformers.AutoTokenizer.from_pretrained(model, **given)
     except (OSError, ValueError):
         try:
@@ -138,16 +139,14 @@ def check_options(request: Request) -> None:
 
 VALUES_MAX = 1_000_000  # numbers in the vectors of one request: about 20 MB of JSON
 
-_NO_EMBEDDINGS = "This pool's model generates text, not embeddings: name a pool with task = 'embed'."
-_NO_TEXT = "This pool's model makes embeddings, not text: name another pool."
 
-
-def check_task(request: Request, task: Task) -> None:
-    """Raises: InvalidRequest if a model loaded for `task` cannot serve the request."""
-    if task == "embed" and request.generates:
-        raise InvalidRequest(_NO_TEXT)
-    if task == "generate" and not request.generates:
-        raise InvalidRequest(_NO_EMBEDDINGS)
+def check_served(request: Request, kinds: Collection[Kind], model: str) -> None:
+    """`kinds`: of requests that the model serves. Raises: InvalidRequest for any other."""
+    if request.kind not in kinds:
+        raise InvalidRequest(
+            f"{URLS[request.kind]} is not served by the model {model}, which serves {listed(kinds)}: use a pool or a "
+            f"run with task = {tasks_for(request.kind)}, or another model."
+        )
 
 
 def check_size(num_inputs: int, dimensions: int) -> None:
@@ -163,7 +162,11 @@ def compared(raw: Raw, vectors: Sequence[Sequence[float]]) -> tuple[Vector, ...]
     """The answer to a score or a rerank, by the cosine of the inputs' `vectors`, as vLLM's server makes it."""
     first, second = [*vectors[: raw.num_queries]], vectors[raw.num_queries :]
     pairs = zip(first * len(second) if len(first) == 1 else first, second, strict=True)
-    scores = [_dot(one, other) / ((hypot(*one) * hypot(*other)) or 1.0) for one, other in pairs]
+    return ranked(raw, [_dot(one, other) / ((hypot(*one) * hypot(*other)) or 1.0) for one, other in pairs])
+
+
+def ranked(raw: Raw, scores: Sequence[float]) -> tuple[Vector, ...]:
+    """The answer to a score or a rerank. `scores`: of each pair."""
     if raw.kind == "score":
         return tuple((score,) for score in scores)
     nearest = sorted(range(len(scores)), key=lambda index: -scores[index])[: raw.top_n]
@@ -174,7 +177,7 @@ def _dot(one: Sequence[float], other: Sequence[float]) -> float:
     return sum([a * b for a, b in zip(one, other, strict=True)])
 
 
-def vector_of(values: Sequence[float], *, is_base64: bool) -> Vector:
+def vector_of(values: Sequence[float], *, is_base64: bool) -> tuple[float, ...] | str:
     if not is_base64:
         return tuple(values)
     return base64.b64encode(struct.pack(f"<{len(values)}f", *values)).decode()

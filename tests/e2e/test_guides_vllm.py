@@ -193,6 +193,14 @@ OPTIONS = {
     "only http": asked("only http", chat_template="x"),
     "cut": asked("cut", RAW, prompt=LONG, truncate_prompt_tokens=2, return_token_ids=True),
     "echo": asked("echo", RAW, prompt="one two", echo=True),
+    "echo logprobs": asked("echo logprobs", RAW, prompt="one two", echo=True, logprobs=2, max_tokens=3, n=2),
+    "echo alone": asked("echo alone", RAW, prompt="one two", echo=True, logprobs=2, max_tokens=0),
+    "chat echo": asked(
+        "chat echo",
+        messages=[{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}],
+        echo=True,
+        logprobs=True,
+    ),
     "two": asked("two", n=2, temperature=1, logprobs=True, min_tokens=2),
     "priority": asked("priority", priority=3),
     "special": asked("special", skip_special_tokens=False, include_stop_str_in_output=True, max_tokens=40),
@@ -246,6 +254,16 @@ def test_options_do_what_vllm_does_with_them_and_a_bad_one_fails_alone(ledger: L
     assert texts["template"] == texts["last"], "this template does not use the variable"
     assert len(done["cut"]["prompt_token_ids"]) == 2
     assert texts["echo"].startswith("one two")
+    for choice in done["echo logprobs"]["choices"]:
+        told = choice["logprobs"]
+        assert (len(told), told[0]["logprob"]) == (5, None), "two tokens of the prompt and three of the answer"
+        assert "".join(token["token"] for token in told) == choice["message"]["content"][0]["text"]
+        assert [len(token["top_logprobs"]) for token in told[2:]] == [3] * 3, "and one more than requested"
+    alone = done["echo alone"]
+    assert (texts["echo alone"], [token["token"] for token in alone["logprobs"]]) == ("one two", ["one", " two"])
+    assert alone["logprobs"][1] == done["echo logprobs"]["choices"][0]["logprobs"][1]
+    assert texts["chat echo"].startswith("Hello")
+    assert "".join(token["token"] for token in done["chat echo"]["logprobs"])[:5] != "Hello"
     assert [len(choice["logprobs"]) >= 2 for choice in done["two"]["choices"]] == [True, True]
     assert "<|im_end|>" in texts["special"]
     assert len(done["new turn"]["prompt_token_ids"]) > len(done["continued"]["prompt_token_ids"]), "a turn of its own"
