@@ -49,7 +49,8 @@ def check_endpoint(table: RoutingTable, pool: str, kind: Kind | None) -> None:
         return
     url, served, fitting = URLS[kind], listed(SERVED[task]), tasks_for(kind)
     if table.everything is not None:
-        raise InvalidRequest(f"{url} is not served with task = '{task}', which serves {served}; use task = {fitting}")
+        needed = f"it needs task = {fitting} (`--task` of a run)"
+        raise InvalidRequest(f"{url} is not served with task = '{task}', which serves {served}; {needed}")
     raise InvalidRequest(
         f"{url} is not served by the pool {pool!r}, which serves {served}; use one with task = {fitting}"
     )

@@ -76,7 +76,8 @@ def read_wav(data: bytes) -> Recording:
             made: dict[str, Any] = {"rate": file.getframerate(), "num_channels": file.getnchannels()}
             recording = Recording(**made, width=file.getsampwidth(), frames=file.readframes(file.getnframes()))
     except (wave.Error, EOFError, ValueError) as error:
-        raise InvalidRequest(f"is not a recording in WAV (PCM), the only format that is decoded: {error}") from error
+        reason = str(error) or "it ends too early"  # EOFError has no text
+        raise InvalidRequest(f"is not a recording in WAV (PCM), the only format that is decoded: {reason}") from error
     if not recording.frames or not recording.rate:
         raise InvalidRequest("is a recording without samples")
     return recording
