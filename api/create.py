@@ -45,6 +45,11 @@ NUMBER = re.compile(r"[0-9]{1,9}")
 LINE_EXAMPLE = '{"custom_id": "a", "params": {...}}'
 LINE_TYPES = {"application/x-ndjson", "application/ndjson", "application/jsonl", "application/x-jsonlines"}
 
+REUSE_RULE = (
+    "The id of an ended batch, or `auto` for the latest ones that the same model made: requests that are the same as "
+    "one that succeeded there get its result and do not run. With `auto` only requests with temperature 0 or a seed."
+)
+
 # Which rules apply to a body: native; stage, where a batch has a stage; Anthropic's, where it has none.
 Contract = Literal["native", "stage", "anthropic"]
 

@@ -196,6 +196,12 @@ class Settings(BaseSettings):
             tasks={name: pool.task for name, pool in self.pools.items() if pool.engine != "http"},
         )
 
+    @property
+    def own_pools(self) -> frozenset[str]:
+        """Those that somebody has set: not the built-in ones as they are."""
+        built_in = {name: Pool.model_validate(table) for name, table in DEFAULT_POOLS.items()}
+        return frozenset(name for name, pool in self.pools.items() if pool != built_in.get(name))
+
     def schema_of(self, stage: str | None) -> dict[str, Any] | None:
         """The JSON schema for the answers of this stage, as it was at the start; None: any text is accepted."""
         return self._schemas.get(stage or "")

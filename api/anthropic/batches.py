@@ -13,7 +13,7 @@ from litestar.params import FromPath, QueryParameter
 from batchfile.lines.formats.anthropic import anthropic_lines
 from batchfile.lines.formats.stage import stage_document, stage_lines
 
-from ..create import Contract, create_from, create_options
+from ..create import REUSE_RULE, Contract, create_from, create_options
 from ..http.errors import AnyRequest, Refusal
 from ..http.negotiation import BATCHES, Problem
 from ..http.openapi import JSON_LINES, OR_LINES, plain
@@ -38,15 +38,20 @@ async def create(
     stage: Annotated[
         str | None, QueryParameter(description="The stage of an `application/x-ndjson` body, which cannot contain one.")
     ] = None,
+    reuse: Annotated[str | None, QueryParameter(description=REUSE_RULE)] = None,
+    *,
+    background: NamedDependency[BackgroundTasks],
 ) -> native_schemas.BatchId | anthropic_schemas.MessageBatch:
     """Create a batch of requests. A request that cannot run becomes an errored result.
 
     All requests belong to one stage. With `anthropic-version` and no `stage`, each request names its model in
     `params.model`.
     """
-    options = create_options(request, service, caller, stage=stage)
+    options = create_options(request, service, caller, stage=stage, reuse=reuse)
     contract: Contract = "anthropic" if negotiated.api_format == "anthropic" else "stage"
     batch = await create_from(request, service, caller, options, contract)
+    if batch.is_all_reused:
+        background.wake(batch.batch_id)
     if negotiated.api_format == "stage" or (batch.stage is not None and not negotiated.is_asked):
         return native_schemas.BatchId(id=batch.batch_id)
     status = await asyncio.to_thread(service.read, caller, batch.batch_id)

@@ -15,7 +15,7 @@ from batchfile.plan.submit import check_key, rerun_before
 from batchfile.plan.submit import rerun as rerun_batch
 from batchfile.types import METADATA_MAX, METADATA_NAME_CHARS_MAX, METADATA_VALUE_CHARS_MAX
 
-from ..create import create_from, create_options
+from ..create import REUSE_RULE, create_from, create_options
 from ..http.errors import AnyRequest, Refusal
 from ..http.openapi import FILE, JSON_LINES
 from ..http.request_bodies import JSON_OR_LINES
@@ -30,11 +30,6 @@ from . import schemas, serializers
 METADATA_RULE = (
     f"metadata: use name=value, at most {METADATA_MAX} times; names up to {METADATA_NAME_CHARS_MAX} characters, "
     f"values up to {METADATA_VALUE_CHARS_MAX}"
-)
-
-REUSE_RULE = (
-    "The id of an ended batch, or `auto` for the latest ones that the same model made: requests that are the same as "
-    "one that succeeded there get its result and do not run. With `auto` only requests with temperature 0 or a seed."
 )
 
 batches = Routes("/api/batches", tag="batches")
@@ -58,6 +53,8 @@ async def create(
         str | None, QueryParameter(description="The pool for all requests. Overrides what they name.")
     ] = None,
     reuse: Annotated[str | None, QueryParameter(description=REUSE_RULE)] = None,
+    *,
+    background: NamedDependency[BackgroundTasks],
 ) -> BatchStatus:
     pairs = _pairs(metadata or [])
     options = create_options(
@@ -72,6 +69,8 @@ async def create(
         reuse=reuse,
     )
     batch = await create_from(request, service, caller, options, "native")
+    if batch.is_all_reused:
+        background.wake(batch.batch_id)
     return serializers.batch_status(await asyncio.to_thread(service.read, caller, batch.batch_id))
 
 

@@ -51,6 +51,8 @@ async def create(
 ) -> schemas.Batch:
     """The file is validated after the response: if it is invalid, the batch becomes `failed` with the reasons."""
     _check_endpoint(service.settings.routing(), data.endpoint)
+    if "reuse" in request.query_params:
+        raise Refusal(400, "reuse: send it in the body, next to input_file_id", param="reuse")
     options = create_options(request, service, caller, metadata=data.metadata or {}, reuse=data.reuse)
 
     def act() -> schemas.Batch:

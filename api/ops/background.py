@@ -56,11 +56,11 @@ class BackgroundTasks:
         while (batch_id := self._wanted.get()) is not None:
             try:
                 batch = batches.read_batch(self._ledger, batch_id)
-                if batch is not None and batch.state in {"planning", "ending"} and self._defer(batch):
+                if batch is not None and (batch.state == "planning" or _is_to_end(batch)) and self._defer(batch):
                     continue
                 if batch is not None and batch.state == "planning":
                     batch = pending.plan(self._ledger, batch_id, runner=self._runner)
-                if batch is not None and batch.state == "ending":
+                if batch is not None and _is_to_end(batch):
                     batch = outbox.finish(self._ledger, batch_id, runner=self._runner)
                 if batch is not None and batch.state == "ended":
                     self._on_ended(batch)
@@ -68,3 +68,8 @@ class BackgroundTasks:
                 log.warning("background.left_to_janitor", batch_id=batch_id, error=str(error))
             except Exception:  # the top of this thread
                 log.exception("background.failed", batch_id=batch_id)
+
+
+def _is_to_end(batch: BatchRecord) -> bool:
+    """Is it ending, or was every one of its results reused, so that no runner works on it?"""
+    return batch.state == "ending" or (batch.state == "open" and batch.is_all_reused)

@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from collections.abc import Iterable, Iterator
 from itertools import islice, takewhile
 from typing import get_args
 
@@ -18,7 +19,8 @@ from batchfile.client.base import BatchStatus
 from batchfile.client.connection import Connection
 from batchfile.ledger.batch_status import ShownState
 from batchfile.ledger.records import EndReason
-from batchfile.local.options import STDOUT
+from batchfile.local.display import counted
+from batchfile.local.options import EARLIER, OUTPUT, STDOUT
 
 PAGE = 100  # batches whose columns are aligned together
 LOOKED_AT_MAX = 10_000  # batches, to find those that a filter selects
@@ -53,15 +55,18 @@ def ls(
 
     Each line has the id, creation time, age, state, progress, the requests per second since its creation, the requests
     without an answer by how they ended, and the file or stage. The filters look at the newest 10,000 batches.
+
+    An output has one line: an earlier run of it, of which only the answers are kept, is listed with --json alone.
     """
 
     def is_wanted(batch: BatchStatus) -> bool:
         is_in_state = state in {None, batch.state, batch.reason}
         return is_in_state and stage in {None, batch.stage} and (pool is None or pool in batch.pools)
 
-    num = 0
+    num, kept = 0, list[BatchStatus]()
     with where.connected() as connection:
-        recent = islice((batch.last_status for batch in connection.batches()), LOOKED_AT_MAX)
+        newest = islice((batch.last_status for batch in connection.batches()), LOOKED_AT_MAX)
+        recent: Iterator[BatchStatus] = newest if is_json else _without_kept(newest, kept)
         young = takewhile(lambda batch: batch.created_at >= (since or 0.0), recent)
         found = islice(filter(is_wanted, young), limit)
         while page := list(islice(found, 1 if is_json else PAGE)):
@@ -73,6 +78,23 @@ def ls(
         whose = "for this API key" if where.url else f"for the tenant {where.tenant}; --tenant selects another"
         like_these = "" if (state, stage, pool, since) == (None, None, None, None) else " that match the filters"
         click.echo(f"no batches{like_these} {whose}", err=True)
+    if num_kept := sum(map(is_wanted, kept)):
+        click.echo(
+            f"not listed: {counted(num_kept, 'earlier run')} whose answers are kept for reuse (--json)", err=True
+        )
+
+
+def _without_kept(newest_first: Iterable[BatchStatus], kept: list[BatchStatus]) -> Iterator[BatchStatus]:
+    """Without batches that a newer one of the same output keeps for their answers; these are added to `kept`."""
+    outputs: dict[str, str | None] = {}
+    for batch in newest_first:
+        output = batch.metadata.get(OUTPUT)
+        if EARLIER in batch.metadata:
+            outputs[batch.metadata[EARLIER]] = output
+        if output is not None and outputs.get(batch.batch_id) == output:
+            kept.append(batch)
+        else:
+            yield batch
 
 
 @click.command(
@@ -236,6 +258,8 @@ def delete(batch: str, is_now: bool, where: Where) -> None:
     (limits.tombstone_s); any service or runner of the store then removes them. With --now the data is removed at once,
     the record keeps only its id, tenant and times, and downloads in progress fail. --now also works for a batch that is
     already deleted.
+
+    With the batch of a run, the one that it keeps of an earlier run of the same OUT is deleted too.
 
     Your own files stay: OUT of a run, uploaded files, and the files in inbox/, outbox/ and done/.
     """

@@ -58,7 +58,8 @@ def runners(pool: str | None, is_json: bool, where: Where) -> None:
 def pools(is_json: bool, where: Where) -> None:
     """List the pools of a service or a store: their live runners, and the requests that wait for them.
 
-    A pool is down if it has no runner that can answer requests.
+    A pool is down if it has no runner that can answer requests. Over a store, these are the pools of your settings, and
+    those for which requests wait or of which a runner has reported within a day.
     """
     with where.opened() as remote:
         found = remote.pools()
@@ -67,6 +68,8 @@ def pools(is_json: bool, where: Where) -> None:
             click.echo(json.dumps({**msgspec.to_builtins(pool), "is_up": pool.is_up}))
         return
     _echo(POOLS, [_pool_cells(pool) for pool in found])
+    if not found:
+        click.echo("no pools: no request waits, and no runner has reported within a day", err=True)
 
 
 def _echo(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:

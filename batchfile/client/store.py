@@ -19,13 +19,13 @@ from batchfile.ledger.base import Ledger
 from batchfile.ledger.batch_status import Pool, Waiting
 from batchfile.ledger.batches import read_batch
 from batchfile.ledger.cas import load
-from batchfile.ledger.heartbeats import Kept, pool_of, read_heartbeats, read_roster, read_scale
+from batchfile.ledger.heartbeats import Kept, known_pools, pool_of, read_heartbeats, read_roster, read_scale
 from batchfile.ledger.records import BatchRecord, FileRef, HeartbeatRecord, IdempotencyRecord
 from batchfile.ledger.retention import purge
 from batchfile.ledger.status import BatchSnapshot, StatusReader
 from batchfile.ledger.tail import Cursor, iter_live
 from batchfile.ledger.waiting import waiting_for
-from batchfile.local.options import OUTPUT
+from batchfile.local.options import EARLIER, OUTPUT
 from batchfile.local.outputs import batch_at, is_being_written
 from batchfile.plan import submit as verbs
 from batchfile.plan.options import CreateOptions
@@ -73,6 +73,8 @@ class StoreRemote:
                 policy=options.policy(),
                 reuse=reuse_for(self._ledger, options),
             )
+        if made.is_all_reused:  # perhaps no runner is alive, and none is needed
+            ending.finish(self._ledger, made.batch_id, runner=f"submit-{self._ledger.new_id()[:12]}")
         return self.batch(made.batch_id)
 
     def batch(self, name: str) -> BatchStatus:
@@ -105,11 +107,25 @@ class StoreRemote:
 
     def delete(self, name: str, *, now: bool) -> str:
         batch_id = find_batch_id(self._ledger, name)
+        kept = self._kept_by(batch_id)
         if not (now and self._is_deleted(batch_id)):
             self._delete(name)
-        if now:
-            purge(self._ledger, batch_id)
+        if kept is not None:
+            retention.delete(self._ledger, kept)
+        for one in (batch_id, kept) if now else ():
+            if one is not None:
+                purge(self._ledger, one)
         return batch_id
+
+    def _kept_by(self, batch_id: str) -> str | None:
+        """The batch of an earlier run of the same output, which this one keeps for its answers."""
+        with suppress(BatchDamaged, InvalidRequest):
+            batch = load(self._ledger, keys.batch_key(batch_id), BatchRecord)
+            name = None if batch is None else batch.record.metadata.get(EARLIER)
+            kept = None if name is None else load(self._ledger, keys.batch_key(name), BatchRecord)
+            if batch is not None and kept is not None and _owner(batch.record) == _owner(kept.record):
+                return name if batch.record.tenant == self._tenant else None
+        return None
 
     def _is_deleted(self, batch_id: str) -> bool:
         """Was it a batch of this tenant, and is it deleted?"""
@@ -159,17 +175,15 @@ class StoreRemote:
         return read_heartbeats(self._ledger)
 
     def pools(self) -> list[Pool]:
-        return [
-            pool_of(
-                name,
-                pool.model,
-                pool.engine,
-                [stage for stage, served_by in self._settings.stages.items() if served_by == name],
-                self._roster.now().live,
-                read_scale(self._reader, name),
-            )
-            for name, pool in sorted(self._settings.pools.items())
-        ]
+        """Those of the settings and those that the store knows. A built-in one that nobody uses is not a pool here."""
+        settings, roster = self._settings, self._roster.now()
+        found = []
+        for name in sorted({*settings.own_pools, *known_pools(self._ledger, roster)}):
+            pool = settings.pools.get(name)
+            model, engine = ("", "") if pool is None else (pool.model, pool.engine)
+            stages = [stage for stage, served_by in settings.stages.items() if served_by == name]
+            found.append(pool_of(name, model, engine, stages, roster.live, read_scale(self._reader, name)))
+        return found
 
     def close(self) -> None:
         """A store does not need to be closed."""
@@ -225,6 +239,10 @@ class StoreRemote:
         return Download(
             size=file.size, sha256=file.sha256, read=lambda start: self._ledger.store.stream(key, start, file.size)
         )
+
+
+def _owner(batch: BatchRecord) -> tuple[str, str | None]:
+    return batch.tenant, batch.metadata.get(OUTPUT)
 
 
 def find_batch_id(ledger: Ledger, name: str) -> str:

@@ -1,7 +1,7 @@
 """The documents in the outbox about a dropped file: its status, its receipt or the reason of its rejection. Pure."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import msgspec
@@ -84,7 +84,8 @@ class OutboxReceipt:
 
     `seconds`: from the claim of the file to the end of its batch. `gpu_seconds`: of the GPUs while they worked for it;
     None if no GPU is known (say, for an endpoint). `reasons`: why each request in `errors` did not succeed; `failures`:
-    the most frequent reasons.
+    the most frequent reasons. `reused`: id of an earlier batch -> how many of its results were taken over, at no cost;
+    `reuse_note`: why none were, or not from some batch, where the options asked for it.
     """
 
     batch_id: str
@@ -106,6 +107,8 @@ class OutboxReceipt:
     batchfile_version: str
     reasons: FileFacts | None = None
     failures: tuple[FailureGroup, ...] = ()
+    reused: dict[str, int] = field(default_factory=dict)
+    reuse_note: str | None = None
     version: int = 1
 
 
@@ -173,6 +176,8 @@ def receipt_of(
         batchfile_version=__version__,
         reasons=files.get(REASONS),
         failures=with_advice(batch.failures),
+        reused=batch.reused,
+        reuse_note=batch.reuse_note,
     )
 
 

@@ -14,6 +14,7 @@ from batchfile.lines.formats.shared import TOKENS_MAX
 OPTIONS_ENDING = ".batch.toml"
 OPTIONS_BYTES_MAX = 64 * 1024
 CALLBACK_CHARS_MAX = 2048
+REUSE_CHARS_MAX = 128
 _CALLBACK = re.compile(r"https?://[^\s/?#@]+(/[^\s#]*)?")
 
 
@@ -21,7 +22,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """`stage`: instead of the folder's. `priority`: 0 (first) to 9. `deadline`: when the batch expires.
 
     `max_tokens` and `temperature`: for requests without them. `results`: Parquet is written in addition to the lines.
-    `callback`: the URL that is notified of the end. `move_done` None: as the settings say.
+    `callback`: the URL that is notified of the end. `move_done` None: as the settings say. `reuse`: the id of an ended
+    batch, or "auto": results that need not be generated again.
     """
 
     stage: Annotated[str, Meta(min_length=1)] | None = None
@@ -32,6 +34,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     results: Literal["jsonl", "parquet"] = "jsonl"
     callback: Annotated[str, Meta(max_length=CALLBACK_CHARS_MAX)] | None = None
     move_done: bool | None = None
+    reuse: Annotated[str, Meta(min_length=1, max_length=REUSE_CHARS_MAX)] | None = None
 
 
 _MUST_BE = {
@@ -43,6 +46,7 @@ _MUST_BE = {
     "results": "'jsonl' or 'parquet'",
     "callback": f"a URL of at most {CALLBACK_CHARS_MAX} characters",
     "move_done": "true or false",
+    "reuse": "the id of an ended batch, or 'auto'",
 }
 
 

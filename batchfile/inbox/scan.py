@@ -12,7 +12,7 @@ from typing import Any
 
 import structlog
 
-from batchfile.errors import BatchDamaged, InvalidFile, StoreError, StoreUnavailable
+from batchfile.errors import BatchDamaged, InvalidFile, NotFound, StoreError, StoreUnavailable
 from batchfile.inbox import outbox
 from batchfile.inbox.keys import CLAIMS_PREFIX, INBOX_PREFIX, claim_key
 from batchfile.inbox.options import OPTIONS_BYTES_MAX, OPTIONS_ENDING, Options, read_options
@@ -24,7 +24,9 @@ from batchfile.ledger.records import BatchRecord
 from batchfile.ledger.set_aside import UNANSWERED_MAX, SetAside, do_each
 from batchfile.lines.kinds import CSV_ENDINGS, JSON_ENDINGS, PACKED, TEXT_ENDINGS, detect, ending_of, refusal
 from batchfile.plan import pending
-from batchfile.plan.options import CreateOptions
+from batchfile.plan.options import AUTO, CreateOptions
+from batchfile.plan.reuse import Reuse
+from batchfile.plan.reuse_sources import named, reuse_for, with_reuse
 from batchfile.store.base import Entry
 from batchfile.types import Defaults, RoutingTable
 
@@ -166,12 +168,30 @@ class Inbox:
         found = self._ledger.store.head(entry.key)
         if found is None or (found.etag, found.size) != (entry.etag, entry.size):
             return False
-        if isinstance(target, _Target):
-            return self._claim(found, target)
-        # A process with other pools may have accepted it.
-        if self._ledger.store.head(claim_key(found.key, found.etag, found.modified_at)) is not None:
-            return True
-        return outbox.refuse(self._ledger, found, str(target))
+        problem = self._problem_of(entry.key, target)
+        # A process with other pools may have accepted it, or one that found the batch to reuse.
+        is_claimed = problem is not None and self._is_claimed(found)
+        if problem is not None and not is_claimed:
+            return outbox.refuse(self._ledger, found, str(problem))
+        return self._claim(found, target) if isinstance(target, _Target) else True
+
+    def _problem_of(self, key: str, target: _Target | InvalidFile) -> InvalidFile | None:
+        """Why the file cannot become a batch now."""
+        if isinstance(target, InvalidFile):
+            return target
+        create = target.create
+        if create.reuse is None or create.reuse == AUTO:
+            return None
+        try:
+            named(self._ledger, create.tenant, create.reuse)
+        except (InvalidFile, NotFound) as error:
+            return InvalidFile(
+                f"{key}: in its options, {error}. The file is read again once its options are written again"
+            )
+        return None
+
+    def _is_claimed(self, entry: Entry) -> bool:
+        return self._ledger.store.head(claim_key(entry.key, entry.etag, entry.modified_at)) is not None
 
     def _claim(self, entry: Entry, target: _Target) -> bool:
         """False: the file is gone, or is another version.
@@ -232,7 +252,15 @@ class Inbox:
             callback=options.callback,
             move_done=self._move_done if options.move_done is None else options.move_done,
         )
-        return pending.create(self._ledger, draft, source(dropped, size))
+        made_of = source(dropped, size)
+        rules = with_reuse(made_of.rules, self._reuse(target.create))
+        return pending.create(self._ledger, draft, replace(made_of, rules=rules))
+
+    def _reuse(self, create: CreateOptions) -> Reuse | None:
+        try:
+            return reuse_for(self._ledger, create)
+        except (InvalidFile, NotFound):  # it was there when the file was claimed
+            return Reuse(sources=(), notes=(f"no result of {create.reuse} was reused: it has expired or was deleted",))
 
     def _target(self, file: _File) -> _Target:
         """Raises: InvalidFile that says what is wrong with the name or the options."""
@@ -254,7 +282,7 @@ class Inbox:
         folder, slash, _ = path.partition("/")
         stage = options.stage or (folder if slash else None)
         deadline = None if options.deadline is None else options.deadline.timestamp()
-        create = CreateOptions(priority=options.priority, deadline=deadline)
+        create = CreateOptions(priority=options.priority, deadline=deadline, reuse=options.reuse)
         if stage in self._routing.stages:
             return _Target(create=replace(create, stage=stage), options=options)
         if options.stage is not None:

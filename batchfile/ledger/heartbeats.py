@@ -129,14 +129,23 @@ class Scale:
     oldest_created_at: float | None = None
 
 
+def known_pools(ledger: Ledger, roster: Roster) -> set[str]:
+    """Those of which the store knows: a batch waits for them, or a runner had a heartbeat within the last day.
+
+    Raises: StoreUnavailable.
+    """
+    queued = {keys.queue_pool(entry.key) for entry in ledger.store.list(keys.QUEUE_PREFIX)}
+    return queued | {runner.pool for runner in roster.live} | set(roster.last_seen)
+
+
 def pool_of(
     name: str, model: str, engine: str, stages: Sequence[str], runners: Iterable[HeartbeatRecord], scale: Scale
 ) -> Pool:
-    """`model`, `engine` and `stages`: of the settings. `runners`: the live ones, of all pools."""
+    """`model`, `engine` and `stages`: of the settings, or empty. `runners`: the live ones, of all pools."""
     live = [runner for runner in runners if runner.pool == name]
     return Pool(
         name=name,
-        model=model,
+        model=model or ", ".join(sorted({runner.model for runner in live})),
         # Prefer what live runners report, because they have their own settings.
         engine=", ".join(sorted({runner.engine for runner in live})) or engine,
         stages=list(stages),

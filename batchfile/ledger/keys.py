@@ -111,6 +111,10 @@ def queue_key(pool: str, priority: int, created_at: float, batch_id: str) -> str
     return f"{queue_prefix(pool)}{priority}-{_millis(created_at):0{_TIME_MS_DIGITS}d}-{batch_id}"
 
 
+def queue_pool(key: str) -> str:
+    return key.removeprefix(QUEUE_PREFIX).partition("/")[0]
+
+
 def queue_batch_id(key: str) -> str:
     return key.rsplit("/", 1)[1].split("-", 2)[2]
 

@@ -147,6 +147,11 @@ class BatchRecord:
     write_id: str = ""
     version: int = VERSION
 
+    @property
+    def is_all_reused(self) -> bool:
+        """Nothing of it is left to run."""
+        return bool(self.reused) and sum(self.reused.values()) == self.total
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Range:

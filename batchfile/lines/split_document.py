@@ -36,6 +36,7 @@ LOOKED_AT_MAX = 32 * 1024 * 1024  # of an invalid body, to find the error: a hun
 STAGE_EXAMPLE = '{"stage": "email", "requests": [...]}'
 EXAMPLE = '{"requests": [{"custom_id": "a", "params": {...}}]}'
 _NAMES = ("stage", "model_hint", "requests")
+_IN_QUERY = "reuse"  # an option of the create, which is not a field of the document
 
 _GAP = re.compile(rb"[ \t\r\n,]*")
 # The end of one element and the start of the next, up to its first key. The last one in a window is where it is cut.
@@ -106,6 +107,8 @@ def _read(body: memoryview, example: str, what: str) -> Document:
     members = {name: memoryview(value) for name, value in _members.decode(body[start:]).items()}
     for name in members:
         if name not in _NAMES:
+            if name == _IN_QUERY:
+                raise InvalidFile(f"{name}: send it in the URL: ?{name}=BATCH or ?{name}=auto")
             near = typo_of(name, _NAMES)
             hint = f"did you mean {near}?" if near else f"use one of {', '.join(_NAMES)}"
             raise InvalidFile(f"{short(name)}: unknown field; {hint}")

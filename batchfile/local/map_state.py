@@ -1,6 +1,7 @@
-"""Where `batchfile.map` keeps its runs: a folder for each combination of rows, prompt and model.
+"""Where `batchfile.map` keeps its runs: a folder for each prompt and model, and in it one for each set of rows.
 
-A folder has the rows as JSONL, and the store of the run unless that is elsewhere. Knows no table and no engine.
+The outer one has the store of these runs, unless that is elsewhere; an inner one has its rows as JSONL. Knows no table
+and no engine.
 """
 
 import hashlib
@@ -24,6 +25,7 @@ from batchfile.store.files import translated
 KEPT_S = 30 * 86400  # how long the cache keeps a run that is not used
 ANSWERS = "answers"  # names the output of a run; nothing is written there
 _PREFIX = "map-"
+_ROWS_PREFIX = "rows-"
 _VERSION = 1  # of the requests that are made of rows: another one makes new runs
 _MARK = "last-used"
 
@@ -51,16 +53,21 @@ class MapState:
             with suppress(FileNotFoundError):
                 os.unlink(path)
 
-    def folder(self, identity: dict[str, Any]) -> Path:
-        """The folder of the run with this identity, which counts as used now."""
-        text = msgspec.json.encode([_VERSION, identity], order="sorted")
-        folder = self.root / (_PREFIX + hashlib.sha256(text).hexdigest()[:32])
-        folder.mkdir(mode=0o700, exist_ok=True)
-        (folder / _MARK).touch()
+    def folder(self, identity: dict[str, Any], rows: dict[str, Any]) -> Path:
+        """The folder of the run with this identity and these rows, which counts as used now."""
+        outer = self.root / (_PREFIX + _digest([_VERSION, identity]))
+        folder = outer / (_ROWS_PREFIX + _digest(rows))
+        for path in (outer, folder):
+            path.mkdir(mode=0o700, exist_ok=True)
+            (path / _MARK).touch()
         return folder
 
     def store_of(self, folder: Path) -> str:
-        return str(folder / STORE_FOLDER) if self.url is None else f"{self.url}/{folder.name}"
+        outer = folder.parent
+        if self.url is None:
+            return str(outer / STORE_FOLDER)
+        place, sign, options = self.url.partition("?")
+        return f"{place.rstrip('/')}/{outer.name}{sign}{options}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +89,7 @@ def open_state(store: str | os.PathLike[str] | None) -> MapState:
 
     Raises: SettingsError where the folder cannot be written.
     """
-    url = os.fspath(store).rstrip("/") if store is not None and "://" in os.fspath(store) else None
+    url = os.fspath(store) if store is not None and "://" in os.fspath(store) else None
     is_cache = store is None or url is not None
     root = Path(_cache_folder() / "map" if is_cache else os.path.expanduser(os.fspath(store or "")))
     try:
@@ -103,8 +110,12 @@ def _cache_folder() -> Path:
     return Path(folder).expanduser()
 
 
+def _digest(value: object) -> str:
+    return hashlib.sha256(msgspec.json.encode(value, order="sorted")).hexdigest()[:32]
+
+
 def _remove_unused(root: Path, before: float) -> None:
-    for path in root.glob(f"{_PREFIX}*"):
+    for path in [*root.glob(f"{_PREFIX}*"), *root.glob(f"{_PREFIX}*/{_ROWS_PREFIX}*")]:
         with suppress(OSError):
             marked = path / _MARK if (path / _MARK).exists() else path
             if marked.stat().st_mtime >= before:

@@ -99,10 +99,10 @@ def map(
     `into` (by default `answer`). With `schema`, a Pydantic model or a JSON schema, each property is a column, unless
     `into` is given. A row that fails has no answer, and its reason in the column `error`.
 
-    The same call resumes a run that was stopped, and returns at once after it has ended; other rows, or another prompt
-    or model, are a new run. `store`: where runs are kept, a folder or s3://bucket/prefix; by default the user's cache,
-    which forgets a run that was not used for 30 days. `restart`: answer all rows again. Ctrl-C and the other options
-    are as for `batchfile.run`.
+    The same call resumes a run that was stopped, and returns at once after it has ended. After a change of the rows,
+    only prompts without an answer run; another prompt or model is a new run of all rows. `store`: where runs are kept,
+    a folder or s3://bucket/prefix; by default the user's cache, which forgets a run that was not used for 30 days.
+    `restart`: answer all rows again. Ctrl-C and the other options are as for `batchfile.run`.
 
     Raises: InvalidFile where the table cannot be used; SettingsError for a wrong option, template or schema;
     OutputTaken where another call runs the same rows; EngineDead; StoreError.
@@ -201,13 +201,13 @@ class _Job:
         return Table(kind=kind, prompt=self.prompt, columns=self.prompt.columns(name, kind.columns))
 
     def _folder(self, digest: str, table: Table) -> Path:
+        """Runs that differ only in their rows have one store, so that a row that was answered is not answered again."""
         options, kind = self.options, table.kind
         identity = {name: getattr(options, name) for name in ("engine", "model", "max_tokens", "temperature")}
         further = {name: getattr(options, name) for name in ("revision", "lora", "parse_control_tokens")}
         identity |= {name: value for name, value in further.items() if value}
-        return self.state.folder(
-            {**asdict(self.prompt), **identity, "rows": digest, "layout": kind.layout, "delimiter": kind.delimiter}
-        )
+        rows = {"rows": digest, "layout": kind.layout, "delimiter": kind.delimiter}
+        return self.state.folder({**asdict(self.prompt), **identity}, rows)
 
     def _run(self, folder: Path, source: Source, answers: Callable[[Ledger, BatchRecord], Rows]) -> Rows:
         """`answers`: makes the rows of the ended batch."""
@@ -219,7 +219,7 @@ class _Job:
         started_at = time.monotonic()
         with ExitStack() as stack:
             try:
-                session = open_session(stack, self.settings, options, self.choice, say, source)
+                session = open_session(stack, self.settings, options, self.choice, say, source, shares_results=True)
             except OutputTaken:
                 stack.close()  # our own lock
                 if not outputs.is_being_written(str(folder / ANSWERS)):

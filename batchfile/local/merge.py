@@ -173,7 +173,7 @@ def _results(file: BinaryIO, name: str, format: str | None = None) -> Iterator[t
         if result.format is None:
             raise InvalidFile(
                 f"{name}: line {line.row}: is not a result; merge reads JSONL that `batchfile run` wrote for requests. "
-                "For rows, fix them in the input and run the same command again: it keeps the others"
+                "Of a table, fix the input and run the same command again: it keeps the other answers"
             )
         format = format or result.format
         if format != result.format:

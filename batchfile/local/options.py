@@ -4,6 +4,7 @@ A batch is found by the path of its output. Its metadata keeps the digest of the
 other options that change the answers. A repeated command that matches them resumes it. Pure.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cache
@@ -27,6 +28,8 @@ REPLACES = "run.replaces"  # the batch whose receipt was at the output when this
 LINKED = "run.linked"  # the key of the object with which the store refers to the input file itself
 EARLIER = "run.earlier"  # a batch of the output that it replaced, with results that are not among its own
 ANSWERS_BY = "run.answers_by"  # the parts of the engine's identity, as JSON; empty: unknown
+ENGINE = "run.engine"
+MODEL = "run.model"
 ENGINE_VERSION = "run.engine_version"
 COMMITS = "run.commits"  # of models from a hub, by their names, as JSON
 TABLE = "run.table"  # how the results of rows are written
@@ -40,7 +43,11 @@ _GUARDED = (
 )
 _NAMES = {name: f"the {name}" for name in ("engine", "model", "stage")}
 _NAMES |= {name: f"the default {name}" for name in ("max_tokens", "temperature")}
+OF_EVERY_REQUEST = ("run.stage", "run.max_tokens", "run.temperature")  # each request has another hash after a change
 _SHOWN_MAX = 60
+_SAME_MAX = 20  # characters that are shown before the first that differs
+_CUT = "... (sha256 "  # after the beginning of a value that is too long for the metadata
+_NUMBER = re.compile(r"[0-9.]+")
 _KEPT_MAX = 400  # characters of a value in the metadata; a longer one is replaced by its digest
 
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
@@ -219,7 +226,7 @@ class RunOptions:
 
 def _kept(value: object) -> str:
     text = "" if value is None or value is False or value == {} else str(value)
-    return text if len(text) <= _KEPT_MAX else f"{text[:_SHOWN_MAX]}... (sha256 {sha256(text.encode()).hexdigest()})"
+    return text if len(text) <= _KEPT_MAX else f"{text[:_SHOWN_MAX]}{_CUT}{sha256(text.encode()).hexdigest()})"
 
 
 def check_arguments(function: str, arguments: type, given: Iterable[str]) -> None:
@@ -246,9 +253,7 @@ def _check_range(name: str, value: float, least: float, most: float | None) -> N
 def changes(metadata: Mapping[str, str], wanted: Mapping[str, str]) -> list[str]:
     """The differences from the run with this `metadata`, as text. An engine that is unknown counts as the same."""
     found = [
-        "the input has changed"
-        if name == SHA256
-        else f"{_name_of(name)} was {_shown(metadata.get(name, ''))} and is {_shown(value)} now"
+        "the input has changed" if name == SHA256 else _change(_name_of(name), metadata.get(name, ""), value)
         for name, value in wanted.items()
         if name != ANSWERS_BY and metadata.get(name, "") != value
     ]
@@ -256,7 +261,7 @@ def changes(metadata: Mapping[str, str], wanted: Mapping[str, str]) -> list[str]
     for name in [*was, *(name for name in now if name not in was)] if was and now else ():
         is_told = any(text.startswith(f"{name} ") for text in found)
         if was.get(name, "") != now.get(name, "") and not is_told:
-            found.append(_part_change(name, was.get(name, ""), now.get(name, "")))
+            found.append(_change(name, was.get(name, ""), now.get(name, "")))
     return found
 
 
@@ -271,10 +276,16 @@ def _parts(metadata: Mapping[str, str]) -> dict[str, str]:
     return msgspec.json.decode(text, type=dict[str, str]) if text else {}
 
 
-def _part_change(name: str, was: str, now: str) -> str:
-    if DIGEST in was + now:
+def _change(name: str, was: str, now: str) -> str:
+    """Of long values, the part that differs."""
+    start = 0
+    if max(len(was), len(now)) > _SHOWN_MAX:
+        pairs = enumerate(zip(was, now, strict=False))
+        start = next((at for at, (one, other) in pairs if one != other), min(len(was), len(now)))
+    before, after = (_shown(value, max(0, start - _SAME_MAX)) for value in (was, now))
+    if before == after or DIGEST in was + now:
         return f"{name} has changed"
-    return f"{name} was {_shown(was)} and is {_shown(now)} now"
+    return f"{name} was {before} and is {after} now"
 
 
 def _name_of(key: str) -> str:
@@ -286,5 +297,12 @@ def flag_of(option: str) -> str:
     return "--" + option.replace("_", "-")
 
 
-def _shown(value: str) -> str:
-    return value[:_SHOWN_MAX] if value else "not given"
+def _shown(value: str, start: int) -> str:
+    """From the character `start` on."""
+    if value in {"", str(True)}:
+        return "given" if value else "not given"
+    if _NUMBER.fullmatch(value):
+        return value
+    text, is_cut, _ = value.partition(_CUT)
+    end = start + _SHOWN_MAX
+    return repr(("…" if start else "") + text[start:end] + ("…" if is_cut or end < len(text) else ""))

@@ -17,13 +17,14 @@ from batchfile.ledger.batches import Planned
 from batchfile.ledger.cas import Lost, Stored, load, swap, update_batch
 from batchfile.ledger.records import BatchRecord, IdempotencyRecord, ShardRecord
 from batchfile.local.display import counted
-from batchfile.local.options import EARLIER, OUTPUT, changes
+from batchfile.local.options import EARLIER, ENGINE, MODEL, OF_EVERY_REQUEST, OUTPUT, changes
 from batchfile.plan.reuse_sources import UNKNOWN_NOW, UNKNOWN_THEN, Fingerprints, why_not
 from batchfile.types import TENANT
 
 POOL = "local"
 CUT_OFF = "its run was interrupted, and another one replaced it"
 DETAIL = "its input or its options have changed; another batch has taken over its results"
+OF_ENDPOINT = "nobody knows whether the HTTP endpoint has answered with the model that would answer now"
 KEPT_SHARE = 0.1  # a batch with so many results that were not taken over is kept until it expires
 _TRIES = 90  # to end a batch that another process may hold: one a second, for longer than a lease
 
@@ -74,28 +75,36 @@ def sources_of(
 
     Raises: OutputTaken that says what changed, where there are results and none may be taken over.
     """
-    now = {POOL: None if engine is None else engine.fingerprint}
-
-    def refusal(made: Fingerprints) -> str | None:
-        why = why_not(made, now)
-        return None if is_asked and why in {UNKNOWN_THEN, UNKNOWN_NOW} else why
-
-    why = None if is_same else refusal(previous.fingerprints)
+    why = None if is_same else why_refused(previous.fingerprints, engine, is_asked=is_asked)
     if why is not None and previous.num_succeeded:
         raise nothing_reused(previous, wanted, why)
     earlier = previous.earlier
     found = () if why is not None else (previous.batch.batch_id,)
-    return found if earlier is None or refusal(earlier.fingerprints) is not None else (*found, earlier.batch_id)
+    if earlier is None or why_refused(earlier.fingerprints, engine, is_asked=is_asked) is not None:
+        return found
+    return (*found, earlier.batch_id)
+
+
+def why_refused(made: Fingerprints, engine: EngineIdentity | None, *, is_asked: bool) -> str | None:
+    """Why results of engines with these fingerprints may not be taken over, as a clause; None: they may."""
+    why = why_not(made, {POOL: None if engine is None else engine.fingerprint})
+    return None if is_asked and why in {UNKNOWN_THEN, UNKNOWN_NOW} else why
 
 
 def nothing_reused(previous: Previous, wanted: Mapping[str, str], why: str) -> OutputTaken:
     """`why`: a clause about the results."""
     old = previous.batch.metadata
-    asked = "add --reuse to keep the answers to equal requests anyway, " if why in {UNKNOWN_THEN, UNKNOWN_NOW} else ""
+    differs = "; ".join(changes(old, wanted))
+    advice = "Choose another output, or add --restart to discard them"
+    if why in {UNKNOWN_THEN, UNKNOWN_NOW}:
+        advice = (
+            "Add --reuse to keep the answers to equal requests, choose another output, or add --restart to discard them"
+        )
+        why = OF_ENDPOINT if wanted.get(ENGINE) == "http" else why
     return OutputTaken(
-        f"{old[OUTPUT]} has {counted(previous.num_succeeded, 'finished answer')} of a run that differs: "
-        f"{'; '.join(changes(old, wanted))}. None of them can be reused: {why}. "
-        f"Choose another output, {asked}or add --restart to discard them"
+        f"{old[OUTPUT]} has {counted(previous.num_succeeded, 'finished answer')} of "
+        f"{f'a run that differs: {differs}' if differs else 'an earlier run'}. "
+        f"None of them can be reused: {why}. {advice}"
     )
 
 
@@ -105,17 +114,31 @@ def metadata_of(previous: Previous, planned: Planned, wanted: Mapping[str, str])
     Raises: OutputTaken where it would discard results of which it has taken none.
     """
     if previous.num_succeeded and not planned.num_reused:
-        raise nothing_reused(previous, wanted, planned.reuse_note or "no request is the same as one that has succeeded")
+        raise nothing_reused(previous, wanted, planned.reuse_note or _none_equal(previous, wanted))
     left = {one.batch_id: _num_left(one, planned) for one in previous.all if _is_worth_keeping(one, planned)}
     return {EARLIER: max(left, key=lambda name: left[name])} if left else {}
 
 
-def notes(previous: Previous, planned: Planned) -> Iterator[str]:
+def _none_equal(previous: Previous, wanted: Mapping[str, str]) -> str:
+    why = "no request is the same as one that has succeeded"
+    is_of_all = any(previous.batch.metadata.get(name, "") != wanted.get(name, "") for name in OF_EVERY_REQUEST)
+    return f"{why}, because a default or a stage belongs to every request" if is_of_all else why
+
+
+def reuse_notes(planned: Planned) -> Iterator[str]:
     """For the user, one sentence each."""
     if planned.reuse_note:
         yield planned.reuse_note
     if planned.num_reused:
         yield f"{planned.num_reused:,} of {planned.total:,} reused"
+
+
+def notes(previous: Previous, planned: Planned, wanted: Mapping[str, str]) -> Iterator[str]:
+    """For the user, one sentence each."""
+    old = previous.batch.metadata
+    differs = changes(old, {name: wanted[name] for name in (ENGINE, MODEL) if name in wanted})
+    if planned.num_reused and differs and why_refused(previous.fingerprints, None, is_asked=False) == UNKNOWN_THEN:
+        yield f"{'; '.join(differs)}: --reuse has kept the answers from before"
     num = _num_left(previous.batch, planned)
     if num:
         belong = "belongs to a request that is" if num == 1 else "belong to requests that are"

@@ -21,6 +21,7 @@ from batchfile.ledger.records import BatchRecord, IdempotencyRecord
 from batchfile.lines.envelope import decode_envelope
 from batchfile.lines.framing import NUL_TAIL, iter_lines
 from batchfile.local import inputs, outputs, previous_batch
+from batchfile.local.earlier_runs import earlier_runs
 from batchfile.local.inputs import Source
 from batchfile.local.options import (
     EARLIER,
@@ -64,13 +65,23 @@ def open_batch(
     options: RunOptions,
     before_plan: Callable[[], None] = lambda: None,
     engine: EngineIdentity | None = None,
+    *,
+    shares_results: bool = False,
 ) -> Opened:
     """The output's batch: the existing one if nothing has changed, else a new one, which takes over results of it.
 
     `before_plan` is called before a new one is created, and may raise. `engine`: what will answer; None: unknown.
+    `shares_results`: a new one takes over those of the runs of other outputs in this store too.
     Raises: OutputTaken, InvalidFile; then no new batch was created.
     """
-    run = _Run(ledger=ledger, source=source, options=options, engine=engine, before_plan=before_plan)
+    run = _Run(
+        ledger=ledger,
+        source=source,
+        options=options,
+        engine=engine,
+        before_plan=before_plan,
+        shares_results=shares_results and not options.restart,
+    )
     try:
         return _open(run)
     finally:
@@ -184,6 +195,7 @@ class _Run:
     options: RunOptions
     engine: EngineIdentity | None
     before_plan: Callable[[], None]
+    shares_results: bool
     spooled: str | None = None
 
     def spool(self, batch_id: str) -> str:
@@ -236,6 +248,9 @@ class _Run:
         routing = RoutingTable(everything=POOL, tasks={} if options.engine == "http" else {POOL: options.task})
         draft = CreateOptions(stage=options.stage).draft(batch_id, None, routing, defaults)
         old = () if previous is None else tuple(one for one in previous.all if one.batch_id in sources)
+        if self.shares_results:
+            others = earlier_runs(ledger, self.engine, is_asked=options.reuse)
+            old += tuple(one for one in others if one.batch_id not in sources)
         notes: list[str] = []
 
         def plan(beat: Callable[[], None]) -> Planned:
@@ -263,8 +278,9 @@ class _Run:
             if previous is not None:
                 metadata |= previous_batch.metadata_of(previous, planned, wanted)
             planned = replace(planned, metadata=metadata)
+            notes.extend(previous_batch.reuse_notes(planned))
             if previous is not None:
-                notes.extend(previous_batch.notes(previous, planned))
+                notes.extend(previous_batch.notes(previous, planned, wanted))
             noun = "line" if source.table is None else "row"
             notes.extend(_notes(planned, _first_model(ledger, planned), options.model or "", noun))
             notes.extend(_tail_note(ledger, planned))

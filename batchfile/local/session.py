@@ -73,11 +73,13 @@ def open_session(
     choice: EngineChoice,
     say: Callable[[str], None],
     source: Source | None = None,
+    *,
+    shares_results: bool = False,
 ) -> Session:
     """Lock the output, and find or create its batch. `stack` keeps the lock and a temporary store until it is closed.
 
-    `source` None: the input of the options, with their prompt. Raises: InvalidFile, OutputTaken, SettingsError,
-    StoreError; then nothing was created.
+    `source` None: the input of the options, with their prompt. `shares_results`: as of `open_batch`.
+    Raises: InvalidFile, OutputTaken, SettingsError, StoreError; then nothing was created.
     """
     options = completed(options, settings, choice)
     if options.media_folder is not None and not Path(options.media_folder).is_dir():
@@ -94,7 +96,8 @@ def open_session(
         url, is_temporary = stack.enter_context(tempfile.TemporaryDirectory(prefix="batchfile-")), True
     stack.enter_context(outputs.lock_output(path))
     options = replace(options, output=path, store=None if is_temporary else url)
-    session = begin(open_ledger(url, settings), source, options, choice, partial(choice.check, say), say)
+    ledger, check = open_ledger(url, settings), partial(choice.check, say)
+    session = begin(ledger, source, options, choice, check, say, shares_results=shares_results)
     if is_temporary and session.opened.batch.total > 1:
         say(f"results are written to stdout at the end; until then they are in {url}. This run cannot be resumed")
     return session
@@ -107,9 +110,13 @@ def begin(
     choice: EngineChoice,
     check: Callable[[], None],
     say: Callable[[str], None],
+    *,
+    shares_results: bool = False,
 ) -> Session:
     """Find or create the batch of the output, which is locked. `check`, `Raises`: as `before_plan` of `open_batch`."""
-    opened = open_batch(ledger, source, options, before_plan=check, engine=choice.identity)
+    opened = open_batch(
+        ledger, source, options, before_plan=check, engine=choice.identity, shares_results=shares_results
+    )
     for note in opened.notes:
         say(note)
     return Session(options=options, ledger=ledger, source=source, opened=opened)

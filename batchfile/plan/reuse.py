@@ -39,6 +39,7 @@ PART_BYTES = 8 * 1024 * 1024  # a part ends with the line that exceeds this
 AHEAD_BYTES = 32 * 1024 * 1024
 _NO_LINE = 2**32 - 1
 _GONE = "it has expired or was deleted"
+_CHANGED = "its results are damaged: they have changed since they were written"
 _NO_ROOM = "a temporary file could not be written; set TMPDIR to a folder with more space"
 
 PoolOf = Callable[[Envelope], str]
@@ -110,7 +111,7 @@ def source_of(ledger: Ledger, batch_id: str) -> BatchRecord:
 
 
 class _Unusable(Exception):
-    """Why nothing can be taken over from a source."""
+    """Why nothing can be taken over from a source, in words for its user. `__cause__` names objects of the store."""
 
 
 class _Stored(NamedTuple):
@@ -139,7 +140,8 @@ def reuse_results(batch: NewBatch, reuse: Reuse) -> Taken:
             from_source = _take_all(batch, source, taken)
         except _Unusable as error:
             taken.notes.append(f"no result of {source.batch_id} was reused: {error}")
-            log.warning("reuse.skipped", batch_id=batch.batch_id, source=source.batch_id, error=str(error))
+            cause = error.__cause__ or error
+            log.warning("reuse.skipped", batch_id=batch.batch_id, source=source.batch_id, error=str(cause))
             continue
         num = sum(stored.lines.bit_count() for stored in from_source)
         if num:
@@ -261,9 +263,9 @@ def _pairs(batch: NewBatch, source: BatchRecord) -> tuple["array[int]", int]:
     except StoreError as error:
         raise _unusable(error) from error
     except (BatchDamaged, IndexError) as error:
-        raise _Unusable(f"its plan or its hashes are damaged ({error})") from error
+        raise _Unusable("its plan or the hashes of its requests are damaged") from error
     except OSError as error:
-        raise _Unusable(f"{_NO_ROOM} ({error})") from error
+        raise _Unusable(f"{_NO_ROOM} ({error.strerror})") from error
     return new_of, num_equal
 
 
@@ -271,7 +273,7 @@ def _unusable(error: StoreError) -> _Unusable:
     """Raises: `error` itself if the store does not answer, because that is not about the source."""
     if isinstance(error, StoreUnavailable):
         raise error
-    return _Unusable(_GONE if isinstance(error, ObjectMissing) else str(error))
+    return _Unusable(_GONE if isinstance(error, ObjectMissing) else "one of its objects cannot be read")
 
 
 def _matches(new: Iterable[bytes], old: Iterable[bytes]) -> Iterator[tuple[int, int]]:
@@ -313,7 +315,7 @@ def _results(
     try:
         for old, line in enumerate(iter_lines(chunks(), line_bytes_max=RESULT_BYTES_MAX)):
             if old >= len(new_of):
-                raise _Unusable(f"its results are damaged ({stored.key}: more results than requests)")
+                raise _Unusable(_CHANGED) from BatchDamaged(f"{stored.key}: has more results than requests")
             new = new_of[old]
             if new == _NO_LINE:
                 continue
@@ -325,9 +327,9 @@ def _results(
     except StoreError as error:
         raise _unusable(error) from error
     except OSError as error:
-        raise _Unusable(f"{_NO_ROOM} ({error})") from error
+        raise _Unusable(f"{_NO_ROOM} ({error.strerror})") from error
     if digest.hexdigest() != stored.sha256:
-        raise _Unusable(f"its results have changed since they were written ({stored.key})")
+        raise _Unusable(_CHANGED) from BatchDamaged(f"{stored.key}: has changed since it was written")
 
 
 def _store(batch: NewBatch, lease: str, n: int, lines: list[FinishedLine]) -> _Stored:

@@ -86,8 +86,8 @@ def _unusable(ledger: Ledger, batch: BatchRecord) -> str | None:
         return "it ended before it had results"
     try:
         hashes = batches.read_plan(ledger, batch).hashes
-    except BatchDamaged as error:
-        return str(error)
+    except BatchDamaged:
+        return "its plan is damaged"
     return None if hashes is not None else "it was planned by a version that kept no hashes of its requests"
 
 

@@ -1,6 +1,7 @@
 """What is written beside a dropped file: the options of its batch, and whether it leaves the inbox."""
 
 import json
+import random
 from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
@@ -13,8 +14,11 @@ from batchfile.inbox.keys import outbox_task_key
 from batchfile.inbox.records import dropped_file
 from batchfile.inbox.scan import Inbox
 from batchfile.janitor import Janitor
-from batchfile.ledger import batches
-from tests.contract.inbox_kit import POOLS, World, native, still, world
+from batchfile.ledger import batches, retention
+from batchfile.ledger.base import Ledger
+from batchfile.ledger.set_aside import SetAside
+from batchfile.testing.faulty_store import FaultyStore
+from tests.contract.inbox_kit import POOLS, Killed, World, native, still, world
 
 __all__ = ["still", "world"]
 
@@ -133,6 +137,51 @@ def test_a_callback_is_kept_with_the_batch_and_its_event_names_the_file(still: W
     }
 
 
+def test_a_file_keeps_the_results_of_an_earlier_batch(world: World) -> None:
+    world.drop("mistral/a.jsonl", native("a", "one"), native("b", "two"))
+    world.janitor.tick()
+    first = world.run(world.only())
+    for name, reuse in (("b", first.batch_id), ("c", "auto")):
+        world.store.put(f"inbox/mistral/{name}.batch.toml", f'reuse = "{reuse}"'.encode())
+        world.drop(f"mistral/{name}.jsonl", native("x", "two"), native("y", "three"))
+        world.janitor.tick()
+        world.run(world.batches()[-1])
+        world.janitor.tick()
+    receipt = world.told("mistral/b.jsonl.receipt.json")
+    assert (receipt["reused"], receipt["reuse_note"]) == ({first.batch_id: 1}, None)
+    assert receipt["usage"]["output_tokens"] == 1, "what was reused costs no tokens"
+    results = world.out("mistral/b.jsonl.results.jsonl")
+    assert results is not None
+    assert [json.loads(row)["custom_id"] for row in results.splitlines()] == ["x", "y"]
+    receipt = world.told("mistral/c.jsonl.receipt.json")
+    assert receipt["reused"] == {}
+    assert "it is unknown which model would run now" in receipt["reuse_note"]
+
+
+def test_a_file_whose_source_is_gone_since_it_was_claimed_runs_as_a_whole(still: World) -> None:
+    assert still.clock is not None
+    still.drop("mistral/a.jsonl", native("a"))
+    still.clock.sleep(10.0)
+    still.janitor.tick()
+    first = still.run(still.only())
+    still.store.put("inbox/mistral/b.batch.toml", f'reuse = "{first.batch_id}"'.encode())
+    still.drop("mistral/b.jsonl", native("b"))
+    still.clock.sleep(10.0)
+
+    def die(number: int, verb: str, key: str, phase: str) -> None:
+        if phase == "before" and key.endswith("/batch.json"):
+            raise Killed
+
+    faulty = Ledger(store=FaultyStore(still.store, on_call=die), clock=still.clock, rng=random.Random(3))
+    with pytest.raises(Killed):
+        Inbox(faulty, POOLS).look(SetAside(faulty))
+    retention.delete(still.ledger, first.batch_id)
+    still.new_janitor("t").tick()
+    (second,) = [batch for batch in still.batches() if batch.batch_id != first.batch_id]
+    assert (second.state, second.reused) == ("open", {})
+    assert second.reuse_note == (f"no result of {first.batch_id} was reused: it has expired or was deleted")
+
+
 @pytest.mark.parametrize(
     ("options", "why"),
     [
@@ -147,6 +196,8 @@ def test_a_callback_is_kept_with_the_batch_and_its_event_names_the_file(still: W
         ("callback = 'https://ann@example.com/'", "without a user"),
         ("move_done = 'yes'", "move_done: must be true or false, got 'yes'"),
         ("deadline = 2099-01-01T00:00:00", "deadline: must be a time with its time zone"),
+        ("reuse = ''", "reuse: must be the id of an ended batch, or 'auto', got ''"),
+        ("reuse = 'batch_0'", "a.jsonl: in its options, reuse: there is no batch 'batch_0'"),
         ("priority 1", "inbox/mistral/a.batch.toml: is not valid TOML: "),
         ("stage = 'email'\npriority 1", "line 2, column 10); write `key = value` lines with text in double quotes"),
         ("priority = " + "[" * 5_000, "is too long or nested too deeply"),

@@ -133,26 +133,69 @@ def test_choices_are_the_only_answers() -> None:
     assert "is not JSON" in found[1]["error"]
 
 
-def test_an_unchanged_call_runs_nothing_and_a_changed_one_is_a_new_run(executions: Path, cache: Path) -> None:
-    def num_executed(data: Any, prompt: str = "{{ review }}", **more: Any) -> int:
+@pytest.fixture
+def num_executed(executions: Path) -> Callable[..., int]:
+    """Makes the call; how many requests it ran."""
+
+    def run(data: Any, prompt: str = "{{ review }}", **more: Any) -> int:
         before = len(executions.read_text().splitlines()) if executions.exists() else 0
         answered(data, prompt, **more)
-        return len(executions.read_text().splitlines()) - before
+        return len(executions.read_text().splitlines()) - before if executions.exists() else 0
 
+    return run
+
+
+def test_an_unchanged_call_runs_nothing_and_a_changed_one_is_a_new_run(
+    num_executed: Callable[..., int], cache: Path
+) -> None:
     rows = [{"review": "a", "other": 1}, {"review": "b", "other": 2}]
     assert num_executed(rows) == 2
     assert num_executed(rows) == 0
     assert num_executed(pl.DataFrame(rows)) == 0, "the same rows of another kind of table"
     assert num_executed([{**row, "other": 5} for row in rows]) == 0, "a column that the prompt does not use"
-    assert num_executed(rows[::-1]) == 2
+    assert num_executed(rows[::-1]) == 0, "the same prompts in another order"
     assert num_executed(rows, "Classify {{ review }}") == 2
     assert num_executed(rows, model="other") == 2
     assert num_executed(rows, system="{{ other }}") == 2
     assert num_executed(rows, temperature=0.5) == 2
     assert num_executed(rows, restart=True) == 2
-    assert len([*cache.iterdir()]) == 6
+    assert len([*cache.iterdir()]) == 5
     assert num_executed(rows, store="mine") == 2
     assert num_executed(rows, store="mine") == 0
+
+
+def test_after_a_change_of_the_rows_only_the_new_prompts_run(
+    num_executed: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = numbers()[:100]
+    assert num_executed(rows, "{{ n }}", temperature=1.0) == 100
+    changed = [{"n": 1000}, *rows[50:], {"n": 60}]
+    assert num_executed(changed, "{{ n }}", temperature=1.0) == 2, "a repeated row is a request of its own"
+    assert [row["answer"] for row in answered(changed, "{{ n }}", temperature=1.0)] == [
+        str(row["n"]) for row in changed
+    ]
+    batchfile.map([*rows, {"n": 1000}, {"n": 1}], "{{ n }}", engine="echo", temperature=1.0)
+    said = capsys.readouterr().err
+    assert "101 of 102 reused\n" in said, "from both earlier calls"
+    assert num_executed(rows, "{{ n }}", temperature=1.0) == 0, "the first call is complete as it was"
+    assert num_executed(rows[:7], "{{ n }}", temperature=1.0, restart=True) == 7
+    Path("in.csv").write_text("n,other\n5,a\n2000,b\n")
+    assert num_executed("in.csv", "{{ n }}", temperature=1.0) == 1, "a file has the same prompts"
+
+
+def test_what_an_interrupted_call_has_answered_is_kept_for_changed_rows(
+    executions: Path, cache: Path, num_executed: Callable[..., int]
+) -> None:
+    code = f"import batchfile\nbatchfile.map([{{'n': n}} for n in range({NUM})], '{{{{ n }}}}', engine='echo')"
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env={**os.environ, **SLOW})
+    wait_until(lambda: num_succeeded(cache) > 0)
+    assert num_executed([{"n": 0}, {"n": -1}], "{{ n }}") >= 1, "another process works on the first call, which goes on"
+    assert process.poll() is None
+    process.kill()
+    process.wait()
+    num_kept = num_succeeded(cache, NUM)
+    assert num_executed([*numbers(), {"n": -2}], "{{ n }}") <= NUM + 1 - num_kept
+    assert num_executed(numbers(), "{{ n }}") == 0, "the first call takes them over in its turn"
 
 
 def test_an_interrupted_call_raises_and_the_same_call_resumes(
@@ -215,11 +258,12 @@ def wait_until(is_true: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
-def num_succeeded(cache: Path) -> int:
-    """Of the only run in the cache."""
+def num_succeeded(cache: Path, total: int = NUM) -> int:
+    """Of the run in the cache with so many rows."""
     try:
         with batchfile.connect(next(cache.glob("map-*/.batchfile"))) as client:
-            return next(client.batches()).last_status.counts.succeeded
+            seen = (batch.last_status for batch in client.batches())
+            return next(status.counts.succeeded for status in seen if status.total == total)
     except (StopIteration, batchfile.BatchfileError):
         return 0
 

@@ -108,7 +108,7 @@ def test_of_tables_it_is_said_what_to_do_instead(tmp_path: Path, data: bytes) ->
     (tmp_path / "out").write_bytes(data)
     out, fixed = str(tmp_path / "out"), written(tmp_path / "fixed.jsonl", result("a"))
     for pair in ((out, fixed), (fixed, out)):
-        with pytest.raises(InvalidFile, match="fix them in the input and run the same command again"):
+        with pytest.raises(InvalidFile, match="fix the input and run the same command again"):
             merge(*pair)
 
 

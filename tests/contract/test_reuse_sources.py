@@ -199,7 +199,7 @@ def test_what_cannot_be_reused_is_rejected_by_name(world: World) -> None:
     with pytest.raises(InvalidFile, match="kept no hashes"):
         world.post(1, reuse=first.batch_id)
     world.ledger.store.delete(first.plan_key)
-    with pytest.raises(InvalidFile, match="its plan is missing"):
+    with pytest.raises(InvalidFile, match="its plan is damaged"):
         world.post(1, reuse=first.batch_id)
     retention.delete(world.ledger, first.batch_id)
     with pytest.raises(InvalidFile, match=f"from {first.batch_id}: it was deleted"):

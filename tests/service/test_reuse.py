@@ -55,6 +55,16 @@ def test_a_submitted_file_keeps_the_results_of_a_batch(shell: Shell) -> None:
     assert b"it is unknown which model would run now" in auto.stderr
 
 
+@over("service", "directory")
+def test_a_batch_whose_results_are_all_reused_ends_without_a_runner(shell: Shell) -> None:
+    given = [line(f"r{number}") for number in range(3)]
+    first = shell.id_of("submit", "-", "--stage", "email", stdin=jsonl(*given))
+    shell.work(first)
+    second = shell.id_of("submit", "-", "--stage", "email", "--reuse", first, "--wait", stdin=jsonl(*given))
+    (status,) = shell.json("status", second)
+    assert (status["state"], status["succeeded"], status["reused"]) == ("ended", 3, {first: 3})
+
+
 def test_openais_client_asks_for_it_in_the_body(
     served: Any, client: Any, connect: Callable[..., openai.OpenAI]
 ) -> None:
@@ -70,3 +80,34 @@ def test_openais_client_asks_for_it_in_the_body(
         submit(connect(OTHER_KEY), *given, **asked)
     with pytest.raises(openai.BadRequestError, match="reuse"):
         submit(client, *given, extra_body={"reuse": 7})
+    with pytest.raises(openai.BadRequestError, match="reuse: send it in the body"):
+        submit(client, *given, extra_query={"reuse": first.id})
+
+
+@pytest.mark.parametrize("stage", ["email", None])
+def test_the_stage_and_anthropics_routes_take_it_in_the_url(api: Any, stage: str | None) -> None:
+    headers = {} if stage else {"anthropic-version": "2023-06-01"}
+    kind = {"stage": stage} if stage else {}
+
+    def post(*names: str, code: int = 200, more: dict[str, str] | None = None, **query: str) -> Any:
+        requests = [line(name, model="mistral", temperature=0) for name in names]
+        for request in requests if stage else ():
+            del request["params"]["model"]
+        body = {**kind, "requests": requests, **(more or {})}
+        answer = api.http.post("/v1/messages/batches", json=body, params=query, headers=headers)
+        assert answer.status_code == code, answer.text
+        return answer.json()
+
+    first = post("a", "b")["id"]
+    api.work(first)
+    second = post("b", "c", "a", reuse=first)["id"]
+    status = api.http.get(f"/api/batches/{second}").json()
+    assert (status["reused"], status["pending"]) == ({first: 2}, 1)
+    api.work(second)
+    results = api.http.get(
+        f"/v1/messages/batches/{second}/results", headers=headers | {"accept": "application/x-ndjson"}
+    )
+    assert [json.loads(row)["custom_id"] for row in results.text.splitlines()] == ["b", "c", "a"]
+    assert post("a", reuse="auto")["id"] != second
+    assert "there is no batch 'batch_0'" in str(post("a", reuse="batch_0", code=404))
+    assert "reuse: send it in the URL: ?reuse=BATCH or ?reuse=auto" in str(post("a", more={"reuse": first}, code=400))

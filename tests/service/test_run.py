@@ -199,8 +199,8 @@ def test_an_input_of_other_requests_is_refused_with_what_changed_until_restart(f
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        (["--model", "other"], b"the model was echo and is other now"),
-        (["--stage", "email"], b"the stage was not given and is email now"),
+        (["--model", "other"], b"the model was 'echo' and is 'other' now"),
+        (["--stage", "email"], b"the stage was not given and is 'email' now"),
         (["--temperature", "0.5"], b"the default temperature was not given and is 0.5 now"),
         (["--max-tokens", "9"], b"the default max_tokens was 2048 and is 9 now"),
     ],

@@ -1,12 +1,16 @@
 """What the new batch of an output takes over from the old one after a change."""
 
 import gzip
+import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from batchfile.cli.group import root
 from batchfile.engine.echo import EchoEngine
 from batchfile.engine.identity import EngineIdentity
 from batchfile.errors import EngineDead, OutputTaken
@@ -14,8 +18,10 @@ from batchfile.ledger import batches, ending, keys, shards
 from batchfile.ledger.records import IdempotencyRecord
 from batchfile.ledger.shards import Lease
 from batchfile.lines.result import FinishedLine, encode_result
+from batchfile.local.previous_batch import nothing_reused, previous_of
 from batchfile.local.run import Opened
 from batchfile.local.work import work
+from batchfile.plan.reuse_sources import UNKNOWN_THEN
 from batchfile.types import Failure
 from tests.unit.local_reuse_kit import KEPT, NUM, OTHER, World, lines, wanted
 
@@ -171,6 +177,23 @@ def test_answers_that_only_an_earlier_batch_has_stay_there(tmp_path: Path) -> No
     assert world.open().notes == (f"{NUM} of {NUM} reused",)
 
 
+def test_an_output_is_one_line_of_a_list_and_is_deleted_as_a_whole(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    first = world.open().batch
+    world.run(first)
+    few = world.open(limit=5).batch
+    world.run(few)
+    place = ["--store", str(tmp_path / "store")]
+    listed = CliRunner().invoke(root, ["ls", *place])
+    assert [row.split()[0] for row in listed.stdout.splitlines()] == ["ID", few.batch_id]
+    assert listed.stderr == "not listed: 1 earlier run whose answers are kept for reuse (--json)\n"
+    listed = CliRunner().invoke(root, ["ls", "--json", *place])
+    assert [json.loads(row)["batch_id"] for row in listed.stdout.splitlines()] == [few.batch_id, first.batch_id]
+    deleted = CliRunner().invoke(root, ["delete", few.batch_id, "--now", *place])
+    assert deleted.exit_code == 0, deleted.output
+    assert {name for name in world.batch_ids() if batches.read_batch(world.ledger, name) is not None} == set()
+
+
 def test_a_restart_removes_what_was_kept_too(tmp_path: Path) -> None:
     world = World(tmp_path)
     world.run(world.open().batch)
@@ -184,15 +207,19 @@ def test_a_restart_removes_what_was_kept_too(tmp_path: Path) -> None:
     ("options", "told"),
     [
         ({"max_tokens": 7}, "the default max_tokens was not given and is 7 now"),
+        ({"temperature": 0.5}, "the default temperature was not given and is 0.5 now"),
         ({"engine": OTHER}, "the chat template was not given and has changed"),
-        ({"stage": "email"}, "the stage was not given and is email now"),
+        ({"stage": "email"}, "the stage was not given and is 'email' now"),
     ],
 )
 def test_where_no_request_is_the_same_nothing_is_lost(tmp_path: Path, options: dict[str, object], told: str) -> None:
     world = World(tmp_path)
     told = "the chat template has changed" if "chat" in told else told
-    with pytest.raises(OutputTaken, match=rf"20 finished answers of a run that differs: {told}\. .*--restart"):
+    with pytest.raises(
+        OutputTaken, match=rf"20 finished answers of a run that differs: {told}\. .*--restart"
+    ) as caught:
         world.open(**options)  # type: ignore[arg-type]
+    assert ("because a default or a stage belongs to every request" in str(caught.value)) is ("engine" not in options)
     opened = world.open()
     assert world.run(opened.batch) == wanted(*range(NUM)), "the command of before resumes"
 
@@ -237,6 +264,26 @@ def test_answers_of_an_unknown_or_another_engine_are_never_taken_over_unasked(
     opened = world.open(reuse=True)
     assert world.run(opened.batch) == wanted(*range(41), kept=5)
     assert world.open().is_new is False
+
+
+def test_that_asked_for_answers_are_of_another_model_is_said(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.ledger.store.delete(keys.shard_key(world.old.batch_id, "local", 0))
+    world.finish_some(world.old, 5, engine=None)
+    opened = world.open(model="other", reuse=True)
+    told = "the model was 'echo' and is 'other' now: --reuse has kept the answers from before"
+    assert opened.notes[:2] == ("5 of 40 reused", told)
+
+
+def test_of_an_endpoint_it_is_said_how_answers_are_kept(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    wanted = replace(world.options, engine="http").identity("other")
+    error = nothing_reused(previous_of(world.ledger, world.old), wanted, UNKNOWN_THEN)
+    assert str(error).endswith(
+        "None of them can be reused: nobody knows whether the HTTP endpoint has answered with the model that would "
+        "answer now. Add --reuse to keep the answers to equal requests, choose another output, or add --restart to "
+        "discard them"
+    )
 
 
 def test_answers_of_two_engines_are_not_taken_over(tmp_path: Path) -> None:

@@ -184,14 +184,36 @@ def test_everything_that_changed_is_said(options: RunOptions) -> None:
     other = replace(options, model="other", temperature=0.7, limit=3)
     new = other.identity("1", EngineIdentity({"the model": "other", "the quantization": "fp8", "the tokenizer": "x"}))
     assert changes(old, new) == [
-        "the model was echo and is other now",
+        "the model was 'echo' and is 'other' now",
         "--limit was not given and is 3 now",
         "the default temperature was not given and is 0.7 now",
-        "the quantization was not given and is fp8 now",
+        "the quantization was not given and is 'fp8' now",
         "the template has changed",
-        "the tokenizer was not given and is x now",
+        "the tokenizer was not given and is 'x' now",
     ]
     assert changes(old, options.identity("2")) == ["the input has changed"], "an unknown engine is no difference"
+
+
+@pytest.mark.parametrize(
+    ("was", "now", "told"),
+    [
+        ("", "Rate {{ x }}", "--prompt was not given and is 'Rate {{ x }}' now"),
+        ("One\n{{ x }}", "Two", r"--prompt was 'One\n{{ x }}' and is 'Two' now"),
+        ("a" * 80 + "b", "a" * 80 + "cd", f"--prompt was '…{'a' * 20}b' and is '…{'a' * 20}cd' now"),
+        ("a" * 80, "b", f"--prompt was '{'a' * 60}…' and is 'b' now"),
+        ("a" * 500 + "b", "a" * 500 + "c", "--prompt has changed"),
+        ("a" * 500, "b", f"--prompt was '{'a' * 60}…' and is 'b' now"),
+    ],
+)
+def test_of_long_values_the_part_that_differs_is_said(options: RunOptions, was: str, now: str, told: str) -> None:
+    old, new = (replace(options, prompt=prompt or None).identity("1") for prompt in (was, now))
+    assert changes(old, new) == [told]
+
+
+def test_a_flag_that_changed_is_said(options: RunOptions) -> None:
+    old, new = options.identity("1"), replace(options, parse_control_tokens=True).identity("1")
+    assert changes(old, new) == ["--parse-control-tokens was not given and is given now"]
+    assert changes(new, old) == ["--parse-control-tokens was given and is not given now"]
 
 
 def test_an_output_is_locked_while_it_is_worked_on_whatever_the_store(tmp_path: Path) -> None:

@@ -1,0 +1,54 @@
+"""Earlier runs in the same store that have results for a new one: those of `batchfile.map` with other rows."""
+
+from contextlib import suppress
+from itertools import islice
+
+from batchfile.engine.identity import EngineIdentity
+from batchfile.errors import BatchDamaged, OutputTaken, SettingsError
+from batchfile.ledger import batches, keys
+from batchfile.ledger.base import Ledger
+from batchfile.ledger.parallel import in_order
+from batchfile.ledger.records import BatchRecord
+from batchfile.local import outputs, previous_batch
+from batchfile.local.options import OUTPUT
+from batchfile.local.previous_batch import why_refused
+from batchfile.plan.reuse_sources import LOOKED_AT_MAX, SOURCES_MAX
+from batchfile.store.open import local_path
+from batchfile.types import TENANT
+
+
+def earlier_runs(ledger: Ledger, engine: EngineIdentity | None, *, is_asked: bool) -> tuple[BatchRecord, ...]:
+    """The newest ones that `engine` has answered, each ended. `is_asked`: also those of which nobody knows the engine.
+
+    In a directory, one that was interrupted is ended, so that its results can be read; the call that made it takes them
+    over in its turn. In a bucket, another machine may be at work on it. Raises: StoreUnavailable.
+    """
+    entries = islice(ledger.store.list(keys.index_prefix(TENANT)), LOOKED_AT_MAX)
+    ids = [keys.index_batch_id(entry.key) for entry in entries]
+    found: list[BatchRecord] = []
+    for batch in in_order(ledger, lambda batch_id: _read(ledger, batch_id), ids):
+        if len(found) == SOURCES_MAX:
+            break
+        if batch is None or batch.state not in {"open", "ended"}:
+            continue
+        with suppress(BatchDamaged):
+            known = previous_batch.previous_of(ledger, batch)
+            if known.num_succeeded and why_refused(known.fingerprints, engine, is_asked=is_asked) is None:
+                ended = batch if batch.state == "ended" else _ended(ledger, batch)
+                found += [] if ended is None or ended.results is None else [ended]
+    return tuple(found)
+
+
+def _read(ledger: Ledger, batch_id: str) -> BatchRecord | None:
+    with suppress(BatchDamaged):
+        return batches.read_batch(ledger, batch_id)
+    return None
+
+
+def _ended(ledger: Ledger, batch: BatchRecord) -> BatchRecord | None:
+    """None: a process works on it, or may do so."""
+    if local_path(ledger.store.url) is None:
+        return None
+    with suppress(OutputTaken, SettingsError), outputs.lock_output(batch.metadata.get(OUTPUT)):
+        return previous_batch.end(ledger, batch)
+    return None
