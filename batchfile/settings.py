@@ -36,7 +36,18 @@ from batchfile.errors import SettingsError
 from batchfile.ledger.base import LOCAL, Limits
 from batchfile.ledger.keys import is_pool_name
 from batchfile.schemas.rules import schema_problem
-from batchfile.settings_tables import Api, ApiKey, InboxFiles, LocalRun, MediaAccess, Pool, Times, Webhook, expected
+from batchfile.settings_tables import (
+    Api,
+    ApiKey,
+    InboxFiles,
+    LocalRun,
+    MediaAccess,
+    Pool,
+    Times,
+    Webhook,
+    check_adapter_names,
+    expected,
+)
 from batchfile.types import NAME_RULE, RoutingTable
 
 CONFIG_FILE = "batchfile.toml"
@@ -144,24 +155,8 @@ class Settings(BaseSettings):
         return pools
 
     @model_validator(mode="after")
-    def _adapters_are_unique(self) -> "Settings":
-        """A request names a pool, a model, an alias or an adapter in one field, so each name has one meaning."""
-        owners: dict[str, str] = {}
-        for name, pool in self.pools.items():
-            for adapter in pool.lora:
-                if adapter in owners:
-                    where = f"both in pools.{owners[adapter]} and in pools.{name}"
-                    raise ValueError(f"lora: the adapter {adapter!r} is {where}; give one of them another name")
-                owners[adapter] = name
-        for name, pool in self.pools.items():
-            meanings = dict.fromkeys(pool.aliases, "an alias") | {pool.model: "the model", name: "the name"}
-            for taken in sorted(meanings.keys() & owners.keys()):
-                what = f"{meanings[taken]} of the pool {name!r}"
-                raise ValueError(f"pools.{owners[taken]}.lora: {taken!r} is {what} too; give the adapter another name")
-        return self
-
-    @model_validator(mode="after")
     def _stages_have_pools(self) -> "Settings":
+        check_adapter_names(self.pools)
         for stage, pool in self.stages.items():
             if pool not in self.pools:
                 known = ", ".join(sorted(self.pools))

@@ -150,6 +150,25 @@ class Pool(BaseModel):
         return self
 
 
+def check_adapter_names(pools: Mapping[str, Pool]) -> None:
+    """A request names a pool, a model, an alias or an adapter in one field, so each name has one meaning.
+
+    Raises: ValueError for an adapter whose name has another.
+    """
+    owners: dict[str, str] = {}
+    for name, pool in pools.items():
+        for adapter in pool.lora:
+            if adapter in owners:
+                where = f"both in pools.{owners[adapter]} and in pools.{name}"
+                raise ValueError(f"lora: the adapter {adapter!r} is {where}; give one of them another name")
+            owners[adapter] = name
+    for name, pool in pools.items():
+        meanings = dict.fromkeys(pool.aliases, "an alias") | {pool.model: "the model", name: "the name"}
+        for taken in sorted(meanings.keys() & owners.keys()):
+            what = f"{meanings[taken]} of the pool {name!r}"
+            raise ValueError(f"pools.{owners[taken]}.lora: {taken!r} is {what} too; give the adapter another name")
+
+
 class LocalRun(BaseModel):
     """Defaults of `batchfile run`; its options override them."""
 
