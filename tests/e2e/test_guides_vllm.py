@@ -194,7 +194,9 @@ OPTIONS = {
     "only http": asked("only http", chat_template="x"),
     "cut": asked("cut", RAW, prompt=LONG, truncate_prompt_tokens=2, return_token_ids=True),
     "echo": asked("echo", RAW, prompt="one two", echo=True),
-    "echo logprobs": asked("echo logprobs", RAW, prompt="one two", echo=True, logprobs=2, max_tokens=3, n=2),
+    "echo logprobs": asked(
+        "echo logprobs", RAW, prompt="one two", echo=True, logprobs=2, max_tokens=3, n=2, temperature=1
+    ),
     "echo alone": asked("echo alone", RAW, prompt="one two", echo=True, logprobs=2, max_tokens=0),
     "chat echo": asked(
         "chat echo",
