@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -15,15 +16,19 @@ import pytest
 
 from batchfile.engine.vllm.engine import VllmEngine
 from batchfile.engine.vllm.guides import checked_params
+from batchfile.engine.vllm.options import with_details
 from batchfile.engine.vllm.tasks import VllmOptions
 from batchfile.ledger import batches
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.keys import input_key
+from batchfile.lines.formats.openai_results import openai_file
+from batchfile.lines.result import encode_result
 from batchfile.plan.planner import plan_input
+from batchfile.request_options import Options
 from batchfile.runner.runner import Runner, RunnerOptions
 from batchfile.schemas import compile
 from batchfile.store.memory import MemoryStore
-from batchfile.types import Defaults, RoutingTable
+from batchfile.types import Choice, Completion, Defaults, RoutingTable, Usage
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]
 
@@ -164,6 +169,40 @@ def test_checked_parameters_are_vllms_own_on_the_wire_and_are_not_checked_again(
     assert callable(getattr(SamplingParams, "verify", None))
 
 
+@pytest.mark.parametrize("options", [{}, {"return_tokens_as_token_ids": True}, {"logprobs": 0}, {"logprobs": -1}])
+@pytest.mark.parametrize("drops_answer", [False, True])
+def test_log_probabilities_of_an_echoed_prompt_are_as_vllms_server_writes_them(
+    options: dict[str, Any], drops_answer: bool
+) -> None:
+    from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
+    from vllm.logprobs import Logprob
+
+    def step(*tokens: int) -> dict[int, Logprob]:
+        return {token: Logprob(-float(token), rank, f"<{token}>") for rank, token in enumerate(tokens, 1)}
+
+    prompt, answer = [7, 8], [5, 6]
+    told, steps = [None, step(8, 1, 2, 3)], [step(5, 1, 2, 3), step(6, 9, 1, 2)]
+    given = {"logprobs": 2, "echo": True, **options}
+    made = Completion(choices=(Choice("", "max_tokens"),), usage=Usage(), kind="completion")
+    output = SimpleNamespace(outputs=[SimpleNamespace(token_ids=answer, logprobs=steps)], prompt_logprobs=told)
+    made = with_details(
+        made, output, prompt, Options(sent=given, **given), lambda token: f"<{token}>", drops_answer=drops_answer
+    )
+    line = encode_result("a", made, "m") + b"\n"
+    [row] = openai_file([line], batch_id="batch_1", created=1, is_output=None)
+    theirs = OpenAIServingCompletion._create_completion_logprobs(
+        SimpleNamespace(  # type: ignore[arg-type]
+            return_tokens_as_token_ids=False, _get_decoded_token=OpenAIServingCompletion._get_decoded_token
+        ),
+        token_ids=prompt if drops_answer else [*prompt, *answer],
+        top_logprobs=told if drops_answer else [*told, *steps],
+        num_output_top_logprobs=given["logprobs"],
+        tokenizer=SimpleNamespace(decode=lambda token: f"<{token}>"),  # type: ignore[arg-type]
+        return_as_token_id=given.get("return_tokens_as_token_ids"),
+    )
+    assert json.loads(row)["response"]["body"]["choices"][0]["logprobs"] == theirs.model_dump()
+
+
 def asked(name: str, url: str = "/v1/chat/completions", **body: Any) -> str:
     talk: dict[str, Any] = {} if url == "/v1/responses" else {"max_tokens": 6}
     if url == "/v1/chat/completions":
@@ -195,7 +234,9 @@ OPTIONS = {
     "cut": asked("cut", RAW, prompt=LONG, truncate_prompt_tokens=2, return_token_ids=True),
     "echo": asked("echo", RAW, prompt="one two", echo=True),
     "echo logprobs": asked(
-        "echo logprobs", RAW, prompt="one two", echo=True, logprobs=2, max_tokens=3, n=2, temperature=1
+        *("echo logprobs", RAW),
+        **{"prompt": "one two", "echo": True, "logprobs": 2, "max_tokens": 3, "n": 2},
+        **{"temperature": 1, "allowed_token_ids": [28]},
     ),
     "echo alone": asked("echo alone", RAW, prompt="one two", echo=True, logprobs=2, max_tokens=0),
     "chat echo": asked(
