@@ -4,19 +4,20 @@ import base64
 import struct
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from batchfile.engine.open import engine_factory
 from batchfile.engine.vllm.adapters import Adapters
-from batchfile.engine.vllm.pooling import Pooling
+from batchfile.engine.vllm.pooling import Pooling, Texts
 from batchfile.engine.vllm.tasks import VllmOptions
 from batchfile.errors import InvalidRequest, SettingsError
 from batchfile.request_options import Options
 from batchfile.types import Completion, Raw, Request
 from tests.e2e.test_embedding_vllm import request, run
-from tests.tiny_encoders import LABELS, make
+from tests.tiny_encoders import LABELS, make, tokenizer
 from tests.unit.test_requests import parsed
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]
@@ -161,6 +162,20 @@ def test_a_template_around_a_pair(cross_encoder: Any, cross_encoder_dir: Path, t
         done |= {finished.key: finished.outcome for finished in cross_encoder.step()}
     for key, text in enumerate(("is it red and blue", "what good red and blue")):
         assert numbers(done[key]) == [pytest.approx([reference.score(text)], abs=0.01)]
+
+
+@pytest.mark.parametrize("parses", [False, True])
+def test_control_tokens_in_a_template_around_a_pair_are_text_unless_the_pool_parses_them(
+    tmp_path: Path, parses: bool
+) -> None:
+    (tmp_path / "pair.jinja").write_text("[CLS]" + TEMPLATE + "[SEP]")
+    words = tokenizer()
+    options = VllmOptions(model="m", chat_template=str(tmp_path / "pair.jinja"), parse_control_tokens=parses)
+    texts = Texts(words, SimpleNamespace(use_sep_token=True), options, 64)
+    plain = texts.pair("red", "blue", {}, adds=False, keep=None).token_ids
+    found = texts.pair("red [SEP] one", "blue", {}, adds=False, keep=None).token_ids
+    assert plain.count(words.sep_token_id) == 1
+    assert found.count(words.sep_token_id) == 1 + parses
 
 
 def test_a_model_for_another_task_is_named(classifier: Any) -> None:

@@ -89,7 +89,7 @@ PLACES = {
     "engine.vllm.engine engine.vllm.identity engine.vllm.tasks testing.faulty_echo",
     "batchfile/engine/http/": "errors types request_media engine.base engine.fit engine.prompts engine.tool_wire",
     "batchfile/engine/vllm/": "errors endpoints types request_media request_options child_env schemas engine.base "
-    "engine.fit engine.identity engine.prompts engine.tool_wire",
+    "engine.control_tokens engine.fit engine.identity engine.prompts engine.tool_wire",
     "batchfile/ledger/": "errors types clock store.base lines.envelope lines.failures lines.framing lines.result",
     "batchfile/settings_tables.py": "types ledger.keys",
     "batchfile/settings.py": "errors types env_aliases schemas.rules ledger.base ledger.keys settings_tables",

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from batchfile.engine.control_tokens import ControlTokens
 from batchfile.engine.fit import (
     check_inputs,
     check_options,
@@ -64,7 +65,7 @@ class Pooling:
         self._adapters = adapters
         tokenizer = llm.get_tokenizer()
         self._prompts = RawPrompts(copy.deepcopy(tokenizer))
-        self._texts = _Texts(copy.deepcopy(tokenizer), config, options, self._max_model_len)
+        self._texts = Texts(copy.deepcopy(tokenizer), config, options, self._max_model_len)
         self._side: str = tokenizer.truncation_side
         self._policy: str = llm.llm_engine.vllm_config.scheduler_config.policy
 
@@ -179,7 +180,7 @@ class Pooling:
         return found
 
 
-class _Texts:
+class Texts:
     """Encodes texts as a Hugging Face tokenizer does with all its options. Thread-safe."""
 
     def __init__(self, tokenizer: Any, config: Any, options: VllmOptions, max_model_len: int) -> None:
@@ -189,13 +190,21 @@ class _Texts:
         self._template = None if options.chat_template is None else read_template(options.chat_template)
         self._separates: bool = getattr(config, "use_sep_token", True)
         self._has_types = "token_type_ids" in getattr(tokenizer, "model_input_names", ())
+        self._control_tokens = None
+        if self._template is not None and not options.parse_control_tokens:
+            known = copy.deepcopy(tokenizer)
+            known.chat_template = self._template
+            self._control_tokens = ControlTokens(known, getattr(known, "backend_tokenizer", None))
 
     @property
     def has_template(self) -> bool:
         return self._template is not None
 
     def pair(self, one: str, other: str, arguments: Mapping[str, Any], *, adds: bool, keep: int | None) -> _Encoded:
-        """The two texts as one prompt: in the pool's template, or next to each other. Raises: InvalidRequest."""
+        """The two texts as one prompt: in the pool's template, or next to each other.
+
+        As in conversations, control tokens in texts are text in a template. Raises: InvalidRequest.
+        """
         if self._template is None:
             return (
                 self.encode(one, other, adds=adds, keep=keep)
@@ -203,6 +212,9 @@ class _Texts:
                 else self.encode(one + other, None, adds=adds, keep=keep)
             )
         turns = [{"role": "query", "content": one}, {"role": "document", "content": other}]
+        hidden = None if self._control_tokens is None else self._control_tokens.hide(turns, arguments)
+        if hidden is not None:
+            turns, arguments = hidden.turns, hidden.arguments
         try:
             with self._lock:
                 text = self._tokenizer.apply_chat_template(
@@ -210,6 +222,8 @@ class _Texts:
                 )
         except Exception as error:  # a template is a program and may raise anything
             raise InvalidRequest(f"The pool's chat template rejected this pair: {error}") from error
+        if self._control_tokens is not None and hidden is not None:
+            return _Encoded(self._control_tokens.encode(text, adds_special_tokens=adds))
         return self.encode(text, None, adds=adds, keep=keep)
 
     def encode(self, one: str, other: str | None, *, adds: bool, keep: int | None) -> _Encoded:
