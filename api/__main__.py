@@ -18,7 +18,7 @@ from batchfile.settings import CONFIG_VARIABLE, Settings, load_settings
 
 from .app import create_app
 from .http.auth import AuthMiddleware
-from .http.connections import Connection, Connections, raise_file_limit
+from .http.connections import Connections, ServerConnection, raise_file_limit
 from .ops.store_health import opened
 
 LOOPBACK = "127.0.0.1"
@@ -57,7 +57,7 @@ def main(arguments: list[str] | None = None, prog: str = f"python -m {__package_
     limits = Connections(connections_max=CONNECTIONS_MAX, idle_bytes_max=HEADER_BYTES_MAX, wait_s=KEEP_ALIVE_S)
     config = uvicorn.Config(
         auth_middleware,
-        http=partial(Connection, all_of_them=limits),  # type: ignore[arg-type]  # it is only called
+        http=partial(ServerConnection, all_of_them=limits),  # type: ignore[arg-type]  # it is only called
         ws="none",
         log_config=None,
         access_log=False,

@@ -40,7 +40,7 @@ FILES_MAX = 20_000  # in the cache; about 500 bytes each
 
 
 @dataclass(frozen=True, slots=True)
-class Page:
+class SnapshotPage:
     """Batches, newest first. `has_more`: there are more in the requested direction."""
 
     data: list[BatchSnapshot]
@@ -116,7 +116,7 @@ class Service:
         after: str | None = None,
         before: str | None = None,
         shown: Shown | None = None,
-    ) -> Page:
+    ) -> SnapshotPage:
         """At most `limit` batches: the next ones older than `after`, or the next ones newer than `before`.
 
         `shown`: which batches the listing includes. A cursor may be a batch that the listing excludes, or one that was
@@ -141,7 +141,7 @@ class Service:
         if refusals and len(refusals) == len(found):
             raise refusals[0]
         data = found[:limit] if before is None else found[:limit][::-1]
-        return Page(data, has_more=len(found) > limit)
+        return SnapshotPage(data, has_more=len(found) > limit)
 
     def ended(self, caller: Caller, batch_id: str) -> BatchRecord:
         """Raises: Refusal 404, or 400 while it has not ended."""

@@ -164,20 +164,20 @@ class Janitor:
         if batch.state != "ended":
             ended = self._move_on(found)
             if ended is None or ended.state != "ended":
-                self._tell(ended or batch, found.status)
+                self._notify(ended or batch, found.status)
                 return 0.0
             batch = ended
         if batch_id not in self._ended:
             self._ended.add(batch_id)
             self._on_ended(batch)
-        is_told = self._tell(batch, found.status)
+        is_notified = self._notify(batch, found.status)
         left_s = retention.kept_for_s(self._ledger, batch)
         if left_s > 0:
-            return min(left_s, RELOOK_S) if is_told else 0.0
+            return min(left_s, RELOOK_S) if is_notified else 0.0
         retention.delete(self._ledger, batch_id)
         return self._ledger.limits.download_grace_s
 
-    def _tell(self, batch: BatchRecord, status: BatchStatus) -> bool:
+    def _notify(self, batch: BatchRecord, status: BatchStatus) -> bool:
         """Update the outbox. False: another process is writing it, and may die."""
         try:
             if batch.state == "ended":

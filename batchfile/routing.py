@@ -1,6 +1,6 @@
 """Decides which pool a request goes to. Pure; used by planner and runner."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from batchfile.endpoints import SERVED, URLS, listed, tasks_for
 from batchfile.errors import InvalidRequest, SettingsError
@@ -37,6 +37,25 @@ def route(table: RoutingTable, *, stage: str | None, hint: str | None, model: st
     raise NamesNoPool(
         f"no pool given: set a stage ({_names(table.stages)}), metadata.model_hint or model ({pools})", pools
     )
+
+
+def check_adapter_names(table: RoutingTable, adapters: Mapping[str, Collection[str]]) -> None:
+    """A request names a pool, a model, an alias or an adapter in one field, so each name has one meaning.
+
+    `adapters`: those of each pool. Raises: ValueError for an adapter whose name has another meaning.
+    """
+    owners: dict[str, str] = {}
+    for pool, names in adapters.items():
+        for name in names:
+            if name in owners:
+                where = f"both in pools.{owners[name]} and in pools.{pool}"
+                raise ValueError(f"lora: the adapter {name!r} is {where}; give one of them another name")
+            owners[name] = pool
+    for pool, (model, *aliases) in table.pools.items():
+        meanings = dict.fromkeys(aliases, "an alias") | {model: "the model", pool: "the name"}
+        for taken in sorted(meanings.keys() & owners.keys()):
+            what = f"{meanings[taken]} of the pool {pool!r}"
+            raise ValueError(f"pools.{owners[taken]}.lora: {taken!r} is {what} too; give the adapter another name")
 
 
 def check_endpoint(table: RoutingTable, pool: str, kind: Kind | None) -> None:

@@ -8,9 +8,10 @@ import ipaddress
 import socket
 import ssl
 from contextlib import suppress
-from urllib.parse import SplitResult
+from urllib.parse import SplitResult, quote
 
 SOCKET_S = 10.0  # for each step
+_IN_TARGET = "!#$%&'()*+,/:;=?@[]~"  # and letters, digits and -._ (RFC 3986); % for what is encoded already
 
 _UNICAST = ipaddress.IPv6Network("2000::/3")  # all global unicast addresses that IANA has assigned
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")  # RFC 6052: the last 32 bits are an IPv4 address
@@ -61,8 +62,8 @@ def connect(parts: SplitResult, *, allow_private: bool) -> "Pinned | None":
 
 
 def target_of(parts: SplitResult) -> str:
-    """What a request line names: the path and the query."""
-    return (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    """What a request line names: the path and the query, where spaces and other letters than ASCII are encoded."""
+    return quote((parts.path or "/") + (f"?{parts.query}" if parts.query else ""), safe=_IN_TARGET)
 
 
 class Pinned(http.client.HTTPConnection):
@@ -73,17 +74,24 @@ class Pinned(http.client.HTTPConnection):
         self._address = address
         self._is_tls = is_tls
         self._cuttable: socket.socket | None = None
+        self._is_cut = False
         if is_tls:
             self.default_port = 443  # so that the Host header omits it
 
     def connect(self) -> None:
         self.sock = socket.create_connection((self._address, self.port), SOCKET_S)
         if self._is_tls:
-            self.sock = ssl.create_default_context().wrap_socket(self.sock, server_hostname=self.host)
+            context = ssl.create_default_context()
+            self.sock = context.wrap_socket(self.sock, server_hostname=self.host, do_handshake_on_connect=False)
         self._cuttable = self.sock  # a response without a length clears `sock` as it begins
+        if self._is_cut:
+            raise TimeoutError("timed out")
+        if isinstance(self.sock, ssl.SSLSocket):
+            self.sock.do_handshake()
 
     def cut(self) -> None:
         """Call it from another thread: pending socket operations fail at once."""
+        self._is_cut = True
         with suppress(OSError):
             if self._cuttable is not None:
-                self._cuttable.shutdown(socket.SHUT_RDWR)
+                socket.socket.shutdown(self._cuttable, socket.SHUT_RDWR)  # SSLSocket's is for one thread

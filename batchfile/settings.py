@@ -14,14 +14,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import (
-    BaseModel,
-    Field,
-    PrivateAttr,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import BaseModel, Field, PrivateAttr, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
@@ -35,6 +28,7 @@ from batchfile import env_aliases
 from batchfile.errors import SettingsError
 from batchfile.ledger.base import LOCAL, Limits
 from batchfile.ledger.keys import is_pool_name
+from batchfile.routing import check_adapter_names
 from batchfile.schemas.rules import schema_problem
 from batchfile.settings_tables import (
     Api,
@@ -42,10 +36,9 @@ from batchfile.settings_tables import (
     InboxFiles,
     LocalRun,
     MediaAccess,
-    Pool,
+    PoolSettings,
     Times,
     Webhook,
-    check_adapter_names,
     expected,
 )
 from batchfile.types import NAME_RULE, RoutingTable
@@ -91,7 +84,7 @@ class Settings(BaseSettings):
         ),
     )
     run: LocalRun = LocalRun()
-    pools: dict[str, Pool] = Field(
+    pools: dict[str, PoolSettings] = Field(
         description="The runners of one model, by the pool's name. A file with pools replaces the built-in ones."
     )
     stages: dict[str, str] = Field(description="The pool of a stage. A file with stages replaces the built-in ones.")
@@ -124,8 +117,9 @@ class Settings(BaseSettings):
     media: dict[str, MediaAccess] = Field(
         default_factory=dict,
         description=(
-            "From where the requests of a tenant may name images, audio and documents, by tenant; `default` for a "
-            "service without keys. Set it where the runners read their settings. Without a table, from nowhere."
+            "From where the requests of a tenant may name images, audio and documents, and their limits, by tenant; "
+            "`default` for a service without keys. Set it where the runners read their settings. Without a table, from "
+            "nowhere. `batchfile run` reads from everywhere, with the limits of `default`."
         ),
     )
     inbox: InboxFiles = InboxFiles()
@@ -146,7 +140,7 @@ class Settings(BaseSettings):
 
     @field_validator("pools")
     @classmethod
-    def _names_fit_keys(cls, pools: dict[str, Pool]) -> dict[str, Pool]:
+    def _names_fit_keys(cls, pools: dict[str, PoolSettings]) -> dict[str, PoolSettings]:
         if not pools:
             raise ValueError("at least one pool is needed")
         for name in pools:
@@ -156,7 +150,7 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _stages_have_pools(self) -> "Settings":
-        check_adapter_names(self.pools)
+        check_adapter_names(self.routing(), {name: pool.lora for name, pool in self.pools.items()})
         for stage, pool in self.stages.items():
             if pool not in self.pools:
                 known = ", ".join(sorted(self.pools))
@@ -194,12 +188,15 @@ class Settings(BaseSettings):
     @property
     def own_pools(self) -> frozenset[str]:
         """Those that somebody has set: not the built-in ones as they are."""
-        built_in = {name: Pool.model_validate(table) for name, table in DEFAULT_POOLS.items()}
+        built_in = {name: PoolSettings.model_validate(table) for name, table in DEFAULT_POOLS.items()}
         return frozenset(name for name, pool in self.pools.items() if pool != built_in.get(name))
 
     def schema_of(self, stage: str | None) -> dict[str, Any] | None:
         """The JSON schema for the answers of this stage, as it was at the start; None: any text is accepted."""
         return self._schemas.get(stage or "")
+
+    def media_of(self, tenant: str) -> MediaAccess:
+        return self.media.get(tenant, MediaAccess())
 
     def ledger_limits(self, *, is_local: bool, is_service: bool = False) -> Limits:
         """The protocol's times: the defaults of the kind of store and use, overridden by the settings.
@@ -369,7 +366,7 @@ def _no_json(cause: BaseException | None) -> str:
 
 def _nearest(location: tuple[int | str, ...]) -> str:
     owners: dict[str, type[BaseModel]] = {
-        "pools": Pool,
+        "pools": PoolSettings,
         "run": LocalRun,
         "limits": Times,
         "api": Api,

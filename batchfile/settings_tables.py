@@ -22,6 +22,7 @@ from pydantic import (
 )
 
 from batchfile.ledger.keys import is_pool_name
+from batchfile.media.rules import DEFAULT_LIMITS, PIXELS_MAX, MediaLimits
 from batchfile.types import NAME_RULE, EngineKind, Task
 
 TOMBSTONE_S_MIN = 2 * 3600.0  # twice the time after which a create is abandoned
@@ -73,7 +74,7 @@ _BOUNDS = {
 _STRICT = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class Pool(BaseModel):
+class PoolSettings(BaseModel):
     """The runners that serve one model."""
 
     model_config = _STRICT
@@ -134,7 +135,7 @@ class Pool(BaseModel):
     )
 
     @model_validator(mode="after")
-    def _has_address(self) -> "Pool":
+    def _has_address(self) -> "PoolSettings":
         if self.engine == "http" and not self.base_url:
             raise ValueError("a pool with engine = 'http' needs a base_url")
         if self.engine == "http" and self.lora:
@@ -148,25 +149,6 @@ class Pool(BaseModel):
         if self.engine == "http" and self.revision:
             raise ValueError("revision is for models that are loaded here; its endpoint chooses that of an http pool")
         return self
-
-
-def check_adapter_names(pools: Mapping[str, Pool]) -> None:
-    """A request names a pool, a model, an alias or an adapter in one field, so each name has one meaning.
-
-    Raises: ValueError for an adapter whose name has another.
-    """
-    owners: dict[str, str] = {}
-    for name, pool in pools.items():
-        for adapter in pool.lora:
-            if adapter in owners:
-                where = f"both in pools.{owners[adapter]} and in pools.{name}"
-                raise ValueError(f"lora: the adapter {adapter!r} is {where}; give one of them another name")
-            owners[adapter] = name
-    for name, pool in pools.items():
-        meanings = dict.fromkeys(pool.aliases, "an alias") | {pool.model: "the model", name: "the name"}
-        for taken in sorted(meanings.keys() & owners.keys()):
-            what = f"{meanings[taken]} of the pool {name!r}"
-            raise ValueError(f"pools.{owners[taken]}.lora: {taken!r} is {what} too; give the adapter another name")
 
 
 class LocalRun(BaseModel):
@@ -316,21 +298,45 @@ class MediaAccess(BaseModel):
     allow: tuple[str, ...] = Field(
         default=(),
         description=(
-            "Hosts, with a port unless it is the usual one, and buckets with a prefix: `images.example`, "
+            "Hosts, with a port unless it is the usual one, and buckets or folders in them: `images.example`, "
             "`images.example:8443`, `s3://photos/public/`. The service's own bucket only below `inbox/TENANT/`."
         ),
     )
     allow_private: bool = Field(
         default=False, description="Read also from an address that is not reachable from the internet."
     )
+    object_bytes_max: int = Field(default=DEFAULT_LIMITS.object_bytes, ge=1, description="Bytes of an object.")
+    pixels_max: int = Field(
+        default=DEFAULT_LIMITS.pixels,
+        ge=1,
+        le=PIXELS_MAX,
+        description="Pixels of an image, for engines that decode it.",
+    )
+    objects_max: int = Field(
+        default=DEFAULT_LIMITS.objects, ge=1, description="Images, recordings and documents of a request."
+    )
+    request_bytes_max: int = Field(
+        default=DEFAULT_LIMITS.request_bytes,
+        ge=1,
+        description="Bytes in memory of the media of a request: four for each pixel of an image.",
+    )
 
     @field_validator("allow")
     @classmethod
     def _are_places(cls, allow: tuple[str, ...]) -> tuple[str, ...]:
         for place in allow:
-            if not re.fullmatch(r"s3://[^/\s?#@]+(/[^\s?#]*)?|[^/\s?#@:]+(:\d+)?", place):
-                raise ValueError(f"{place!r} must be a host, such as images.example, or s3://BUCKET/PREFIX/")
+            if not re.fullmatch(r"s3://[^/\s?#@*]+(/[^\s?#]*)?|[^/\s?#@:*]+(:\d+)?", place):
+                raise ValueError(f"{place!r} must be a host, such as images.example, or s3://BUCKET/FOLDER/")
         return allow
+
+    @property
+    def limits(self) -> MediaLimits:
+        return MediaLimits(
+            object_bytes=self.object_bytes_max,
+            pixels=self.pixels_max,
+            request_bytes=self.request_bytes_max,
+            objects=self.objects_max,
+        )
 
 
 class Api(BaseModel):

@@ -124,10 +124,10 @@ def _watch(near: int, patience_s: Callable[[int], float], end: Callable[[int], N
             end(last)
         if not select.select([near], [], [], min(left_s, 3600.0))[0]:
             continue
-        heard = os.read(near, 64)
-        if _OVER in heard:
+        received = os.read(near, 64)
+        if _OVER in received:
             return
-        ours = [number for number in heard if number in NUMBERS]
+        ours = [number for number in received if number in NUMBERS]
         if ours:
             num, last = num + len(ours), ours[-1]
             deadline = min(deadline, time.monotonic() + patience_s(num))

@@ -32,7 +32,7 @@ from local_setup.progress import say
 from batchfile.engine.vllm.cpu import BIND, KV_CACHE, core_shares, read_cpu
 from batchfile.errors import SettingsError
 from batchfile.settings import CONFIG_VARIABLE, load_settings
-from batchfile.settings_tables import Pool
+from batchfile.settings_tables import PoolSettings
 from batchfile.signals import on_stop
 
 CONFIG = ROOT / "examples" / "service.toml"
@@ -61,18 +61,18 @@ class Stopped(Exception):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Part:
+class ServiceProcess:
     name: str
     process: subprocess.Popen[bytes]
     log: Path
 
 
-class Machine:
+class ServiceProcesses:
     """The processes of the service, in separate sessions, so that Ctrl-C reaches them only through this process."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._parts: list[Part] = []
+        self._parts: list[ServiceProcess] = []
         self._stopped = threading.Event()
         on_stop(self._stopped.set)
 
@@ -89,7 +89,7 @@ class Machine:
                 start_new_session=True,
                 preexec_fn=partial(end_with_parent, os.getpid()) if sys.platform == "linux" else None,  # noqa: PLW1509  # single-threaded
             )
-        self._parts.append(Part(name=name, process=process, log=log))
+        self._parts.append(ServiceProcess(name=name, process=process, log=log))
 
     def until(self, what: str, is_so: Callable[[], bool]) -> None:
         """Waits. Raises: Stopped, also if it takes too long."""
@@ -105,8 +105,8 @@ class Machine:
         for part in self._parts:
             code = part.process.poll()
             if code is not None:
-                told = part.log.read_text(errors="replace")[-LOG_CHARS_SHOWN:]
-                raise Stopped(f"{part.name} exited with {code}. The end of {part.log}:\n{told}")
+                end = part.log.read_text(errors="replace")[-LOG_CHARS_SHOWN:]
+                raise Stopped(f"{part.name} exited with {code}. The end of {part.log}:\n{end}")
         if self._stopped.is_set():
             raise Stopped
 
@@ -150,7 +150,7 @@ def is_pool_up(url: str, pool: str) -> bool:
         return False
 
 
-def start_s3(machine: Machine) -> str:
+def start_s3(machine: ServiceProcesses) -> str:
     """Starts an in-memory S3 server. Returns the URL of a store in it."""
     program = Path(sys.executable).with_name("ministack")
     if not program.is_file():
@@ -169,7 +169,7 @@ def start_s3(machine: Machine) -> str:
     return f"s3://{BUCKET}/service?endpoint={url}&region=us-east-1"
 
 
-def pool_environ(pools: dict[str, Pool]) -> dict[str, dict[str, str]]:
+def pool_environ(pools: dict[str, PoolSettings]) -> dict[str, dict[str, str]]:
     """The variables that let real engines share a machine: a local model and separate cores for each pool.
 
     Without them, vLLM runs every engine of a machine without a GPU on the same cores.
@@ -186,7 +186,7 @@ def pool_environ(pools: dict[str, Pool]) -> dict[str, dict[str, str]]:
     return found
 
 
-def start_all(machine: Machine, args: argparse.Namespace) -> str:
+def start_all(machine: ServiceProcesses, args: argparse.Namespace) -> str:
     """Starts everything. Returns the URL of the API when all pools are up."""
     pools = load_settings().pools
     store = start_s3(machine) if args.s3 else args.store or str(args.folder.absolute() / "store")
@@ -211,7 +211,7 @@ def start_all(machine: Machine, args: argparse.Namespace) -> str:
     return url
 
 
-def run_command(machine: Machine, command: list[str], url: str) -> int:
+def run_command(machine: ServiceProcesses, command: list[str], url: str) -> int:
     environ = {**os.environ, "LOCAL_BATCH_URL": url, "no_proxy": "127.0.0.1", "NO_PROXY": "127.0.0.1"}
     process = subprocess.Popen(command, env=environ)
     try:
@@ -228,7 +228,7 @@ def run_command(machine: Machine, command: list[str], url: str) -> int:
 def serve(args: argparse.Namespace) -> int:
     os.environ[CONFIG_VARIABLE] = str(args.config.absolute())
     args.folder.mkdir(parents=True, exist_ok=True)
-    machine = Machine(args.folder)
+    machine = ServiceProcesses(args.folder)
     started = time.monotonic()
     try:
         url = start_all(machine, args)

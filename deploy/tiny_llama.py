@@ -8,12 +8,13 @@ It runs in vLLM like a large model, with meaningless output: a second model to t
 import shutil
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from local_setup.model import model_dir
 from local_setup.places import SetupError, models_dir
 from local_setup.process import run
-from local_setup.progress import Progress, say
+from local_setup.progress import SetupProgress, say
 
 NAME = "tiny-random-llama"
 
@@ -41,27 +42,37 @@ tokenizer.save_pretrained(target)
 """
 
 
-def make() -> Path:
-    """The folder of the model. Raises: SetupError, also if the demo model is missing."""
-    target = models_dir() / NAME
+def made(name: str, recipe: str) -> Path:
+    """The folder of a model. Raises: SetupError, also if the demo model is missing."""
+    target = models_dir() / name
     if target.is_dir():
         return target
     if not model_dir().is_dir():
         raise SetupError(f"No model in {model_dir()}, whose tokenizer is needed; run `just setup` once.")
-    progress = Progress()
+    progress = SetupProgress()
     with tempfile.TemporaryDirectory(prefix=".make-", dir=models_dir()) as scratch:
-        made = Path(scratch, NAME)
-        command = [sys.executable, "-c", MAKE, str(model_dir()), str(made)]
-        hint = f"The model {NAME} could not be created. Run the same command again."
-        progress.step(f"model {NAME}", lambda: run(command, progress, disk=models_dir(), hint=hint))
+        folder = Path(scratch, name)
+        command = [sys.executable, "-c", recipe, str(model_dir()), str(folder)]
+        hint = f"The model {name} could not be created. Run the same command again."
+        progress.step(f"model {name}", lambda: run(command, progress, disk=models_dir(), hint=hint))
         if not target.is_dir():  # another process may have been faster
-            shutil.move(made, target)
+            shutil.move(folder, target)
     return target
 
 
-if __name__ == "__main__":
+def make() -> Path:
+    return made(NAME, MAKE)
+
+
+def main(make: Callable[[], Path]) -> int:
+    """Print the path of the model."""
     try:
         sys.stdout.write(f"{make()}\n")
     except SetupError as error:
         say(str(error))
-        sys.exit(1)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(make))

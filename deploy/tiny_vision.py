@@ -6,15 +6,9 @@ It runs in vLLM like a large one (architecture Idefics3) and reads images, with 
 such models, its chat template takes only lists of parts.
 """
 
-import shutil
 import sys
-import tempfile
-from pathlib import Path
 
-from local_setup.model import model_dir
-from local_setup.places import SetupError, models_dir
-from local_setup.process import run
-from local_setup.progress import Progress, say
+from tiny_llama import made, main
 
 NAME = "tiny-random-vision"
 
@@ -79,28 +73,5 @@ Idefics3ForConditionalGeneration(config).to(torch.bfloat16).save_pretrained(targ
 Idefics3Processor(images, tokenizer, image_seq_len=4, chat_template=TEMPLATE).save_pretrained(target)
 """
 
-
-def make() -> Path:
-    """The folder of the model. Raises: SetupError, also if the demo model is missing."""
-    target = models_dir() / NAME
-    if target.is_dir():
-        return target
-    if not model_dir().is_dir():
-        raise SetupError(f"No model in {model_dir()}, whose tokenizer is needed; run `just setup` once.")
-    progress = Progress()
-    with tempfile.TemporaryDirectory(prefix=".make-", dir=models_dir()) as scratch:
-        made = Path(scratch, NAME)
-        command = [sys.executable, "-c", MAKE, str(model_dir()), str(made)]
-        hint = f"The model {NAME} could not be created. Run the same command again."
-        progress.step(f"model {NAME}", lambda: run(command, progress, disk=models_dir(), hint=hint))
-        if not target.is_dir():  # another process may have been faster
-            shutil.move(made, target)
-    return target
-
-
 if __name__ == "__main__":
-    try:
-        sys.stdout.write(f"{make()}\n")
-    except SetupError as error:
-        say(str(error))
-        sys.exit(1)
+    sys.exit(main(lambda: made(NAME, MAKE)))

@@ -10,7 +10,7 @@ import structlog
 from batchfile import logs
 from batchfile.errors import BatchfileError, SettingsError, StoreError, StoreUnavailable, install_hint
 
-from .options import PROG, Options, parse
+from .options import PROG, ProgramOptions, parse
 
 log = structlog.get_logger()
 
@@ -37,7 +37,7 @@ def main(arguments: list[str], prog: str = PROG) -> int:
         return FAILED
 
 
-def _run(options: Options) -> int:
+def _run(options: ProgramOptions) -> int:
     if options.slot is None:
         from .supervisor import supervise
 

@@ -6,16 +6,16 @@ from batchfile.inbox.keys import INBOX_PREFIX
 from batchfile.ledger.records import BatchRecord
 from batchfile.media.rules import MediaRules, OwnBucket
 from batchfile.settings import Settings
-from batchfile.settings_tables import MediaAccess
 
 
 def media_rules(settings: Settings, store_url: str, batch: BatchRecord) -> MediaRules:
-    access = settings.media.get(batch.tenant, MediaAccess())
+    access = settings.media_of(batch.tenant)
     return MediaRules(
         tenant=batch.tenant,
         allow=access.allow,
         allow_private=access.allow_private,
         own_bucket=_own_bucket(store_url, batch.tenant),
+        limits=access.limits,
     )
 
 

@@ -9,7 +9,7 @@ from batchfile.engine.base import EngineFactory
 from batchfile.engine.open import engine_factory
 from batchfile.errors import SettingsError
 from batchfile.settings import CONFIG_VARIABLE, Settings
-from batchfile.settings_tables import Pool
+from batchfile.settings_tables import PoolSettings
 from batchfile.types import EngineKind
 
 METRICS_PORT = 9400
@@ -27,7 +27,7 @@ one stops without waiting."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
+class ProgramOptions:
     """`metrics_port`: of slot 0, and one more for each slot; 0: no metrics; None: the first free port from
     METRICS_PORT on. `slot` None: the supervisor.
 
@@ -57,7 +57,7 @@ class Options:
         return {"pool": self.pool} | ({} if self.slot is None else {"slot": self.slot})
 
 
-def parse(arguments: list[str], prog: str = PROG) -> Options:
+def parse(arguments: list[str], prog: str = PROG) -> ProgramOptions:
     """Puts `--config` into the environment, which the children inherit. Exits with 2 if an argument is invalid."""
     parser = argparse.ArgumentParser(
         prog=prog,
@@ -81,7 +81,7 @@ def parse(arguments: list[str], prog: str = PROG) -> Options:
     given = vars(parser.parse_args(arguments))
     if config := given.pop("config"):
         os.environ[CONFIG_VARIABLE] = config
-    return Options(**given, arguments=tuple(arguments))
+    return ProgramOptions(**given, arguments=tuple(arguments))
 
 
 def positive(text: str) -> int:
@@ -105,7 +105,7 @@ def seconds(text: str) -> float:
     return number
 
 
-def pool_of(settings: Settings, name: str) -> Pool:
+def pool_of(settings: Settings, name: str) -> PoolSettings:
     """Raises: SettingsError that names the existing pools."""
     found = settings.pools.get(name)
     if found is None:
@@ -113,7 +113,7 @@ def pool_of(settings: Settings, name: str) -> Pool:
     return found
 
 
-def kind_of(pool: Pool, options: Options) -> EngineKind:
+def kind_of(pool: PoolSettings, options: ProgramOptions) -> EngineKind:
     """Raises: SettingsError if the HTTP engine has no base_url."""
     kind = options.engine or pool.engine
     if kind == "http" and not pool.base_url:
@@ -121,7 +121,7 @@ def kind_of(pool: Pool, options: Options) -> EngineKind:
     return kind
 
 
-def factory_of(pool: Pool, kind: EngineKind, stall_s: float = 600.0) -> EngineFactory:
+def factory_of(pool: PoolSettings, kind: EngineKind, stall_s: float = 600.0) -> EngineFactory:
     return engine_factory(
         kind,
         model=pool.model,

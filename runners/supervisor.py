@@ -20,7 +20,7 @@ from batchfile.settings import load_settings
 from batchfile.signals import on_stop
 
 from . import child
-from .options import Options, kind_of, pool_of
+from .options import ProgramOptions, kind_of, pool_of
 
 log = structlog.get_logger()
 
@@ -191,7 +191,7 @@ class Supervisor:
         log.error("child.died", slot=slot.number, code=code, in_a_row=slot.num_deaths, again_in_s=round(wait_s, 1))
 
 
-def supervise(options: Options) -> int:
+def supervise(options: ProgramOptions) -> int:
     """Raises: SettingsError before any runner starts."""
     settings = load_settings()
     pool = pool_of(settings, options.pool)

@@ -28,7 +28,7 @@ from batchfile.store.metered import MeteredStore
 from .heartbeat import Heartbeat, Identity
 from .media import media_rules
 from .metrics import RunnerCollector, counted, serving
-from .options import Options, factory_of, kind_of, pool_of
+from .options import ProgramOptions, factory_of, kind_of, pool_of
 
 log = structlog.get_logger()
 
@@ -101,7 +101,7 @@ def watching(runner: Runner, heartbeat: Heartbeat, rule: ShutdownRule) -> Iterat
         heartbeat.leave()
 
 
-def run_slot(options: Options, slot: int) -> int:
+def run_slot(options: ProgramOptions, slot: int) -> int:
     """0 if it was stopped or ran out of work. Raises: BatchfileError if the engine never started."""
     signals = WorkerSignals()
     try:
@@ -113,7 +113,7 @@ def run_slot(options: Options, slot: int) -> int:
         return OK
 
 
-def _run(options: Options, slot: int, signals: WorkerSignals) -> int:
+def _run(options: ProgramOptions, slot: int, signals: WorkerSignals) -> int:
     settings = load_settings()
     pool = pool_of(settings, options.pool)
     kind = kind_of(pool, options)

@@ -115,6 +115,13 @@ class _Handler(BaseHTTPRequestHandler):
         port = self.server.server_address[1] + 1
         self._send(302, b"", Location=f"http://127.0.0.1:{port}/secret.png")
 
+    def _metadata(self) -> None:
+        """Redirects to where clouds keep the credentials of a machine."""
+        self._send(302, b"", Location="http://169.254.169.254/latest/meta-data/")
+
+    def _malformed(self) -> None:
+        self._send(302, b"", Location="http://[1/a.png")
+
     def _moved(self) -> None:
         self._send(302, b"", Location="/a.png")
 

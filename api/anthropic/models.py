@@ -9,7 +9,7 @@ from litestar.params import FromPath, QueryParameter
 
 from batchfile.errors import InvalidRequest
 from batchfile.routing import route
-from batchfile.settings_tables import Pool
+from batchfile.settings_tables import PoolSettings
 
 from ..http.errors import Refusal
 from ..http.negotiation import OpenAIProblem
@@ -59,6 +59,6 @@ async def one_model(
     return anthropic_schemas.model_of(name, pools[name])
 
 
-def _pools_by_name(pools: Mapping[str, Pool]) -> dict[str, Pool]:
+def _pools_by_name(pools: Mapping[str, PoolSettings]) -> dict[str, PoolSettings]:
     """By their names and those of their adapters."""
     return {name: pool for own, pool in pools.items() for name in (*pool.lora, own)}

@@ -11,12 +11,12 @@ from pydantic import BaseModel
 from batchfile.ledger.records import BatchRecord
 from batchfile.ledger.status import BatchSnapshot
 from batchfile.lines.formats.stage import timestamp
-from batchfile.settings_tables import Pool
+from batchfile.settings_tables import PoolSettings
 
 from ..http.negotiation import BATCHES
 from ..native.schemas import StageCounts
 from ..native.serializers import stage_counts
-from ..service import Page
+from ..service import SnapshotPage
 
 
 class RequestCounts(BaseModel):
@@ -118,13 +118,13 @@ def message_batch(found: BatchSnapshot, own_url: str) -> MessageBatch:
     )
 
 
-def page_of(page: Page, own_url: str) -> MessageBatchPage:
+def page_of(page: SnapshotPage, own_url: str) -> MessageBatchPage:
     data = [message_batch(found, own_url) for found in page.data]
     first, last = (data[0].id, data[-1].id) if data else (None, None)
     return MessageBatchPage(data=data, has_more=page.has_more, first_id=first, last_id=last)
 
 
-def model_of(name: str, pool: Pool) -> ModelInfo:
+def model_of(name: str, pool: PoolSettings) -> ModelInfo:
     return ModelInfo(
         id=name,
         display_name=pool.model,

@@ -46,8 +46,8 @@ class Connections:
     connections_max: int
     idle_bytes_max: int
     wait_s: float
-    waiting: dict["Connection", None] = field(default_factory=dict)
-    open: set["Connection"] = field(default_factory=set)
+    waiting: dict["ServerConnection", None] = field(default_factory=dict)
+    open: set["ServerConnection"] = field(default_factory=set)
 
 
 class _Transport:
@@ -65,7 +65,7 @@ class _Transport:
         return getattr(self._transport, name)
 
 
-class Connection(HttpToolsProtocol):
+class ServerConnection(HttpToolsProtocol):
     """One of `all_of_them`."""
 
     def __init__(self, *args: Any, all_of_them: Connections, **more: Any) -> None:

@@ -135,7 +135,7 @@ _PAGE = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Page:
+class RenderedPage:
     """A document that never changes while the process runs. `etag`: with its quotes."""
 
     body: bytes
@@ -151,14 +151,14 @@ class Page:
 class Pages:
     """Pages without authentication, so they are cached as bytes."""
 
-    docs: Page
-    openapi: Page
+    docs: RenderedPage
+    openapi: RenderedPage
 
     @classmethod
     def of(cls, document: dict[str, Any]) -> Self:
         return cls(
-            docs=Page.of(_render(document).encode(), "text/html; charset=utf-8"),
-            openapi=Page.of(json.dumps(document, separators=(",", ":")).encode(), "application/json"),
+            docs=RenderedPage.of(_render(document).encode(), "text/html; charset=utf-8"),
+            openapi=RenderedPage.of(json.dumps(document, separators=(",", ":")).encode(), "application/json"),
         )
 
 

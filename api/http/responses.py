@@ -33,7 +33,7 @@ _RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
+class ByteRange:
     """Bytes [start, end) of a file."""
 
     start: int
@@ -69,7 +69,7 @@ def serve_file(request: AnyRequest, ledger: Ledger, file: FileRef, media_type: s
         headers["Accept-Ranges"] = "bytes"
     if span is not None:
         headers["Content-Range"] = f"bytes {span.start}-{span.end - 1}/{file.size}"
-    part = span or Span(0, file.size)
+    part = span or ByteRange(0, file.size)
     headers |= {"Content-Encoding": "gzip"} if is_gzip else {"Content-Length": str(part.end - part.start)}
     status = 200 if span is None else 206
     if request.scope["method"] == "HEAD" or part.start == part.end:
@@ -107,7 +107,7 @@ def _landing(ledger: Ledger, batch_id: str) -> Iterator[bytes]:
             yield b""
 
 
-def asked_range(header: str | None, size: int) -> Span | None:
+def asked_range(header: str | None, size: int) -> ByteRange | None:
     """The range of a `Range` header; None: send all (no header, several ranges, or an unsupported one).
 
     Raises: Refusal 416 if the range is outside the file.
@@ -121,7 +121,7 @@ def asked_range(header: str | None, size: int) -> Span | None:
         return None
     if start >= size:
         raise Refusal(416, f"The range starts after the file's {size} bytes.", {"Content-Range": f"bytes */{size}"})
-    return Span(start, min(end, size))
+    return ByteRange(start, min(end, size))
 
 
 def names_any(if_none_match: str, etags: set[str]) -> bool:

@@ -16,7 +16,7 @@ from batchfile.errors import StoreError
 from batchfile.lines.formats.stage import timestamp
 
 from ..http.errors import AnyRequest, Refusal
-from ..http.openapi import PAGE_POLICY, Page, Pages
+from ..http.openapi import PAGE_POLICY, Pages, RenderedPage
 from ..http.responses import names_any
 from ..http.routes import Routes
 from . import schemas
@@ -80,7 +80,7 @@ async def openapi(request: AnyRequest, pages: NamedDependency[Pages]) -> Respons
     return _page(request, pages.openapi, {})
 
 
-def _page(request: AnyRequest, page: Page, headers: dict[str, str]) -> Response[bytes]:
+def _page(request: AnyRequest, page: RenderedPage, headers: dict[str, str]) -> Response[bytes]:
     headers |= {"ETag": page.etag, "Cache-Control": "no-cache"}
     if names_any(request.headers.get("if-none-match", ""), {page.etag}):
         return Response(b"", status_code=304, headers=headers)

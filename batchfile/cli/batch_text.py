@@ -36,6 +36,8 @@ def as_json(batch: BatchStatus) -> dict[str, object]:
         "cached_tokens": usage.cached_tokens,
         "usage_unknown": usage.unknown,
         "reused": batch.reused,
+        "reuse_note": batch.reuse_note,
+        "waiting_for": msgspec.to_builtins(batch.waiting_for),
         "shards_done": sum(pool.num_done for pool in batch.pools.values()),
         "shards_leased": sum(pool.num_leased for pool in batch.pools.values()),
         "created_at": batch.created_at,
@@ -114,10 +116,13 @@ def end_lines(batch: BatchStatus) -> list[str]:
 
 
 def below(batch: BatchStatus, *, num_reasons: int | None = None) -> list[str]:
-    """What belongs under the line of a batch: its pools, what they wait for, and why requests did not succeed."""
+    """What belongs under the line of a batch: its pools, what they wait for, why results were not reused, and why
+    requests did not succeed.
+    """
     lines = [] if batch.detail is None else [printable(batch.detail)]
     lines += [pool_line(name, pool) for name, pool in sorted(batch.pools.items())]
     lines += [printable(waiting.message) for waiting in batch.waiting_for]
+    lines += [] if batch.reuse_note is None else [printable(batch.reuse_note)]
     lines += failure_lines(batch.failures, batch.counts, num_max=num_reasons)
     return [f"  {line}" for line in lines]
 

@@ -59,6 +59,7 @@ NOTES = {
     "guided_json": "the older form of `structured_outputs`",
     "guided_regex": "the older form of `structured_outputs`",
     "guided_whitespace_pattern": "the older form of `structured_outputs`",
+    "include": "`message.output_text.logprobs` asks for log probabilities; other values have no effect",
     "instruction": "a variable of the template around a pair; on vLLM, the pool sets `chat_template`",
     "include_reasoning": "false: the result is without the thinking",
     "logprobs": "vLLM reports at most 20 tokens in each place, unless the pool sets `max_logprobs`",
@@ -74,7 +75,7 @@ NOTES = {
 }
 
 
-class Row(NamedTuple):
+class KeyRow(NamedTuple):
     """`note`: why, or under which condition."""
 
     key: str
@@ -83,24 +84,24 @@ class Row(NamedTuple):
     note: str
 
 
-def rows_of(model: type[BaseModel]) -> list[Row]:
+def rows_of(model: type[BaseModel]) -> list[KeyRow]:
     """One row for each key that a model reads, in the order of the model."""
     ignored, rejected = rules_of(model, Effectless), rules_of(model, UnsupportedKey)
     only = rules_of(model, OnlyEndpoints)
     rows = []
     for key in model.model_fields:
         if key in ignored:
-            rows.append(Row(key, "no effect", "", ignored[key].reason))
+            rows.append(KeyRow(key, "no effect", "", ignored[key].reason))
         elif key in rejected:
-            rows.append(Row(key, "rejected", "", rejected[key].message))
+            rows.append(KeyRow(key, "rejected", "", rejected[key].message))
         elif key in only:
-            rows.append(Row(key, "http only", "http", f"any other engine rejects it: {only[key].reason}"))
+            rows.append(KeyRow(key, "http only", "http", f"any other engine rejects it: {only[key].reason}"))
         else:
             is_variable = key == "documents" and model in (native.Params, openai_chat.Body)
             is_followed = key in ECHO and not is_variable
             is_of_pair = key == "chat_template_kwargs" and issubclass(model, openai_scores.ScoringOptions)
             note = _VARIABLE if is_variable else NOTES.get("instruction" if is_of_pair else key, "")
-            rows.append(Row(key, "served", "vllm, http" + (", echo" if is_followed else ""), note))
+            rows.append(KeyRow(key, "served", "vllm, http" + (", echo" if is_followed else ""), note))
     order: tuple[State, ...] = ("served", "http only", "no effect", "rejected")
     return sorted(rows, key=lambda row: order.index(row.state))
 
@@ -111,11 +112,11 @@ def with_tables(page: str) -> str:
 
 
 def _table(model: type[BaseModel]) -> str:
-    lines = [f"| `{row.key}` | {_told(row)} | {row.engines} |\n" for row in rows_of(model)]
+    lines = [f"| `{row.key}` | {_description(row)} | {row.engines} |\n" for row in rows_of(model)]
     return _HEADINGS + "".join(lines)
 
 
-def _told(row: Row) -> str:
+def _description(row: KeyRow) -> str:
     return f"{row.state}: {row.note}" if row.note else row.state
 
 

@@ -153,11 +153,11 @@ def _run(session: Session, choice: EngineChoice, signals: RunSignals, voice: Voi
         if session.is_added_to(batch.reason):
             voice.say(f"lines were added to {session.options.input} while it ran; the same command runs them")
         return code
-    told = "the results are lost; run it again with -o FILE, which can also resume"
+    advice = "the results are lost; run it again with -o FILE, which can also resume"
     if store is not None:
         how = f"`batchfile results {batch.batch_id} -o FILE --store {shlex.quote(store)}`"
-        told = f"the results are kept: {how} writes them"
-    with report_lost_output(told):
+        advice = f"the results are kept: {how} writes them"
+    with report_lost_output(advice):
         return _finish(session, batch, voice)
 
 

@@ -16,8 +16,8 @@ from batchfile.cli.numbers import Whole
 from batchfile.cli.run_options import run_options
 from batchfile.cli.token_options import Tokenizer, token_options
 from batchfile.errors import InvalidFile
-from batchfile.lines.validate import Problem, Summary
-from batchfile.local.check import Check, Rules, token_problems, valid_lines
+from batchfile.lines.validate import LineProblem, Summary
+from batchfile.local.check import FileCheck, Rules, token_problems, valid_lines
 from batchfile.local.display import counted
 from batchfile.local.inputs import Source, inspect, repeatable
 from batchfile.local.options import INPUT_OPTIONS, RunOptions
@@ -86,7 +86,7 @@ def validate(
 
 
 def _check(name: str, source: Source, rules: Rules, tokens: "_Tokens | None", *, is_json: bool) -> bool:
-    check = Check(source, rules)
+    check = FileCheck(source, rules)
     num_problems = 0
     too_long = () if tokens is None else token_problems(source, rules.defaults, tokens.fit)
     for problem in chain(check.problems(), too_long):
@@ -101,7 +101,7 @@ def _check(name: str, source: Source, rules: Rules, tokens: "_Tokens | None", *,
     return num_problems == 0
 
 
-def _of_row(problem: Problem, id_name: str) -> Problem:
+def _of_row(problem: LineProblem, id_name: str) -> LineProblem:
     """Of a request that was made of a row: its columns are not those of the file, and its id has another name."""
     return replace(problem, column=None, where=id_name if problem.where == "custom_id" else problem.where)
 
@@ -140,7 +140,7 @@ class _Tokens:
             check_fit(request, nums, self.bound)
 
 
-def _show(name: str, problem: Problem, *, is_json: bool) -> None:
+def _show(name: str, problem: LineProblem, *, is_json: bool) -> None:
     if is_json:
         click.echo(json.dumps({"file": name, **asdict(problem)}))
         return

@@ -14,7 +14,16 @@ from batchfile.errors import BatchDamaged, InvalidFile, RecordDamaged, StoreErro
 from batchfile.files.keys import file_data_key, file_id_of, file_key, file_prefix, files_prefix, is_file_id, new_file_id
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import load
-from batchfile.ledger.records import VERSION, BatchRecord, InputRef, PlanRules, Source, encode, facts_of, origin_of
+from batchfile.ledger.records import (
+    VERSION,
+    BatchRecord,
+    InputRef,
+    PendingInput,
+    PlanRules,
+    encode,
+    facts_of,
+    origin_of,
+)
 from batchfile.ledger.retention import remove_after
 
 MARGIN_S = 3600.0  # an expired batch reads its input once more
@@ -150,7 +159,7 @@ def file_input(batch: BatchRecord) -> FileInput | None:
 
 def source(
     ledger: Ledger, file: FileRecord, *, endpoint: str, requests_max: int, kept_s: float | None = None
-) -> Source:
+) -> PendingInput:
     """The source of a batch in which every line is a request to `endpoint`. `kept_s`: of its results.
 
     Raises: InvalidFile if the bytes are gone; StoreUnavailable.
@@ -158,7 +167,7 @@ def source(
     entry = ledger.store.head(file.key)
     if entry is None:
         raise InvalidFile(f"the content of {file.file_id} is missing; upload the file again")
-    return Source(
+    return PendingInput(
         input=InputRef(key=file.key, etag=entry.etag, size=file.size, sha256=file.sha256, format="openai"),
         origin=origin_of(_KIND, file.file_id, FileInput(file_id=file.file_id, endpoint=endpoint)),
         rules=PlanRules(endpoint=endpoint, requests_max=requests_max),

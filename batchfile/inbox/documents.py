@@ -22,7 +22,7 @@ RECEIPT = "receipt.json"
 REJECTED = "rejected.json"
 KINDS = (RESULTS, RESULTS_PARQUET, ERRORS, REASONS, STATUS, RECEIPT, REJECTED)
 
-Kind = TypeVar("Kind")
+DocumentType = TypeVar("DocumentType")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,7 +206,7 @@ def encode(document: object) -> bytes:
     return msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n"
 
 
-def read(data: bytes, kind: type[Kind]) -> Kind | None:
+def read(data: bytes, kind: type[DocumentType]) -> DocumentType | None:
     """None if it is not one of our documents."""
     try:
         return msgspec.json.decode(data, type=kind)

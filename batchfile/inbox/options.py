@@ -18,7 +18,7 @@ REUSE_CHARS_MAX = 128
 _CALLBACK = re.compile(r"https?://[^\s/?#@]+(/[^\s#]*)?")
 
 
-class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class InboxOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`stage`: instead of the folder's. `priority`: 0 (first) to 9. `deadline`: when the batch expires.
 
     `max_tokens` and `temperature`: for requests without them. `results`: Parquet is written in addition to the lines.
@@ -64,16 +64,16 @@ def _why(data: bytes) -> str | None:
         if key not in _MUST_BE:
             return f"{key!r} is an unknown option"
         try:
-            msgspec.convert({key: value}, Options)
+            msgspec.convert({key: value}, InboxOptions)
         except UNREADABLE:
             return f"{key}: must be {_MUST_BE[key]}, got {str(value)[:80]!r}"
     return None
 
 
-def read_options(name: str, data: bytes) -> Options:
+def read_options(name: str, data: bytes) -> InboxOptions:
     """Raises: InvalidFile."""
     try:
-        options = msgspec.toml.decode(data, type=Options)
+        options = msgspec.toml.decode(data, type=InboxOptions)
     except UNREADABLE as error:
         raise InvalidFile(f"{name}: {_why(data) or error}; the options are {', '.join(_MUST_BE)}") from None
     if options.callback is not None and not _CALLBACK.fullmatch(options.callback):

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from batchfile.ledger.records import VERSION, BatchRecord, InputRef, PlanRules, Source, facts_of, origin_of
+from batchfile.ledger.records import VERSION, BatchRecord, InputRef, PendingInput, PlanRules, facts_of, origin_of
 
 _KIND = "inbox"
 
@@ -48,9 +48,9 @@ def inbox_path(batch: BatchRecord) -> str | None:
     return batch.origin.name if batch.origin is not None and batch.origin.kind == _KIND else None
 
 
-def source(dropped: DroppedFile, size: int) -> Source:
+def source(dropped: DroppedFile, size: int) -> PendingInput:
     """The source of a batch. `size`: of the file, in bytes."""
-    return Source(
+    return PendingInput(
         input=InputRef(key=dropped.key, etag=dropped.etag, size=size, sha256="", format="native"),
         origin=origin_of(_KIND, dropped.key, dropped),
         rules=PlanRules(),

@@ -15,7 +15,7 @@ import structlog
 from batchfile.errors import BatchDamaged, InvalidFile, NotFound, StoreError, StoreUnavailable
 from batchfile.inbox import outbox
 from batchfile.inbox.keys import CLAIMS_PREFIX, INBOX_PREFIX, claim_key
-from batchfile.inbox.options import OPTIONS_BYTES_MAX, OPTIONS_ENDING, Options, read_options
+from batchfile.inbox.options import OPTIONS_BYTES_MAX, OPTIONS_ENDING, InboxOptions, read_options
 from batchfile.inbox.records import ClaimRecord, DroppedFile, source
 from batchfile.ledger import keys, retention
 from batchfile.ledger.base import Ledger
@@ -43,6 +43,9 @@ ENDINGS = (*(ending + packing for ending in (*JSON_ENDINGS, *CSV_ENDINGS) for pa
 # What other programs call a file until it is complete.
 _UNFINISHED = (".tmp", ".part", ".partial", ".filepart", ".crdownload", "~")
 
+# What requests name by the URL of the bucket (docs/media.md).
+_MEDIA = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".wav", ".mp3")
+
 SchemaOf = Callable[[str | None], dict[str, Any] | None]
 
 
@@ -65,7 +68,7 @@ class _Target:
     """The destination of a file by its folder and options: a stage, or one pool for everything."""
 
     create: CreateOptions
-    options: Options
+    options: InboxOptions
 
 
 class Inbox:
@@ -295,22 +298,26 @@ class Inbox:
                 return _Target(create=replace(create, pool=pool), options=options)
         raise InvalidFile(f"{key}: {folder!r} is not a stage, pool or model; put it into one of {self._folders()}")
 
-    def _options(self, entry: Entry | None) -> Options:
+    def _options(self, entry: Entry | None) -> InboxOptions:
         """Raises: InvalidFile."""
         if entry is None:
-            return Options()
+            return InboxOptions()
         if entry.size > OPTIONS_BYTES_MAX:
             raise InvalidFile(f"{entry.key}: is larger than {OPTIONS_BYTES_MAX:,} bytes; options need only a few lines")
         found = self._ledger.store.get(entry.key)
-        return Options() if found is None else read_options(entry.key, found.data)
+        return InboxOptions() if found is None else read_options(entry.key, found.data)
 
     def _folders(self) -> str:
         return ", ".join(sorted({*self._routing.stages, *self._routing.pools}))
 
 
 def _is_skipped(key: str) -> bool:
-    """Hidden, or incomplete by its name: its writer will rename it."""
-    return key.endswith(_UNFINISHED) or any(segment.startswith(".") for segment in key.split("/"))
+    """Hidden; incomplete by its name: its writer will rename it; or an image or a recording of some request."""
+    return (
+        key.endswith(_UNFINISHED)
+        or key.lower().endswith(_MEDIA)
+        or any(segment.startswith(".") for segment in key.split("/"))
+    )
 
 
 def _stem(key: str) -> str:

@@ -1,6 +1,7 @@
 """Bitmaps of lines: an int in memory, a hex string in a stored document."""
 
 from collections.abc import Iterable, Iterator
+from itertools import compress, count
 
 
 def parse(text: str) -> int:
@@ -23,7 +24,4 @@ def of(lines: Iterable[int]) -> int:
 
 def lines(bits: int) -> Iterator[int]:
     """The lines that are set, in ascending order."""
-    while bits:
-        low = bits & -bits
-        yield low.bit_length() - 1
-        bits ^= low
+    return compress(count(), map("1".__eq__, reversed(f"{bits:b}")))

@@ -88,7 +88,7 @@ class Origin:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Source:
+class PendingInput:
     """What `plan.pending` makes a batch from. The fields are those of BatchRecord."""
 
     input: InputRef

@@ -19,7 +19,7 @@ log = structlog.get_logger()
 
 PAUSE_S = 1.0  # after the first failure; doubles
 PAUSE_S_MAX = 60.0
-TELL_S = 600.0  # between two log lines about one batch that remains set aside
+LOG_AGAIN_S = 600.0  # between two log lines about one batch that remains set aside
 KEPT_S = 3600.0  # a failure is forgotten if nothing failed for this long after its pause
 
 UNANSWERED_MAX = 3  # in a row, each of another batch or file: then the whole store is unavailable
@@ -63,7 +63,7 @@ class SetAside:
             before = of_batch.get(work)
             pause_s = PAUSE_S if before is None else min(PAUSE_S_MAX, before.pause_s * 2)
             logged_at = float("-inf") if before is None else before.logged_at
-            is_news = now - logged_at >= TELL_S
+            is_news = now - logged_at >= LOG_AGAIN_S
             of_batch[work] = _Failure(
                 error=error, pause_s=pause_s, until=now + pause_s, logged_at=now if is_news else logged_at
             )

@@ -36,7 +36,7 @@ RECORDS_MAX = 1_000_000  # in all of these; about 500 bytes each
 READ_THREADS = 16  # threads that read the records of a first look
 BATCH_THREADS = 8  # threads that look at several batches
 READ_ALONE_MAX = 32  # up to this many are read without threads
-TELL_S = 600.0  # between two log lines about one batch that cannot be read
+LOG_AGAIN_S = 600.0  # between two log lines about one batch that cannot be read
 
 NEWER = "a newer version of this service wrote the record of this batch; upgrade this process"
 UNREADABLE = "the record of this batch cannot be read now; try again later"
@@ -166,7 +166,7 @@ class StatusReader:
         self.ledger = ledger
         self._lock = threading.Lock()
         self._views: OrderedDict[str, _View] = OrderedDict()
-        self._told: dict[str, float] = {}  # batches that are partly unreadable, and when that was logged
+        self._logged_at: dict[str, float] = {}  # batches that are partly unreadable, and when that was logged
         self._record_readers = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="records")
         self._batch_readers = ThreadPoolExecutor(BATCH_THREADS, thread_name_prefix="status")
 
@@ -208,7 +208,7 @@ class StatusReader:
             with self._lock:
                 view = self._views.get(batch_id)
             if view is not None:
-                self._tell(batch_id, error)
+                self._log_unreadable(batch_id, error)
                 with view.lock:
                     return replace(view.snapshot(), problem=error)
             detail = DAMAGED
@@ -220,7 +220,7 @@ class StatusReader:
             return self._ill(unknown, error)
 
     def _ill(self, placeholder: BatchRecord, error: BatchfileError) -> BatchSnapshot:
-        self._tell(placeholder.batch_id, error)
+        self._log_unreadable(placeholder.batch_id, error)
         status = msgspec.structs.replace(
             _status(placeholder, _NONE, placeholder.created_at),
             state="damaged" if placeholder.state == "ended" else "unreadable",
@@ -229,14 +229,14 @@ class StatusReader:
         )
         return BatchSnapshot(batch=placeholder, status=status, problem=error)
 
-    def _tell(self, batch_id: str, error: BatchfileError) -> None:
-        """Logs it for the operator, at most once in `TELL_S`."""
+    def _log_unreadable(self, batch_id: str, error: BatchfileError) -> None:
+        """Logs it for the operator, at most once in `LOG_AGAIN_S`."""
         now = self.ledger.clock.monotonic()
         with self._lock:
-            told_at = self._told.get(batch_id, float("-inf"))
-            if now - told_at < TELL_S:
+            recent = {known: at for known, at in self._logged_at.items() if now - at < LOG_AGAIN_S}
+            if batch_id in recent:
                 return
-            self._told = {known: at for known, at in self._told.items() if now - at < TELL_S} | {batch_id: now}
+            self._logged_at = recent | {batch_id: now}
         log.error("batch.unreadable", batch_id=batch_id, error=str(error))
 
     def read_many(self, batch_ids: Iterable[str]) -> Iterator[BatchSnapshot]:
@@ -317,7 +317,7 @@ class StatusReader:
 
     def _note(self, view: _View, error: BatchDamaged) -> None:
         view.problem = error
-        self._tell(view.batch.batch_id, error)
+        self._log_unreadable(view.batch.batch_id, error)
 
     def _get_all(self, keys: Sequence[str]) -> Iterable[Stored[ShardRecord] | RecordDamaged | None]:
         get = self._get

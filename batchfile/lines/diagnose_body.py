@@ -160,13 +160,13 @@ def _not_text(block: dict[str, Any]) -> tuple[str, str]:
 
 def _unknown(path: Path, root: str, model: type[BaseModel], data: Mapping[str, Any]) -> Diagnostic:
     if path[0] == "response_format" and len(path) == 2 and path[1] in _IN_JSON_SCHEMA:
-        told = _moved(str(path[1]), data["response_format"])
+        hint = _moved(str(path[1]), data["response_format"])
     elif len(path) == 1:
-        told = advice(str(path[0]), _served(model), data, _FIELDS)
+        hint = advice(str(path[0]), _served(model), data, _FIELDS)
     else:
         typo = typo_of(str(path[-1]), _keys_at(path, model))
-        told = advice(str(path[-1]), () if typo is None else (typo,))
-    return Diagnostic((root, *path), told.message, told.fix, at_key=True)
+        hint = advice(str(path[-1]), () if typo is None else (typo,))
+    return Diagnostic((root, *path), hint.message, hint.fix, at_key=True)
 
 
 def _moved(key: str, response_format: Mapping[str, Any]) -> Advice:

@@ -136,25 +136,27 @@ def _has_repeats(line: bytes, envelope: Envelope, wire: _Wire) -> bool:
     start = len(line) - 1 - len(envelope.carried)
     if not line.startswith(envelope.carried, start):
         return has_repeats(line)
-    num_quotes = 6 + 4 * ((wire.method is not _UNSET) + (wire.url is not _UNSET))
+    num_quotes = 6
+    if envelope.format == "openai":
+        num_quotes += 4 * ((wire.method is not _UNSET) + (wire.url is not _UNSET))
     if wire.metadata is not _UNSET:
         num_quotes += 2 + bytes(wire.metadata).count(b'"')
-    return line[:start].count(b'"') != num_quotes and has_repeats(line[:start] + b"0}")
+    return line.count(b'"', 0, start) != num_quotes and has_repeats(line[:start] + b"0}")
 
 
 def _envelope(wire: _Wire) -> Envelope | None:
     custom_id = id_text(wire.custom_id)
     if not custom_id:
         return None
-    metadata = b"null" if wire.metadata is _UNSET else bytes(wire.metadata)
     if wire.params is not _UNSET:
         params = bytes(wire.params)
         is_alone = wire.body is _UNSET and wire.method is _UNSET and wire.url is _UNSET
         if params[:1] == b"{" and is_alone:
-            return Envelope(custom_id, "native", params, _hint_of(metadata))
+            hint = None if wire.metadata is _UNSET else _hint_of(bytes(wire.metadata))
+            return Envelope(custom_id, "native", params, hint)
     elif wire.body is not _UNSET:
         body = bytes(wire.body)
-        if body[:1] == b"{" and metadata == b"null":
+        if body[:1] == b"{" and (wire.metadata is _UNSET or bytes(wire.metadata) == b"null"):
             return Envelope(custom_id, "openai", body, None, wire.method or None, wire.url or None)
     return None
 

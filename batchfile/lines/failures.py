@@ -34,6 +34,7 @@ _ADVICE = {
     "engine_crash": "Do not run it again unchanged: shorten it, or use another model, and report the crash.",
     "expired": "Add runners or allow more time (limits.completion_window_s), then run it again.",
     "input_changed": "Leave the input unchanged while it runs, and run it again.",
+    "media_unavailable": "Check that the server or bucket answers, then run it again.",
     "model_error": "Run it again. If it keeps failing, change the prompt, the schema or max_tokens, or the model.",
     "not_found_error": "Check the name of the model and the address of the endpoint, then run it again.",
     "permission_error": "Check what the API key of the endpoint may use, then run it again.",

@@ -5,8 +5,9 @@ last line. CRLF is accepted, blank lines are skipped but counted, and the last n
 limit is reported without its data, so memory holds at most one chunk and one line.
 """
 
-from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+
+from msgspec import Struct
 
 from batchfile.types import LINE_BYTES_MAX
 
@@ -19,7 +20,7 @@ _CR = 13
 _BRACE = b"{"[0]
 
 
-class Line(NamedTuple):
+class Line(Struct, frozen=True, gc=False):
     """One line that is not blank: bytes [start, end) with its newline, row from 1, data without the newline.
 
     `data`: None for a line over the limit; `head` is then its beginning, which may contain the custom_id.
@@ -63,6 +64,18 @@ def iter_lines(
         line = _line(at, at + size, row, data and data.rstrip(b"\0"), head)
         if line is not None:
             yield line
+
+
+def data_of(chunks: Iterable[bytes], size: int, num_lines: int) -> Sequence[bytes | None]:
+    """The data of each of these lines, as from `iter_lines`; faster if all of them are plain. `size`: of all chunks."""
+    if size > LINE_BYTES_MAX:
+        return [line.data for line in iter_lines(chunks)]
+    data = b"".join(chunks)
+    rows = data.removesuffix(b"\n").split(b"\n")
+    is_plain = b"\r" not in data and not data.endswith(b"\0") and (data.isascii() or BOM not in data)
+    if is_plain and len(rows) == num_lines:  # so none is blank
+        return rows
+    return [line.data for line in iter_lines([data])]
 
 
 def _line(start: int, end: int, row: int, data: bytes | None, head: bytes) -> Line | None:

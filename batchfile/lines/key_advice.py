@@ -115,9 +115,9 @@ def advice(key: str, keys: Collection[str], given: Collection[str] = (), elsewhe
     for ours in SAME.get(key, ()):
         if ours in keys:
             return _rename(ours, given)
-    for known, told in OTHERWISE.get(key, ()):
+    for known, hint in OTHERWISE.get(key, ()):
         if known in keys:
-            return told
+            return hint
     if key in NOT_SERVED:
         return Advice(f"{key} is not supported; remove it")
     if key in elsewhere:

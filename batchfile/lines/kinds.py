@@ -47,7 +47,7 @@ _members = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Kind:
+class FileKind:
     """`layout`: how the items are written; `content`: what they are. `columns`: of rows, as far as the first bytes show
     them; () for Parquet, whose columns are at its end. `example`: the one with the most text, if values are known.
     `types`: of the columns of Parquet, an Arrow schema as base64. `delimiter`, `has_bom`: of CSV. `own_fields`: of
@@ -119,7 +119,7 @@ _ADVICE = {
 }
 
 
-def detect(name: str, first_bytes: bytes) -> Kind:
+def detect(name: str, first_bytes: bytes) -> FileKind:
     """The kind of the file `name`, which begins with `first_bytes` (up to KIND_BYTES). Never fails.
 
     An ending .csv, .tsv or .txt decides, unless the first line is a request. Without a known ending, as for stdin, the
@@ -129,9 +129,9 @@ def detect(name: str, first_bytes: bytes) -> Kind:
     return replace(kind, has_bom=kind.layout == "csv" and first_bytes.startswith(BOM))
 
 
-def _detected(name: str, first_bytes: bytes) -> Kind:
+def _detected(name: str, first_bytes: bytes) -> FileKind:
     if first_bytes.startswith(PARQUET_MAGIC):
-        return Kind(layout="parquet", content="rows")
+        return FileKind(layout="parquet", content="rows")
     head = first_bytes[:KIND_BYTES].removeprefix(BOM).lstrip(b"\r\n\t ")
     is_whole = len(first_bytes) < KIND_BYTES
     lines = [*islice(_lines(head, is_whole), _LINES_LOOKED_AT)]
@@ -143,7 +143,7 @@ def _detected(name: str, first_bytes: bytes) -> Kind:
     return _of_json(name, head, lines) or _of_prose(head, lines, is_whole, ending)
 
 
-def _of_array(name: str, head: bytes) -> Kind | None:
+def _of_array(name: str, head: bytes) -> FileKind | None:
     """The kind if the items are the elements of one JSON array, else None; decodes none of them."""
     array = _ARRAY_START.match(head)
     if array is not None and (array[1] in {b"{", b"]"} or ending_of(name) == ".json"):
@@ -152,7 +152,7 @@ def _of_array(name: str, head: bytes) -> Kind | None:
     return None if items is None else _of_items("document", head[items.end() :])
 
 
-def _of_json(name: str, head: bytes, lines: list[bytes]) -> Kind | None:
+def _of_json(name: str, head: bytes, lines: list[bytes]) -> FileKind | None:
     """None: it is not JSON, and not named so."""
     array = _of_array(name, head)
     if array is not None:
@@ -160,13 +160,13 @@ def _of_json(name: str, head: bytes, lines: list[bytes]) -> Kind | None:
     outlines = [*map(_outline, lines)]
     is_object = head.startswith(b"{")
     if is_object and len(lines) > 1 and b"\n{" not in head and not any(outlines[0].values()) and not any(outlines[1:]):
-        return Kind(layout="object", content="unknown")
+        return FileKind(layout="object", content="unknown")
     if any(outlines) or not lines:
         return _of_objects("jsonl", [outline for outline in outlines if outline])
-    return Kind(layout="jsonl", content="unknown") if is_object or ending_of(name) in JSON_ENDINGS else None
+    return FileKind(layout="jsonl", content="unknown") if is_object or ending_of(name) in JSON_ENDINGS else None
 
 
-def _of_prose(head: bytes, lines: list[bytes], is_whole: bool, ending: str) -> Kind:
+def _of_prose(head: bytes, lines: list[bytes], is_whole: bool, ending: str) -> FileKind:
     """CSV if the first line can only be the header of the others, else text."""
     table = _of_csv(head, is_whole, ending)
     is_spaced = f"{table.delimiter} ".encode() in lines[0]
@@ -176,33 +176,33 @@ def _of_prose(head: bytes, lines: list[bytes], is_whole: bool, ending: str) -> K
     return table if is_table else _TEXT
 
 
-def refusal(kind: Kind, path: str, name: str | None = None) -> str:
+def refusal(kind: FileKind, path: str, name: str | None = None) -> str:
     """Why a file without requests cannot run as requests, and what to type instead. `path`: as its user wrote it, for
     the command. `name`: for the message, if it is another.
     """
-    told = f"{name or path}: is {kind.described}"
+    what = f"{name or path}: is {kind.described}"
     if kind.own_fields:
-        whose = f"{told}, each with fields of your own next to custom_id: {_some(kind.own_fields)}"
+        whose = f"{what}, each with fields of your own next to custom_id: {_some(kind.own_fields)}"
         return f"{whose}; move them into metadata: `{_moved(kind, path)}`"
     if kind.content == "requests":
-        return f"{told}; write each on its own line, for example with `jq -c '{_ITEMS[kind.layout]}'`"
+        return f"{what}; write each on its own line, for example with `jq -c '{_ITEMS[kind.layout]}'`"
     if kind.content == "results":
-        return f"{told}, not of requests; run the file that it was made from, or the failed lines in its .errors.jsonl"
+        return f"{what}, not of requests; run the file that it was made from, or the failed lines in its .errors.jsonl"
     if kind.content != "rows":
-        return f"{told}; {_ADVICE[kind.layout]}"
+        return f"{what}; {_ADVICE[kind.layout]}"
     if kind.has_prompts:
-        return f"{told}, which `{command_for(kind, path)}` runs"
-    return f"{told}, not requests; write a prompt over its columns: `{command_for(kind, path)}`"
+        return f"{what}, which `{command_for(kind, path)}` runs"
+    return f"{what}, not requests; write a prompt over its columns: `{command_for(kind, path)}`"
 
 
-def command_for(kind: Kind, path: str) -> str:
+def command_for(kind: FileKind, path: str) -> str:
     """The command that runs a file of rows or text; an example, as its prompt is for the user to write."""
     out = f"answers{ending_of(path) if ending_of(path) in (*CSV_ENDINGS, '.parquet') else '.jsonl'}"
     prompt = "" if kind.has_prompts else f" --prompt {shlex.quote(_example(kind))}"
     return f"batchfile run {shlex.quote(path)}{prompt} -o {out}"
 
 
-def _moved(kind: Kind, path: str) -> str:
+def _moved(kind: FileKind, path: str) -> str:
     """The command that moves the user's own fields into metadata."""
     names = [name if _NAME.fullmatch(name) else json.dumps(name, ensure_ascii=False) for name in kind.own_fields]
     items = f"{_ITEMS[kind.layout]} | " if kind.is_array else ""
@@ -215,14 +215,14 @@ def _moved(kind: Kind, path: str) -> str:
     )
 
 
-_TEXT = Kind(layout="text", content="rows", columns=(PROMPT,))
+_TEXT = FileKind(layout="text", content="rows", columns=(PROMPT,))
 
 
 def _is_id(name: str) -> bool:
     return name.lower() in _IDS or name.lower().endswith("_id")
 
 
-def _example(kind: Kind) -> str:
+def _example(kind: FileKind) -> str:
     name = kind.example or next((name for name in kind.columns if not _is_id(name)), "COLUMN")
     return "... {{ %s }} ..." % (name if _NAME.fullmatch(name) else f'row["{name}"]')
 
@@ -286,35 +286,35 @@ def _is_result(outline: dict[str, bytes]) -> bool:
     )
 
 
-def _of_objects(layout: Layout, outlines: list[dict[str, bytes]]) -> Kind:
+def _of_objects(layout: Layout, outlines: list[dict[str, bytes]]) -> FileKind:
     requests = [outline for outline in outlines if _is_request(outline)]
     if requests or not outlines:
         own = [own_fields(outline) if outline.keys() & {"params", "body"} else () for outline in requests]
         if not all(own):
-            return Kind(layout=layout, content="requests")
+            return FileKind(layout=layout, content="requests")
         names = dict.fromkeys(name for one in own for name in one)
         num_native = sum("params" in outline for outline in requests)
         inside = {0: ".body.metadata", len(own): ".metadata"}.get(
             num_native, "(if .body then .body else . end).metadata"
         )
-        return Kind(layout=layout, content="requests", own_fields=tuple(names), metadata=inside if own else "")
+        return FileKind(layout=layout, content="requests", own_fields=tuple(names), metadata=inside if own else "")
     if all(map(_is_result, outlines)):
-        return Kind(layout=layout, content="results")
+        return FileKind(layout=layout, content="results")
     columns = tuple(dict.fromkeys(name for outline in outlines for name in outline))
     values = [[outline.get(name, b"").decode("utf-8", "replace") for name in columns] for outline in outlines]
-    return Kind(layout=layout, content="rows", columns=columns, example=_with_most_text(columns, values))
+    return FileKind(layout=layout, content="rows", columns=columns, example=_with_most_text(columns, values))
 
 
-def _of_items(layout: Layout, items: bytes) -> Kind:
+def _of_items(layout: Layout, items: bytes) -> FileKind:
     """By the first item of an array, which begins `items`."""
     if items[:1] == b"]":
-        return Kind(layout=layout, content="requests")  # an empty list, which is reported as such
+        return FileKind(layout=layout, content="requests")  # an empty list, which is reported as such
     if items[:1] != b"{":
-        return Kind(layout=layout, content="unknown")
+        return FileKind(layout=layout, content="unknown")
     return _of_objects(layout, [dict.fromkeys((key.decode("utf-8", "replace") for key in _keys(items)), b"")])
 
 
-def _of_csv(head: bytes, is_whole: bool, ending: str) -> Kind:
+def _of_csv(head: bytes, is_whole: bool, ending: str) -> FileKind:
     text = head.decode("utf-8", "replace")
     if not is_whole:
         text = text[: text.rfind("\n") + 1] or text
@@ -322,7 +322,7 @@ def _of_csv(head: bytes, is_whole: bool, ending: str) -> Kind:
     records = _records(text, found)
     columns = tuple(name.strip() for name in next(records, []))
     example = _with_most_text(columns, islice(records, _RECORDS_LOOKED_AT))
-    return Kind(layout="csv", content="rows", columns=columns, example=example, delimiter=found)
+    return FileKind(layout="csv", content="rows", columns=columns, example=example, delimiter=found)
 
 
 def _with_most_text(columns: tuple[str, ...], rows: Iterable[list[str]]) -> str:

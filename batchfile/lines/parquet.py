@@ -18,7 +18,7 @@ from batchfile.errors import UNREADABLE, InvalidFile
 from batchfile.lines.formats import native, openai_chat, openai_completions, openai_embeddings
 from batchfile.lines.formats.shared import without_effect
 from batchfile.lines.key_advice import NOT_SERVED, OTHERWISE, SAME, typo_of
-from batchfile.lines.kinds import Kind
+from batchfile.lines.kinds import Content, FileKind
 from batchfile.lines.result import NativeResult, decode_result
 from batchfile.types import LINE_BYTES_MAX
 
@@ -67,10 +67,10 @@ def is_request_table(columns: Sequence[str]) -> bool:
     return "custom_id" in columns and {*columns} <= {*COLUMNS} and not {"messages", "prompt"}.isdisjoint(columns)
 
 
-def kind_of_table(columns: Sequence[str], types: str, *, is_table: bool = False) -> Kind:
+def kind_of_table(columns: Sequence[str], types: str, *, is_table: bool = False) -> FileKind:
     """The kind of a Parquet file, of what `parquet_columns` says. `is_table`: its rows are wanted, not requests."""
-    is_requests = is_request_table(columns) and not is_table
-    return Kind(layout="parquet", content="requests" if is_requests else "rows", columns=tuple(columns), types=types)
+    content: Content = "requests" if is_request_table(columns) and not is_table else "rows"
+    return FileKind(layout="parquet", content=content, columns=tuple(columns), types=types)
 
 
 def check_request_columns(path: str, names: Sequence[str]) -> None:
@@ -107,9 +107,9 @@ def _unread(name: str, names: Sequence[str]) -> str:
     ours = next((ours for ours in SAME.get(name, ()) if ours in COLUMNS and ours not in names), None)
     if ours is not None:
         return f"is not supported; rename it to {ours}, or to another name if it is data"
-    told = next((told for known, told in OTHERWISE.get(name, ()) if known in COLUMNS), None)
-    if told is not None:
-        return f"{told.message}, or rename it if it is data"
+    hint = next((hint for known, hint in OTHERWISE.get(name, ()) if known in COLUMNS), None)
+    if hint is not None:
+        return f"{hint.message}, or rename it if it is data"
     return f"{name} is not supported in Parquet; drop it, rename it if it is data, or write the requests as JSONL"
 
 

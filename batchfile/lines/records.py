@@ -95,8 +95,8 @@ def csv_records(chunks: Iterable[bytes], delimiter: str, name: str) -> Iterator[
             return
         except csv.Error as error:
             if is_at_end:
-                told = f"a quote in the record that begins on line {line} is never closed"
-                raise InvalidFile(f"{name}: {told}; close it, or write a quote inside a field twice") from None
+                reason = f"a quote in the record that begins on line {line} is never closed"
+                raise InvalidFile(f"{name}: {reason}; close it, or write a quote inside a field twice") from None
             problem = f"is not valid CSV: {error}"
         yield CsvRecord(line, fields, b"".join(held), problem)
         line, size = line + len(held), 0

@@ -4,14 +4,16 @@ A line of a part is `[line, status, result]`, where `line` is the request's posi
 included as it is, so assembling does not parse it.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, get_args
+from typing import Any, get_args
 
 import msgspec
 from msgspec import Struct
 
 from batchfile.errors import BatchDamaged
+from batchfile.lines.envelope import custom_id_of
 from batchfile.request_media import Media
 from batchfile.types import Choice, Completion, Failure, Outcome, ResultKind, ResultStatus, Usage
 
@@ -164,12 +166,21 @@ def after_id(result: bytes) -> bytes | None:
     return result[at + 1 :] if at >= 0 and result.startswith(_SUCCEEDED, at) else None
 
 
-def with_id(custom_id: str, rest: bytes) -> bytes:
-    """The result line of the request with this custom_id. `rest`: from `after_id`.
+def with_id(custom_id: bytes, rest: bytes) -> bytes:
+    """The result line of the request with this custom_id, encoded. `rest`: from `after_id`.
 
     Nothing in it depends on the line of the request: the ids of tool calls only have to differ within one answer.
     """
-    return _ID_START[:-1] + escape_separators(_encoder.encode(custom_id)) + rest
+    return b'{"custom_id":%b%b' % (custom_id, rest)
+
+
+_PLAIN_ID = re.compile(rb'\{"custom_id": ?("[ !#-\[\]-~]+")[,}]')
+
+
+def encoded_id(request: bytes) -> bytes:
+    """The custom_id of a valid request line, as a result line has it. Nearly every line begins with it."""
+    plain = _PLAIN_ID.match(request)
+    return plain[1] if plain else escape_separators(_encoder.encode(custom_id_of(request)))
 
 
 def _error(failure: Failure) -> dict[str, object]:
@@ -196,17 +207,16 @@ def _succeeded(outcome: Completion, model: str) -> dict[str, object]:
             {"message": _message(choice), "stop_reason": choice.stop_reason} | _details(choice)
             for choice in outcome.choices
         ]
-    else:
+    elif first.logprobs is not None or first.token_ids is not None:
         line |= _details(first)
-    for name in ("prompt_logprobs", "prompt_token_ids"):
-        if (value := getattr(outcome, name)) is not None:
-            line[name] = value
+    if outcome.prompt_logprobs is not None:
+        line["prompt_logprobs"] = outcome.prompt_logprobs
+    if outcome.prompt_token_ids is not None:
+        line["prompt_token_ids"] = outcome.prompt_token_ids
     return line
 
 
 def _details(choice: Choice) -> dict[str, object]:
-    if choice.logprobs is None and choice.token_ids is None:
-        return {}
     details = {"logprobs": choice.logprobs, "token_ids": choice.token_ids}
     return {name: value for name, value in details.items() if value is not None}
 
@@ -255,8 +265,8 @@ _WHAT = {
 
 def refusal_failure(stop_reason: str, text: str) -> Failure:
     """`text`: the answer so far. The type of the failure is the stop reason."""
-    what, told = _WHAT[stop_reason], text.strip()[:TEXT_CHARS_MAX]
-    return Failure(type=stop_reason, message=f"{what}: {told}" if told else f"{what}.")
+    what, said = _WHAT[stop_reason], text.strip()[:TEXT_CHARS_MAX]
+    return Failure(type=stop_reason, message=f"{what}: {said}" if said else f"{what}.")
 
 
 def explanation(stop_reason: str) -> str:
@@ -277,7 +287,7 @@ class FinishedLine(Struct, frozen=True, gc=False):
     gpu_s: float = 0.0
 
 
-class PartLine(NamedTuple):
+class PartLine(Struct, frozen=True, gc=False):
     line: int
     status: ResultStatus
     result: bytes
@@ -292,11 +302,8 @@ def encode_part(lines: Sequence[FinishedLine]) -> bytes:
 
 def decode_part(data: bytes) -> list[PartLine]:
     """Raises: BatchDamaged if the bytes are not a part. The digest was checked before, so that would be a bug."""
-    lines = []
     try:
-        for row in data[:-1].split(b"\n"):
-            number, status, result = row[1:-1].split(b",", 2)
-            lines.append(PartLine(int(number), _STATUS[status], result))
+        rows = [row[1:-1].split(b",", 2) for row in data[:-1].split(b"\n")]
+        return [PartLine(int(number), _STATUS[status], result) for number, status, result in rows]
     except (ValueError, KeyError) as error:
         raise BatchDamaged(f"a part contains an invalid line: {error}") from error
-    return lines

@@ -247,12 +247,12 @@ def _malformed(body: memoryview, error: Exception, example: str, what: str) -> s
     if foreign is not None and (fault is None or foreign <= fault.at):
         return f"{what} is not valid UTF-8: byte 0x{body[foreign]:02x}, at {_where(body, foreign)}; send UTF-8"
     if fault is not None:
-        told = f"{fault.reason} at {_where(body, fault.at)}"
+        reason = f"{fault.reason} at {_where(body, fault.at)}"
         if fault.is_cut and len(body) > LOOKED_AT_MAX:
-            told = f"the error is after the first {LOOKED_AT_MAX // 2**20} MiB; send requests as application/x-ndjson"
+            reason = f"the error is after the first {LOOKED_AT_MAX // 2**20} MiB; send requests as application/x-ndjson"
         elif fault.is_cut:
-            told = f"unexpected end at {_where(body, len(body))}; send the whole body"
-        return f"{what} is not valid JSON: {told}"
+            reason = f"unexpected end at {_where(body, len(body))}; send the whole body"
+        return f"{what} is not valid JSON: {reason}"
     half = find_lone_surrogate(body)
     if half is not None:
         shown = bytes(body[half : half + len(PLACEHOLDER)]).decode()

@@ -88,7 +88,7 @@ class DuplicateFinder:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Problem:
+class LineProblem:
     """`line` of the file, from 1; `column` in characters, from 1, or None for the line or file as a whole."""
 
     line: int
@@ -120,7 +120,7 @@ class Scan:
         # By hint, model and kind: why they are rejected, or None.
         self._routes: dict[tuple[str | None, str | None, Kind | None], str | None] = {}
 
-    def problems(self, chunks: Iterable[bytes], start: int = 0) -> Iterator[Problem]:
+    def problems(self, chunks: Iterable[bytes], start: int = 0) -> Iterator[LineProblem]:
         """Ordered by line and column. `start`: the offset of the chunks in the file."""
         summary = self.summary
         line: Line | None = None
@@ -193,7 +193,7 @@ def _repeats_inside(data: bytes | None, diagnostics: list[Diagnostic]) -> list[D
     return repeats([path for path in find_any_repeats(data or b"") if path not in known])
 
 
-def validate(read: Callable[[], Iterable[bytes]], scan: Scan) -> Iterator[Problem]:
+def validate(read: Callable[[], Iterable[bytes]], scan: Scan) -> Iterator[LineProblem]:
     """All problems of a file. `read` opens it once, and a second time only if a custom_id seems to be repeated.
 
     Repeated custom_ids come last. `scan.summary` is complete when this is exhausted.
@@ -216,7 +216,7 @@ def validate(read: Callable[[], Iterable[bytes]], scan: Scan) -> Iterator[Proble
         yield problem
 
 
-def _late(read: Callable[[], Iterable[bytes]], scan: Scan) -> Iterator[Problem]:
+def _late(read: Callable[[], Iterable[bytes]], scan: Scan) -> Iterator[LineProblem]:
     """Problems that show only in the whole file."""
     if scan.summary.num_requests == 0:
         yield _of_file(NO_REQUEST, "Write one request on each line.")
@@ -227,7 +227,7 @@ def _late(read: Callable[[], Iterable[bytes]], scan: Scan) -> Iterator[Problem]:
         yield from repeated(read(), suspects)
 
 
-def repeated(chunks: Iterable[bytes], suspects: set[int]) -> Iterator[Problem]:
+def repeated(chunks: Iterable[bytes], suspects: set[int]) -> Iterator[LineProblem]:
     """The second and later uses of a custom_id, with the line of the first. Memory: the repeated ids."""
     first: dict[str, int] = {}
     for line in iter_lines(chunks):
@@ -249,12 +249,12 @@ def repeated(chunks: Iterable[bytes], suspects: set[int]) -> Iterator[Problem]:
         yield from _problems(line, [diagnostic])
 
 
-def _problems(line: Line, diagnostics: list[Diagnostic]) -> list[Problem]:
+def _problems(line: Line, diagnostics: list[Diagnostic]) -> list[LineProblem]:
     data = line.data or b""
     text = data.decode("utf-8", "replace")
     custom_id = custom_id_of(data or line.head)
     made = [
-        Problem(
+        LineProblem(
             line=line.row,
             column=_column(text, diagnostic),
             custom_id=custom_id,
@@ -279,12 +279,12 @@ def _column(text: str, diagnostic: Diagnostic) -> int | None:
     return 1 if text else None
 
 
-def nul_tail() -> Problem:
+def nul_tail() -> LineProblem:
     return _of_file(NUL_TAIL, "Check that the file is complete.")
 
 
-def _of_file(message: str, fix: str) -> Problem:
-    return Problem(line=1, column=None, custom_id=None, where="", message=message, fix=fix)
+def _of_file(message: str, fix: str) -> LineProblem:
+    return LineProblem(line=1, column=None, custom_id=None, where="", message=message, fix=fix)
 
 
 class _Asks(NamedTuple):

@@ -16,7 +16,7 @@ from batchfile.lines.envelope import decode_envelope
 from batchfile.lines.file_formats import CHUNK_BYTES
 from batchfile.lines.framing import NO_REQUEST, iter_lines
 from batchfile.lines.parse import parse_request
-from batchfile.lines.validate import Problem, Scan, Summary, nul_tail, repeated, validate
+from batchfile.lines.validate import LineProblem, Scan, Summary, nul_tail, repeated, validate
 from batchfile.local.inputs import Source, requests_of
 from batchfile.types import REQUESTS_MAX, Defaults, InputFormat, Request, RoutingTable
 
@@ -44,12 +44,12 @@ class _Piece:
 
 @dataclass(frozen=True, slots=True)
 class _Scanned:
-    problems: list[Problem]
+    problems: list[LineProblem]
     scan: Scan
     num_rows: int
 
 
-class Check:
+class FileCheck:
     """The check of one file. `summary` is complete once `problems` is exhausted."""
 
     def __init__(self, source: Source, rules: Rules) -> None:
@@ -57,7 +57,7 @@ class Check:
         self._source = source
         self._rules = rules
 
-    def problems(self) -> Iterator[Problem]:
+    def problems(self) -> Iterator[LineProblem]:
         """In file order; repeated custom_ids last. Raises: InvalidFile where the file as a whole cannot be read."""
         path = self._source.path
         num_processes = os.cpu_count() or 1
@@ -70,7 +70,7 @@ class Check:
         yield from validate(lambda: requests_of(self._source), scan)
         self.summary = scan.summary
 
-    def _in_processes(self, path: str, num_processes: int) -> Iterator[Problem]:
+    def _in_processes(self, path: str, num_processes: int) -> Iterator[LineProblem]:
         found = _first_format(self._source)
         pieces = (_Piece(path, start, end, found, self._rules) for start, end in _cuts(path))
         total = _new_scan(self._rules)
@@ -106,13 +106,13 @@ def _last_byte(path: str) -> bytes:
         return file.read(1)
 
 
-def token_problems(source: Source, defaults: Defaults, fit: Callable[[Request], None]) -> Iterator[Problem]:
+def token_problems(source: Source, defaults: Defaults, fit: Callable[[Request], None]) -> Iterator[LineProblem]:
     """A problem for each valid line that `fit` rejects with InvalidRequest."""
     for row, request in valid_lines(source, defaults):
         try:
             fit(request)
         except InvalidRequest as error:
-            yield Problem(
+            yield LineProblem(
                 line=row,
                 column=None,
                 custom_id=request.custom_id,

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from batchfile.local.progress import Snapshot
@@ -50,6 +49,14 @@ def counted(num: int, noun: str) -> str:
     return f"{num:,} {noun}" if num == 1 else f"{num:,} {noun}s"
 
 
+def from_here(path: str) -> str:
+    """As a path relative to the current folder, where it is shorter."""
+    try:
+        return min(path, os.path.relpath(path), key=len)
+    except OSError:  # the current folder was removed
+        return path
+
+
 def outcomes(counts: Counts) -> list[str]:
     """Requests without an answer by how they ended: `2 rejected`, `1 failed`, ..."""
     found = {
@@ -63,15 +70,15 @@ def outcomes(counts: Counts) -> list[str]:
 
 def failure_lines(failures: Sequence[FailureGroup], counts: Counts, *, num_max: int | None = None) -> list[str]:
     """The reasons why requests did not succeed, each with an example, and what to do about it."""
-    lines, told, shown = list[str](), set[str](), failures[:num_max]
+    lines, advised, shown = list[str](), set[str](), failures[:num_max]
     for group in shown:
         status = "" if group.http_status is None else f" {group.http_status}"
         where = "" if group.line is None else f"; for example line {group.line:,}"
         if group.custom_id is not None:
             where += f" ({printable(group.custom_id)})"
         lines.append(f"{group.num_requests:,} {printable(group.type)}{status}: {printable(group.message)}{where}")
-        if group.advice and group.type not in told:
-            told.add(group.type)
+        if group.advice and group.type not in advised:
+            advised.add(group.type)
             lines.append(f"    {printable(group.advice)}")
     others = counts.finished - counts.succeeded - sum(group.num_requests for group in shown)
     if others > 0 and shown:
@@ -181,9 +188,7 @@ class Progress:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._over.set()
         self._thread.join()
 

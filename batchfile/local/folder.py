@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from batchfile.errors import InvalidFile, OutputTaken, SettingsError
-from batchfile.lines.kinds import Kind, ending_of, refusal, unpacked
+from batchfile.lines.kinds import FileKind, ending_of, refusal, unpacked
 from batchfile.local import outputs
 from batchfile.local.inputs import inspect
 from batchfile.local.options import STDIN, STDOUT
@@ -30,7 +30,7 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class OutputPlan:
     """`folder`: the absolute path of the output folder. `notes`: what was skipped, for people."""
 
     folder: str
@@ -49,7 +49,7 @@ def is_several(inputs: Sequence[str], output: str) -> bool:
     )
 
 
-def plan_folder(inputs: Sequence[str], output: str, *, restart: bool, is_rows: bool = False) -> Plan:
+def plan_folder(inputs: Sequence[str], output: str, *, restart: bool, is_rows: bool = False) -> OutputPlan:
     """Find the inputs, and check the folder `output`, which is created if it is missing. `is_rows`: rows and text are
     wanted, instead of requests.
 
@@ -75,7 +75,7 @@ def plan_folder(inputs: Sequence[str], output: str, *, restart: bool, is_rows: b
         outputs.check_place(target.output, target.input if os.path.exists(target.input) else None)
     if not restart:
         _check_ours(output, folder, files)
-    return Plan(folder=folder, targets=targets, notes=tuple(notes))
+    return OutputPlan(folder=folder, targets=targets, notes=tuple(notes))
 
 
 def output_name(name: str) -> str:
@@ -122,22 +122,22 @@ def _files_in(folder: str, notes: list[str], *, is_rows: bool) -> list[str]:
         wanted = {path for path in kinds if ending_of(path) == JSON_ENDING and kinds[path].content == "requests"}
     taken = [path for path in files if ending_of(path) in ENDINGS or path in wanted]
     table = next((path for path, kind in kinds.items() if kind.content == "rows"), None)
-    told = "" if table is None or is_rows else f". {refusal(kinds[table], table)}"
+    hint = "" if table is None or is_rows else f". {refusal(kinds[table], table)}"
     whose, endings = "requests", _ENDINGS_SHOWN
     if is_rows:
         whose, endings = "rows", f"*{', *'.join(ROW_ENDINGS)}, {_ENDINGS_SHOWN}"
     if not taken:
-        raise InvalidFile(f"{folder}: has no file of {whose} in it; they are named {endings}{told}")
+        raise InvalidFile(f"{folder}: has no file of {whose} in it; they are named {endings}{hint}")
     known = set(taken)
     skipped = [name for name, path in zip(names, paths, strict=True) if path not in known]
     if skipped:
         more = f" and {len(skipped) - _SHOWN_MAX:,} more" if len(skipped) > _SHOWN_MAX else ""
         shown = ", ".join(skipped[:_SHOWN_MAX])
-        notes.append(f"{folder}: skipped {shown}{more}; files of {whose} are named {endings}{told}")
+        notes.append(f"{folder}: skipped {shown}{more}; files of {whose} are named {endings}{hint}")
     return taken
 
 
-def _kind_of(path: str) -> Kind | None:
+def _kind_of(path: str) -> FileKind | None:
     """None: it cannot be read."""
     try:
         return inspect(path).kind

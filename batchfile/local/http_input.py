@@ -30,7 +30,7 @@ class Head:
     version: str
 
 
-class Download:
+class InputDownload:
     """A response whose body is read by a thread with its own event loop: callers may have a running one.
 
     `name` is for messages. Raises: InvalidFile, also from `chunks`, which ends only where the file ends.

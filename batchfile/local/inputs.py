@@ -27,7 +27,7 @@ from batchfile.lines.file_formats import (
     plain_head,
 )
 from batchfile.lines.framing import BOM, NO_REQUEST
-from batchfile.lines.kinds import KIND_BYTES, Kind
+from batchfile.lines.kinds import KIND_BYTES, FileKind
 from batchfile.lines.kinds import detect as detect_kind
 from batchfile.lines.split_document import elements
 from batchfile.local.options import STDIN
@@ -52,7 +52,7 @@ class Source:
     given: str = ""
     path: str | None
     format: FileFormat
-    kind: Kind
+    kind: FileKind
     table: Table | None = None
     stamp: str = ""
     size: int = 0
@@ -150,14 +150,6 @@ def digest_of(source: Source) -> str:
     digest = file_digest(source.path)
     check_untouched(source)
     return digest
-
-
-def digest_of_requests(source: Source) -> str:
-    """sha256 of their JSONL: of an input that is not a file. Raises: InvalidFile."""
-    digest = hashlib.sha256()
-    for chunk in requests_of(source):
-        digest.update(chunk)
-    return digest.hexdigest()
 
 
 def file_digest(path: str) -> str:

@@ -16,7 +16,7 @@ from batchfile.errors import InvalidFile, OutputTaken, SettingsError
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.records import BatchRecord
 from batchfile.lines.diagnostics import short, shown
-from batchfile.lines.kinds import Kind, refusal
+from batchfile.lines.kinds import FileKind, refusal
 from batchfile.lines.result import decode_result
 from batchfile.local import outputs
 from batchfile.local.api import end_batch
@@ -28,7 +28,7 @@ from batchfile.local.options import EngineArguments, RunOptions, check_arguments
 from batchfile.local.session import completed, open_session
 from batchfile.local.summary import rows_summary
 from batchfile.local.tables import kind_of
-from batchfile.rows.answers import Check, added, answered_rows
+from batchfile.rows.answers import AnswerCheck, added, answered_rows
 from batchfile.rows.frames import NAME, ArrowStream, Frame, json_rows, open_frame
 from batchfile.rows.prompt import AnswerColumns, RowPrompt
 from batchfile.rows.table import Table
@@ -156,7 +156,7 @@ class _Job:
         columns = frame.columns
         if not columns:
             raise InvalidFile(f"{NAME}: has no columns")
-        table = self._table(NAME, Kind(layout="jsonl", content="rows", columns=columns))
+        table = self._table(NAME, FileKind(layout="jsonl", content="rows", columns=columns))
 
         def answers(ledger: Ledger, batch: BatchRecord) -> Rows:
             check, error = self._check(table.columns), table.columns.error
@@ -193,7 +193,7 @@ class _Job:
         folder = self._folder(digest_of(source), table)
         return self._run(folder, replace(source, kind=kind, table=table), answers)
 
-    def _table(self, name: str, kind: Kind) -> Table:
+    def _table(self, name: str, kind: FileKind) -> Table:
         """Raises: InvalidFile where the columns do not fit the prompt."""
         if self.prompt.prompt is None and not kind.has_prompts:
             raise InvalidFile(f"{name}: has no column prompt or messages; pass a prompt over its columns: prompt=...")
@@ -235,7 +235,7 @@ class _Job:
             say(text)
         return rows
 
-    def _check(self, columns: AnswerColumns) -> Check:
+    def _check(self, columns: AnswerColumns) -> AnswerCheck:
         def check(answer: Any) -> str | None:
             if columns.fields and not isinstance(answer, dict):
                 return f"the answer is not a JSON object: {shown(answer)}"

@@ -259,8 +259,8 @@ def changes(metadata: Mapping[str, str], wanted: Mapping[str, str]) -> list[str]
     ]
     was, now = _parts(metadata), _parts(wanted)
     for name in [*was, *(name for name in now if name not in was)] if was and now else ():
-        is_told = any(text.startswith(f"{name} ") for text in found)
-        if was.get(name, "") != now.get(name, "") and not is_told:
+        is_listed = any(text.startswith(f"{name} ") for text in found)
+        if was.get(name, "") != now.get(name, "") and not is_listed:
             found.append(_change(name, was.get(name, ""), now.get(name, "")))
     return found
 

@@ -25,7 +25,7 @@ from batchfile.lines.framing import iter_lines
 from batchfile.lines.kinds import ending_of
 from batchfile.lines.result import RESULT_BYTES_MAX
 from batchfile.local import past_runs
-from batchfile.local.display import counted
+from batchfile.local.display import counted, from_here
 from batchfile.local.inputs import file_digest
 from batchfile.local.options import REPLACES, TABLE
 from batchfile.local.receipt import Receipt, make_receipt
@@ -245,7 +245,7 @@ def _keep(path: str, why: str, say: Callable[[str], None]) -> None:
     names = (f"{path}.edited{number or ''}" for number in count())
     kept = next(name for name in names if not os.path.lexists(name))
     os.replace(path, kept)
-    say(f"{path} {why} is kept as {os.path.basename(kept)}")
+    say(f"{from_here(path)} {why} is kept as {os.path.basename(kept)}")
 
 
 def facts_of(path: str, num_lines: int) -> FileFacts:

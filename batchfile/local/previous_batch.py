@@ -16,7 +16,7 @@ from batchfile.ledger.base import Ledger
 from batchfile.ledger.batches import Planned
 from batchfile.ledger.cas import Lost, Stored, load, swap, update_batch
 from batchfile.ledger.records import BatchRecord, IdempotencyRecord, ShardRecord
-from batchfile.local.display import counted
+from batchfile.local.display import counted, from_here
 from batchfile.local.options import EARLIER, ENGINE, MODEL, OF_EVERY_REQUEST, OUTPUT, changes
 from batchfile.plan.reuse_sources import UNKNOWN_NOW, UNKNOWN_THEN, Fingerprints, why_not
 from batchfile.types import TENANT
@@ -102,7 +102,7 @@ def nothing_reused(previous: Previous, wanted: Mapping[str, str], why: str) -> O
         )
         why = OF_ENDPOINT if wanted.get(ENGINE) == "http" else why
     return OutputTaken(
-        f"{old[OUTPUT]} has {counted(previous.num_succeeded, 'finished answer')} of "
+        f"{from_here(old[OUTPUT])} has {counted(previous.num_succeeded, 'finished answer')} of "
         f"{f'a run that differs: {differs}' if differs else 'an earlier run'}. "
         f"None of them can be reused: {why}. {advice}"
     )
@@ -144,13 +144,13 @@ def notes(previous: Previous, planned: Planned, wanted: Mapping[str, str]) -> It
         belong = "belongs to a request that is" if num == 1 else "belong to requests that are"
         kept = planned.metadata.get(EARLIER)
         if kept == previous.batch.batch_id:
-            told = "; it is kept in the store, and reused if its request comes back"
-            told = told if num == 1 else "; they are kept in the store, and reused if their requests come back"
+            rest = "; it is kept in the store, and reused if its request comes back"
+            rest = rest if num == 1 else "; they are kept in the store, and reused if their requests come back"
         elif previous.earlier is not None and kept == previous.earlier.batch_id:
-            told = f"; {counted(_num_left(previous.earlier, planned), 'answer')} of an earlier run stay in the store"
+            rest = f"; {counted(_num_left(previous.earlier, planned), 'answer')} of an earlier run stay in the store"
         else:
-            told = ""
-        yield f"{counted(num, 'finished answer')} {belong} not in the input now{told}"
+            rest = ""
+        yield f"{counted(num, 'finished answer')} {belong} not in the input now{rest}"
 
 
 def _is_worth_keeping(batch: BatchRecord, planned: Planned) -> bool:

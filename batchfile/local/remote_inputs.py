@@ -60,18 +60,18 @@ def open_remote(url: str) -> RemoteFile:
 
 
 def _of_server(url: str) -> RemoteFile:
-    from batchfile.local.http_input import Download
+    from batchfile.local.http_input import InputDownload
 
     parts = _split(url)
     name = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"  # a query may be a signature
-    download = Download(url, name)
+    download = InputDownload(url, name)
     head, version = b"", download.head.version
     with closing(download.chunks()) as begin:
         while len(head) < KIND_BYTES and (more := next(begin, b"")):
             head += more
 
     def chunks() -> Iterator[bytes]:
-        again = Download(url, name)
+        again = InputDownload(url, name)
         if again.head.version != version:
             again.close()
             raise changed(name)

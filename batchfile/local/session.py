@@ -23,12 +23,12 @@ from batchfile.local.progress import Meter, Snapshot, cost_usd
 from batchfile.local.run import Opened, open_batch
 from batchfile.local.tables import prepared, with_contents
 from batchfile.local.work import work
-from batchfile.media.rules import MediaRules
+from batchfile.media.rules import MediaLimits, MediaRules
 from batchfile.open_ledger import STORE_FOLDER, open_ledger
 from batchfile.routing import check_stage
 from batchfile.runner.runner import Runner
 from batchfile.settings import Settings
-from batchfile.types import Counts, Usage
+from batchfile.types import TENANT, Counts, Usage
 
 Look = Callable[[], Snapshot | None]  # None: nothing to show yet
 
@@ -56,6 +56,7 @@ class Session:
     ledger: Ledger
     source: Source
     opened: Opened
+    media_limits: MediaLimits
 
     @property
     def noun(self) -> str:
@@ -96,8 +97,8 @@ def open_session(
         url, is_temporary = stack.enter_context(tempfile.TemporaryDirectory(prefix="batchfile-")), True
     stack.enter_context(outputs.lock_output(path))
     options = replace(options, output=path, store=None if is_temporary else url)
-    ledger, check = open_ledger(url, settings), partial(choice.check, say)
-    session = begin(ledger, source, options, choice, check, say, shares_results=shares_results)
+    ledger, check, limits = open_ledger(url, settings), partial(choice.check, say), limits_of(settings)
+    session = begin(ledger, source, options, choice, check, say, limits=limits, shares_results=shares_results)
     if is_temporary and session.opened.batch.total > 1:
         say(f"results are written to stdout at the end; until then they are in {url}. This run cannot be resumed")
     return session
@@ -111,6 +112,7 @@ def begin(
     check: Callable[[], None],
     say: Callable[[str], None],
     *,
+    limits: MediaLimits,
     shares_results: bool = False,
 ) -> Session:
     """Find or create the batch of the output, which is locked. `check`, `Raises`: as `before_plan` of `open_batch`."""
@@ -119,7 +121,11 @@ def begin(
     )
     for note in opened.notes:
         say(note)
-    return Session(options=options, ledger=ledger, source=source, opened=opened)
+    return Session(options=options, ledger=ledger, source=source, opened=opened, media_limits=limits)
+
+
+def limits_of(settings: Settings) -> MediaLimits:
+    return settings.media_of(TENANT).limits
 
 
 def completed(options: RunOptions, settings: Settings, choice: EngineChoice) -> RunOptions:
@@ -193,7 +199,7 @@ def _media_rules(sessions: Sequence[Session], batch: BatchRecord) -> MediaRules:
     """A user's own requests may read everything that the user can, but paths only below one folder."""
     session = next(one for one in sessions if one.opened.batch.batch_id == batch.batch_id)
     folder = session.options.media_folder or (session.source.path and str(Path(session.source.path).parent))
-    return MediaRules(folder=None if folder is None else Path(folder), allow=None)
+    return MediaRules(folder=None if folder is None else Path(folder), allow=None, limits=session.media_limits)
 
 
 def _progress_of(session: Session) -> BatchStatus:

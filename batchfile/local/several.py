@@ -11,11 +11,11 @@ from batchfile.ledger.records import BatchRecord
 from batchfile.local import outputs
 from batchfile.local.display import counted
 from batchfile.local.engines import EngineChoice
-from batchfile.local.folder import Plan
+from batchfile.local.folder import OutputPlan
 from batchfile.local.inputs import opened
 from batchfile.local.options import RunOptions
 from batchfile.local.receipt import Receipt
-from batchfile.local.session import Observer, Session, begin, completed, work_on_all
+from batchfile.local.session import Observer, Session, begin, completed, limits_of, work_on_all
 from batchfile.local.tables import prepared
 from batchfile.open_ledger import STORE_FOLDER, open_ledger
 from batchfile.settings import Settings
@@ -48,7 +48,7 @@ class FileRun:
 
 
 def open_files(
-    stack: ExitStack, settings: Settings, options: RunOptions, choice: EngineChoice, plan: Plan, say: Say
+    stack: ExitStack, settings: Settings, options: RunOptions, choice: EngineChoice, plan: OutputPlan, say: Say
 ) -> list[FileRun]:
     """Lock the folder, find or create the batch of each input, and write the results of those that have ended.
 
@@ -67,7 +67,8 @@ def open_files(
                 source = prepared(found, given)
                 outputs.check_format(file.output, source.table)
                 outputs.check_unlocked(file.output)
-                file.session = begin(ledger, source, given, choice, check, partial(_say_of, say, file.input))
+                tell = partial(_say_of, say, file.input)
+                file.session = begin(ledger, source, given, choice, check, tell, limits=limits_of(settings))
             if file.session.opened.batch.state == "ended":
                 file.export(file.session.opened.batch, say)
         except (InvalidFile, OutputTaken, BatchDamaged) as error:

@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 
 from batchfile.lines.failures import reason_of
-from batchfile.local.display import counted, dollars, duration, failure_lines, outcomes
+from batchfile.local.display import counted, dollars, duration, failure_lines, from_here, outcomes
 from batchfile.local.receipt import Receipt
 from batchfile.types import Usage
 
@@ -23,40 +23,32 @@ def summary(receipt: Receipt, path: str | None, error_column: str | None = None)
     elif receipt.reason != "completed":
         text += f"; the batch ended early ({receipt.reason})"
     if path is not None:
-        text += f": {_from_here(path)}"
+        text += f": {from_here(path)}"
         if num_left:
-            told = f"the column {error_column} says why" if error_column else _what_to_do(receipt, num_left)
-            text += f"; {', '.join(outcomes(receipt.counts))}: {told}"
+            advice = f"the column {error_column} says why" if error_column else _what_to_do(receipt, num_left)
+            text += f"; {', '.join(outcomes(receipt.counts))}: {advice}"
     return text
 
 
 def _what_became_of(path: str) -> str:
     became = "was changed while it ran" if os.path.exists(path) else "was removed while it ran"
-    return f"{_from_here(path)} {became}"
+    return f"{from_here(path)} {became}"
 
 
 def _what_to_do(receipt: Receipt, num_left: int) -> str:
     """Lines that were too long are missing from the errors file, and so are those that no longer exist."""
     errors = receipt.errors
     if receipt.reason == "input_changed":
-        named = "" if errors is None else f"{_from_here(errors.path)} lists them; "
+        named = "" if errors is None else f"{from_here(errors.path)} lists them; "
         if not os.path.exists(receipt.input.path):
             return f"{named}restore the file and run the same command again to finish the rest"
         return f"{named}the same command runs the changed file and keeps what has finished"
-    why = "the results say why" if receipt.reasons is None else f"{_from_here(receipt.reasons.path)} says why"
+    why = "the results say why" if receipt.reasons is None else f"{from_here(receipt.reasons.path)} says why"
     if errors is None:
         return why
     few = f" ({errors.lines:,} of them)" if errors.lines < num_left else ""
-    lines = f"{_from_here(errors.path)} has the lines{few}"
+    lines = f"{from_here(errors.path)} has the lines{few}"
     return f"{why} and {lines}; fix them in the input, and the same command runs only those"
-
-
-def _from_here(path: str) -> str:
-    """As a path relative to the current folder, where it is shorter."""
-    try:
-        return min(path, os.path.relpath(path), key=len)
-    except OSError:  # the current folder was removed
-        return path
 
 
 def reasons(receipt: Receipt) -> Iterator[str]:
@@ -82,8 +74,8 @@ def rows_summary(errors: list[str | None], usage: Usage, seconds: float | None, 
     if failed:
         parts.append(f"{len(failed):,} failed")
     how = "kept from an earlier call" if seconds is None else duration(seconds)
-    told = f"; the column {column} says why" if failed else ""
-    yield f"{counted(len(errors), 'row')}: {', '.join(parts)}; {_tokens(usage)}; {how}{told}"
+    advice = f"; the column {column} says why" if failed else ""
+    yield f"{counted(len(errors), 'row')}: {', '.join(parts)}; {_tokens(usage)}; {how}{advice}"
     yield from _row_reasons(failed)
 
 

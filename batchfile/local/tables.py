@@ -8,7 +8,7 @@ from pathlib import Path
 
 from batchfile.errors import InvalidFile, SettingsError
 from batchfile.lines.file_formats import parquet_columns
-from batchfile.lines.kinds import Kind, refusal
+from batchfile.lines.kinds import FileKind, refusal
 from batchfile.lines.parquet import kind_of_table
 from batchfile.local.inputs import Source, on_disk
 from batchfile.local.options import STDIN, RunOptions, flag_of
@@ -61,7 +61,7 @@ def prepared(source: Source, options: RunOptions) -> Source:
     return replace(source, table=Table(kind=kind, prompt=prompt, columns=columns, is_raw=options.raw))
 
 
-def kind_of(source: Source, *, is_table: bool) -> Kind:
+def kind_of(source: Source, *, is_table: bool) -> FileKind:
     """The kind, with the columns of Parquet, which has rows if `is_table`. Raises: InvalidFile."""
     if source.format != "parquet":
         return source.kind

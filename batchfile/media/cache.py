@@ -12,6 +12,8 @@ CACHE_BYTES_MAX = 16 * 1024 * 1024
 FAILURE_S = 60.0  # a failure is the answer for this long
 FAILURES_MAX = 10_000
 
+Key = tuple[str, str]  # of a batch, and in it
+
 
 class MediaCache:
     """Of one process, for all batches. An object is not fetched again while it stays here. Thread-safe."""
@@ -20,12 +22,12 @@ class MediaCache:
         self._bytes_max = bytes_max
         self._clock = clock or SystemClock()
         self._lock = threading.Lock()
-        self._objects: OrderedDict[str, bytes] = OrderedDict()
-        self._failures: OrderedDict[str, tuple[float, InvalidRequest]] = OrderedDict()
-        self._fetches: dict[str, Future[bytes]] = {}
+        self._objects: OrderedDict[Key, bytes] = OrderedDict()
+        self._failures: OrderedDict[Key, tuple[float, InvalidRequest]] = OrderedDict()
+        self._fetches: dict[Key, Future[bytes]] = {}
         self._size = 0
 
-    def get(self, key: str, fetch: Callable[[], bytes]) -> bytes:
+    def get(self, key: Key, fetch: Callable[[], bytes]) -> bytes:
         """The object, from here or from `fetch`, which one caller at a time runs for a key.
 
         Raises: InvalidRequest, as `fetch` did for this or an earlier caller.
@@ -56,7 +58,7 @@ class MediaCache:
         ours.set_result(data)
         return data
 
-    def _keep(self, key: str, data: bytes) -> None:
+    def _keep(self, key: Key, data: bytes) -> None:
         with self._lock:
             del self._fetches[key]
             self._objects[key] = data
@@ -64,7 +66,7 @@ class MediaCache:
             while self._size > self._bytes_max:
                 self._size -= len(self._objects.popitem(last=False)[1])
 
-    def _keep_failure(self, key: str, error: BaseException) -> None:
+    def _keep_failure(self, key: Key, error: BaseException) -> None:
         with self._lock:
             del self._fetches[key]
             if isinstance(error, InvalidRequest):

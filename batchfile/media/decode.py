@@ -1,12 +1,14 @@
 """Decodes images and recordings, within limits. Images need Pillow."""
 
 import io
+import warnings
 import wave
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from batchfile.errors import InvalidRequest, install_hint
-from batchfile.media.rules import PIXELS_MAX
+from batchfile.media.rules import MediaRules
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -30,22 +32,22 @@ class Recording:
         return len(self.frames) / (self.rate * self.num_channels * self.width)
 
 
-def open_image(data: bytes) -> "Image":
+def open_image(data: bytes, rules: MediaRules = MediaRules()) -> "Image":  # noqa: B008 frozen
     """The image with its size known and its pixels not read yet. Raises: InvalidRequest."""
     try:
         from PIL import Image
     except ImportError:
         raise InvalidRequest(f"images need Pillow, which is not installed: {install_hint('media')}") from None
+    warnings.filterwarnings("ignore", module="PIL")  # about damaged notes of cameras, and about sizes
     try:
         image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise rules.above("has too many pixels", f"{rules.limits.pixels:,}", "pixels_max") from None
     except Exception as error:
-        too_large = isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning)
-        why = f"has more than {PIXELS_MAX:,} pixels; make it smaller" if too_large else _NOT_IMAGE
-        raise InvalidRequest(why) from error
-    if image.width * image.height > PIXELS_MAX:
-        raise InvalidRequest(
-            f"has {image.width:,} x {image.height:,} pixels, and at most {PIXELS_MAX:,} are read; make it smaller"
-        )
+        raise InvalidRequest(_NOT_IMAGE) from error
+    if image.width * image.height > rules.limits.pixels:
+        found = f"has {image.width:,} x {image.height:,} pixels"
+        raise rules.above(found, f"{rules.limits.pixels:,}", "pixels_max")
     return image
 
 
@@ -58,15 +60,27 @@ def pixels_of(image: "Image") -> "Image":
 
     try:
         image.load()  # which closes the encoded bytes
-        ImageOps.exif_transpose(image, in_place=True)
+        with suppress(Exception):  # damaged notes of a camera leave the picture as it is
+            ImageOps.exif_transpose(image, in_place=True)
         if image.mode in {"RGBA", "LA", "PA"} or "transparency" in image.info:
             picture = image.convert("RGBA")
             white = Image.new("RGB", picture.size, (255, 255, 255))
             white.paste(picture, mask=picture.getchannel("A"))
             return white
-        return image if image.mode == "RGB" else image.convert("RGB")
+        return image if image.mode == "RGB" else _in_8_bits(image).convert("RGB")
+    except InvalidRequest:
+        raise
     except Exception as error:
         raise InvalidRequest(f"is a damaged image: {error}") from error
+
+
+def _in_8_bits(image: "Image") -> "Image":
+    """Pillow's own conversion makes all but the darkest greys of 16 bits white. Raises: InvalidRequest."""
+    if image.mode in {"I", "F"}:
+        raise InvalidRequest(
+            "has pixels of 32 bits, whose brightness is not defined; convert it to 8 bits for each color"
+        )
+    return image.point(lambda grey: grey * (1 / 256)).convert("L") if image.mode.startswith("I;16") else image
 
 
 def read_wav(data: bytes) -> Recording:
@@ -76,8 +90,8 @@ def read_wav(data: bytes) -> Recording:
             made: dict[str, Any] = {"rate": file.getframerate(), "num_channels": file.getnchannels()}
             recording = Recording(**made, width=file.getsampwidth(), frames=file.readframes(file.getnframes()))
     except (wave.Error, EOFError, ValueError) as error:
-        reason = str(error) or "it ends too early"  # EOFError has no text
-        raise InvalidRequest(f"is not a recording in WAV (PCM), the only format that is decoded: {reason}") from error
+        why = str(error) or "it ends early"
+        raise InvalidRequest(f"is not a recording in WAV (PCM), the only format that is decoded: {why}") from error
     if not recording.frames or not recording.rate:
         raise InvalidRequest("is a recording without samples")
     return recording

@@ -9,13 +9,14 @@ from functools import partial
 from hashlib import sha256
 from threading import Lock
 from time import sleep
+from typing import TypeVar
 
 from msgspec.structs import replace
 
 from batchfile.errors import InvalidRequest
 from batchfile.media.cache import MediaCache
 from batchfile.media.decode import open_image, pixels_of, read_text, read_wav
-from batchfile.media.rules import REQUEST_BYTES_MAX, MediaRules, scheme_of, shown
+from batchfile.media.rules import MediaRules, in_words, scheme_of, shown
 from batchfile.media.sources import Sources, from_data_url
 from batchfile.request_media import Media, MediaKind, MediaUse
 from batchfile.types import Message, Request
@@ -26,7 +27,9 @@ DECODERS = min(4, os.cpu_count() or 1)  # few: each thread keeps memory for the 
 JOINT = "\n\n"
 POLL_S = 0.01
 
-_NOT_SERVED = "This pool's model does not take {kind}: remove {it}, or name a model that does."
+T = TypeVar("T")
+
+_NOT_SERVED = "this pool's model does not take {kind}; remove {it}, or name a model that does"
 _NAMES: dict[MediaKind, tuple[str, str]] = {
     "image": ("images", "the image"),
     "audio": ("audio", "the recording"),
@@ -83,40 +86,46 @@ class MediaLoader:
         self._decoders = ThreadPoolExecutor(DECODERS, thread_name_prefix="media-decoder")  # starts them when needed
 
     @contextmanager
-    def load(self, request: Request, rules: MediaRules, use: MediaUse) -> Iterator[Loaded]:
+    def load(self, request: Request, rules: MediaRules, use: MediaUse, batch_id: str = "") -> Iterator[Loaded]:
         """The request with its media; documents become text. While entered, the room for its size is reserved.
 
-        Raises: InvalidRequest that names the source.
+        An object is fetched again for another batch, because it may have changed. Raises: InvalidRequest that names the
+        source.
         """
         media = request.media
-        for one in media:
-            _check(one, rules, use)
-        fetched = [self._fetched(one, rules, use) for one in media]
-        size = sum(_size(one, use) for one in fetched)
-        if size > REQUEST_BYTES_MAX:
-            raise InvalidRequest(f"the request has more than {REQUEST_BYTES_MAX // 2**20} MiB of media; split it")
+        if len(media) > rules.limits.objects:
+            found = f"the request has {len(media):,} images, recordings and documents"
+            raise rules.above(found, f"{rules.limits.objects:,}", "objects_max")
+        places = [_place(one, number, len(media)) for number, one in enumerate(media, 1)]
+        for one, place in zip(media, places, strict=True):
+            _named(place, partial(_check, one, rules, use))
+        fetched = [
+            _named(place, partial(self._fetched, one, rules, use, batch_id))
+            for place, one in zip(places, media, strict=True)
+        ]
+        size = sum(_size(one) for one in fetched)
+        if size > rules.limits.request_bytes:
+            found = f"the media of the request take {in_words(size)} of memory"
+            raise rules.above(found, in_words(rules.limits.request_bytes), "request_bytes_max")
         with self._room(size):
-            ready = self._decoders.map(lambda one: _named(one, partial(_decoded, one, use)), fetched)
+            ready = self._decoders.map(lambda place, one: _named(place, partial(_decoded, one, use)), places, fetched)
             messages = tuple(_with_media(turn, ready) if turn.parts else turn for turn in request.messages)
             digests = tuple(Media(kind=one.kind, source="", digest=one.digest) for one in fetched)
             yield Loaded(request=replace(request, messages=messages), media=digests, size=size)
 
-    def _fetched(self, media: Media, rules: MediaRules, use: MediaUse) -> Media:
+    def _fetched(self, media: Media, rules: MediaRules, use: MediaUse, batch_id: str) -> Media:
         """With `data`, and the size of an image in `decoded`; unchanged if the engine's server reads it itself."""
 
-        def fetch() -> Media:
-            scheme = scheme_of(media.source)
-            if scheme == "data":
-                data = from_data_url(media.source)
-            elif scheme in {"http", "https"} and _is_sent(media, use):
-                return media
-            else:
-                key = media.source if scheme else str(rules.file(media.source))
-                data = self._cache.get(key, lambda: self._sources.fetch(media.source, rules))
-            image = open_image(data) if media.kind == "image" and not _is_sent(media, use) else None
-            return replace(media, data=data, digest=sha256(data).hexdigest(), decoded=image)
-
-        return _named(media, fetch)
+        scheme = scheme_of(media.source)
+        if scheme == "data":
+            data = from_data_url(media.source, rules)
+        elif scheme in {"http", "https"} and _is_sent(media, use):
+            return media
+        else:
+            key = media.source if scheme else str(rules.file(media.source))
+            data = self._cache.get((batch_id, key), lambda: self._sources.fetch(media.source, rules))
+        image = open_image(data, rules) if media.kind == "image" and not _is_sent(media, use) else None
+        return replace(media, data=data, digest=sha256(data).hexdigest(), decoded=image)
 
 
 def _is_sent(media: Media, use: MediaUse) -> bool:
@@ -130,7 +139,7 @@ def _check(media: Media, rules: MediaRules, use: MediaUse) -> None:
     rules.check(media.source)
 
 
-def _size(media: Media, use: MediaUse) -> int:
+def _size(media: Media) -> int:
     if media.data is None:
         return 0
     if media.decoded is not None:
@@ -159,10 +168,15 @@ def _with_media(turn: Message, ready: Iterator[Media]) -> Message:
     return replace(turn, content=text, parts=tuple(parts) if has_media else ())
 
 
-def _named(media: Media, work: Callable[[], Media]) -> Media:
+def _place(media: Media, number: int, total: int) -> str:
+    """For messages. What is in the request itself is identified by its number."""
+    place = f'"{shown(media.source)}"'
+    return f"{place} ({number} of {total})" if total > 1 and scheme_of(media.source) == "data" else place
+
+
+def _named(place: str, work: Callable[[], T]) -> T:
     """Names the source in errors."""
     try:
         return work()
     except InvalidRequest as error:
-        place = shown(media.source)
-        raise InvalidRequest(str(error) if str(error).startswith(place) else f"{place}: {error}", error.type) from error
+        raise InvalidRequest(f"{place}: {error}", error.type) from error

@@ -9,9 +9,7 @@ from batchfile.errors import InvalidRequest
 from batchfile.types import TENANT
 
 FETCH_S = 30.0  # for one object, with all attempts
-OBJECT_BYTES_MAX = 20 * 1024 * 1024
-REQUEST_BYTES_MAX = 256 * 1024 * 1024  # of one request, as the engine gets them
-PIXELS_MAX = 40_000_000  # of an image
+PIXELS_MAX = 178_956_970  # what Pillow opens
 SHOWN_CHARS = 120
 
 _SCHEME = re.compile(r"(data|https?|s3):", re.IGNORECASE)
@@ -30,6 +28,19 @@ class OwnBucket:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MediaLimits:
+    """Of an object, of an image, and of the media of one request: bytes as the engine gets them, and their number."""
+
+    object_bytes: int = 20 * 1024 * 1024
+    pixels: int = 40_000_000
+    request_bytes: int = 256 * 1024 * 1024
+    objects: int = 1_000
+
+
+DEFAULT_LIMITS = MediaLimits()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MediaRules:
     """What may be read, in addition to the request itself.
 
@@ -42,56 +53,65 @@ class MediaRules:
     allow: tuple[str, ...] | None = ()
     allow_private: bool = False
     own_bucket: OwnBucket | None = None
+    limits: MediaLimits = DEFAULT_LIMITS
 
     def check(self, source: str) -> None:
         """Raises: InvalidRequest if this source may not be read. Its address is not looked up."""
         scheme = scheme_of(source)
         if scheme == "s3":
-            self._check_key(source, _split(source))
+            self._check_key(_split(source))
         elif scheme in {"http", "https"}:
-            self._check_host(source, _split(source))
+            self._check_host(_split(source))
+
+    def above(self, what: str, limit: str, key: str) -> InvalidRequest:
+        """The error for what is above a limit. `key`: the setting that raises it."""
+        return InvalidRequest(f"{what}; the limit is {limit} (media.{self.tenant}.{key})")
 
     def file(self, source: str) -> Path:
         """The file that a relative path means. Raises: InvalidRequest if it is not below the folder."""
         if self.folder is None:
-            raise InvalidRequest(f"{shown(source)}: {_PATHS if self.allow is not None else _NO_FOLDER}")
+            raise InvalidRequest(_PATHS if self.allow is not None else _NO_FOLDER)
         root = self.folder.resolve()
         try:
             path = (root / source).resolve()
         except (OSError, ValueError, RuntimeError) as error:
-            raise InvalidRequest(f"{shown(source)}: is not a valid path: {error}") from error
+            raise InvalidRequest(f"is not a valid path: {error}") from error
         if Path(source).is_absolute() or not path.is_relative_to(root):
-            raise InvalidRequest(
-                f"{shown(source)}: is not below {root}; move it there, or name another folder with --media-folder"
-            )
+            raise InvalidRequest(f"is not below {root}; move it there, or name another folder with --media-folder")
         return path
 
-    def _check_host(self, source: str, parts: SplitResult) -> None:
+    def _check_host(self, parts: SplitResult) -> None:
         try:
             host, port = (parts.hostname or "").lower(), parts.port
         except ValueError:
             host, port = "", None
         if not host or parts.username is not None:
-            raise InvalidRequest(f"{shown(source)}: is not a valid URL; use https://HOST/PATH without credentials")
+            raise InvalidRequest("is not a valid URL; use https://HOST/PATH without credentials")
         names = {host if port is None else f"{host}:{port}"}
         if port == {"http": 80, "https": 443}[parts.scheme]:
             names.add(host)
         if self.allow is not None and names.isdisjoint(one.lower() for one in self.allow):
-            raise InvalidRequest(f"{shown(source)}: {_NOT_ALLOWED.format(where=host, tenant=self.tenant)}")
+            raise InvalidRequest(_NOT_ALLOWED.format(where=host, tenant=self.tenant))
 
-    def _check_key(self, source: str, parts: SplitResult) -> None:
+    def _check_key(self, parts: SplitResult) -> None:
         bucket, key = parts.netloc, unquote(parts.path).lstrip("/")
         if not bucket or "@" in bucket or not key:
-            raise InvalidRequest(f"{shown(source)}: is not the URL of an object; use s3://BUCKET/KEY")
+            raise InvalidRequest("is not the URL of an object; use s3://BUCKET/KEY")
+        if parts.fragment:
+            raise InvalidRequest("has a # in its key; write it as %23")
         if self.allow is None:
             return
         if parts.query or {"", ".", ".."} & set(key.split("/")):
-            raise InvalidRequest(f"{shown(source)}: must not have a query, or `..` in its key")
+            raise InvalidRequest("must not have a query, or `..` in its key")
         prefixes = [one.removesuffix("/") + "/" for one in self.allow if one.startswith("s3://")]
         is_own = self.own_bucket is not None and self.own_bucket.name == bucket
         is_inside = self.own_bucket is not None and key.startswith(self.own_bucket.inbox)
         if not f"s3://{bucket}/{key}".startswith(tuple(prefixes)) or (is_own and not is_inside):
-            raise InvalidRequest(f"{shown(source)}: {_NOT_ALLOWED.format(where='that place', tenant=self.tenant)}")
+            raise InvalidRequest(_NOT_ALLOWED.format(where="that place", tenant=self.tenant))
+
+
+def in_words(size: int) -> str:
+    return f"{size / 2**20:.3g} MiB" if size >= 2**20 else f"{size:,} bytes"
 
 
 def scheme_of(source: str) -> str:
@@ -104,7 +124,7 @@ def _split(source: str) -> SplitResult:
     try:
         return urlsplit(source)
     except ValueError as error:
-        raise InvalidRequest(f"{shown(source)}: is not a valid URL: {error}") from error
+        raise InvalidRequest(f"is not a valid URL: {error}") from error
 
 
 def shown(source: str) -> str:

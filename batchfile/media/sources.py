@@ -9,8 +9,8 @@ from base64 import b64decode
 from contextlib import suppress
 from urllib.parse import SplitResult, unquote, urljoin, urlsplit
 
-from batchfile.errors import BatchfileError, InvalidRequest
-from batchfile.media.rules import FETCH_S, OBJECT_BYTES_MAX, MediaRules, scheme_of, shown
+from batchfile.errors import InvalidRequest, ObjectMissing, SettingsError, StoreError, StoreUnavailable
+from batchfile.media.rules import FETCH_S, MediaRules, in_words, scheme_of, shown
 from batchfile.safe_http import connect, target_of
 from batchfile.store.base import Store
 from batchfile.store.open import open_store
@@ -20,23 +20,28 @@ PAUSE_S = 0.25  # before the second attempt; doubles
 REDIRECTS_MAX = 3
 CHUNK_BYTES = 64 * 1024
 UNAVAILABLE = "media_unavailable"  # the type of a failure that may not last
+_PRIVATE = "{host} has a private address; the operator can allow these under media.{tenant}.allow_private"
+_INSIDE = "redirects to {host}, which has a private address; name the URL that it leads to"
 _HEADERS = {"Accept-Encoding": "identity", "User-Agent": "batchfile"}
-_TOO_LARGE = f"is larger than {OBJECT_BYTES_MAX // 2**20} MiB; make it smaller"
 
 
 class _Again(Exception):
     """This attempt failed, and another one may not."""
 
 
-def from_data_url(source: str) -> bytes:
+def from_data_url(source: str, rules: MediaRules) -> bytes:
     """Raises: InvalidRequest."""
     try:
         data = b64decode(source.partition(",")[2], validate=True)
     except ValueError as error:
         raise InvalidRequest(f"is not valid base64: {error}") from error
-    if len(data) > OBJECT_BYTES_MAX:
-        raise InvalidRequest(_TOO_LARGE)
+    _check_size(len(data), rules)
     return data
+
+
+def _check_size(size: int, rules: MediaRules) -> None:
+    if size > rules.limits.object_bytes:
+        raise rules.above("is too large", in_words(rules.limits.object_bytes), "object_bytes_max")
 
 
 class Sources:
@@ -47,7 +52,7 @@ class Sources:
         self._buckets: dict[str, Store] = {}
 
     def fetch(self, source: str, rules: MediaRules) -> bytes:
-        """The object at a URL or path that `rules` allow. At most OBJECT_BYTES_MAX bytes, in about FETCH_S seconds.
+        """The object at a URL or path that `rules` allow, in about FETCH_S seconds.
 
         Raises: InvalidRequest without the name of the source.
         """
@@ -63,11 +68,16 @@ class Sources:
             query = own.query
         try:
             store = self._bucket(f"s3://{parts.netloc}" + (f"?{query}" if query else ""))
-            found = b"".join(store.stream(unquote(parts.path).lstrip("/"), 0, OBJECT_BYTES_MAX + 1))
-        except BatchfileError as error:
+            found = b"".join(store.stream(unquote(parts.path).lstrip("/"), 0, rules.limits.object_bytes + 1))
+        except ObjectMissing:
+            raise InvalidRequest("there is no such object") from None
+        except SettingsError as error:
+            raise InvalidRequest(f"is not the URL of an object: {error}") from error
+        except StoreUnavailable as error:
             raise InvalidRequest(f"cannot be read: {error}", UNAVAILABLE) from error
-        if len(found) > OBJECT_BYTES_MAX:
-            raise InvalidRequest(_TOO_LARGE)
+        except StoreError as error:
+            raise InvalidRequest(f"cannot be read: {' '.join(str(error).split())}") from error
+        _check_size(len(found), rules)
         return found
 
     def _bucket(self, url: str) -> Store:
@@ -84,11 +94,12 @@ def _from_file(source: str, rules: MediaRules) -> bytes:
         with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise InvalidRequest("is not a file")
-            data = file.read(OBJECT_BYTES_MAX + 1)
+            data = file.read(rules.limits.object_bytes + 1)
+    except FileNotFoundError:
+        raise InvalidRequest(f"there is no such file in {rules.folder}") from None
     except OSError as error:
         raise InvalidRequest(f"cannot be read: {error.strerror}") from error
-    if len(data) > OBJECT_BYTES_MAX:
-        raise InvalidRequest(_TOO_LARGE)
+    _check_size(len(data), rules)
     return data
 
 
@@ -111,31 +122,44 @@ def _follow(url: str, rules: MediaRules, until: float) -> bytes:
     first = urlsplit(url)
     for _ in range(REDIRECTS_MAX + 1):
         parts = urlsplit(url)
-        allow_private = (rules.allow_private or rules.allow is None) and parts.netloc == first.netloc
-        found = _get(parts, allow_private=allow_private, until=until)
+        found = _get(parts, rules, is_first=parts.netloc == first.netloc, until=until)
         if isinstance(found, bytes):
             return found
-        url = urljoin(url, found)
-        if urlsplit(url).scheme not in {"http", "https"}:
-            raise InvalidRequest(f"redirects to {shown(url)}, which is not an http address")
-        rules.check(url)
+        url = _redirected(url, found)
+        try:
+            rules.check(url)
+        except InvalidRequest as error:
+            raise InvalidRequest(f'redirects to "{shown(url)}": {error}', error.type) from None
     raise InvalidRequest(f"redirects more than {REDIRECTS_MAX} times")
 
 
-def _get(parts: SplitResult, *, allow_private: bool, until: float) -> bytes | str:
+def _redirected(url: str, location: str) -> str:
+    try:
+        found = urljoin(url, location)
+        is_http = urlsplit(found).scheme in {"http", "https"}
+    except ValueError:
+        found, is_http = location, False
+    if not location:
+        raise InvalidRequest("cannot be fetched: the server redirects without saying where")
+    if not is_http:
+        raise InvalidRequest(f'redirects to "{shown(found)}", which is not an http address')
+    return found
+
+
+def _get(parts: SplitResult, rules: MediaRules, *, is_first: bool, until: float) -> bytes | str:
     """The object, or where the server says that it is. Raises: InvalidRequest, _Again."""
     late = f"took longer than {FETCH_S:g} s"
     try:
-        connection = connect(parts, allow_private=allow_private)
+        connection = connect(parts, allow_private=is_first and (rules.allow_private or rules.allow is None))
         if connection is None:
-            raise InvalidRequest(f"{parts.hostname} has a private address, which is not read")
+            raise InvalidRequest((_PRIVATE if is_first else _INSIDE).format(host=parts.hostname, tenant=rules.tenant))
         given_up = threading.Timer(max(0.01, until - time.monotonic()), connection.cut)
         given_up.daemon = True
         given_up.start()
         try:
             connection.request("GET", target_of(parts), headers=_HEADERS)
             with connection.getresponse() as response:
-                found = _read(response)
+                found = _read(response, rules)
             if time.monotonic() >= until:  # it may have been cut
                 raise _Again(late)
             return found
@@ -143,11 +167,22 @@ def _get(parts: SplitResult, *, allow_private: bool, until: float) -> bytes | st
             given_up.cancel()
             with suppress(OSError):
                 connection.close()
+    except (http.client.InvalidURL, UnicodeError) as error:
+        raise InvalidRequest(f"is not a valid URL: {error}") from error
     except (OSError, http.client.HTTPException, ValueError, _Again) as error:
-        raise _Again(late if time.monotonic() >= until else str(error) or type(error).__name__) from error
+        raise _Again(late if time.monotonic() >= until else _words(error)) from error
 
 
-def _read(response: http.client.HTTPResponse) -> bytes | str:
+def _words(error: Exception) -> str:
+    """Not what the server sent."""
+    if isinstance(error, http.client.IncompleteRead):
+        return "the response ended early"
+    if isinstance(error, http.client.HTTPException) and not isinstance(error, OSError):
+        return "the response is not valid HTTP"
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
+def _read(response: http.client.HTTPResponse, rules: MediaRules) -> bytes | str:
     status = response.status
     if status in {301, 302, 303, 307, 308}:
         return response.headers.get("Location", "")
@@ -158,13 +193,11 @@ def _read(response: http.client.HTTPResponse) -> bytes | str:
     if response.headers.get("Content-Encoding", "identity") != "identity":
         raise InvalidRequest("cannot be fetched: the server sent it in a content encoding that was not asked for")
     chunks, size = list[bytes](), 0
-    if (response.length or 0) > OBJECT_BYTES_MAX:
-        raise InvalidRequest(_TOO_LARGE)
+    _check_size(response.length or 0, rules)
     while chunk := response.read(CHUNK_BYTES):
         chunks.append(chunk)
         size += len(chunk)
-        if size > OBJECT_BYTES_MAX:
-            raise InvalidRequest(_TOO_LARGE)
+        _check_size(size, rules)
     if response.length:
         raise _Again(f"the response ended {response.length:,} bytes early")
     return b"".join(chunks)

@@ -28,11 +28,11 @@ from batchfile.ledger import batches, ending, keys, retention, shards
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.batches import Draft, Planned
 from batchfile.ledger.cas import update_batch
-from batchfile.ledger.records import BatchRecord, EndReason, InputRef, LineError, PlanRules, Source
+from batchfile.ledger.records import BatchRecord, EndReason, InputRef, LineError, PendingInput, PlanRules
 from batchfile.ledger.shards import Lease
 from batchfile.lines.converter import convert
 from batchfile.lines.file_formats import CHUNK_BYTES, HEAD_BYTES, ChunkReader, FileFormat, detect, plain_head
-from batchfile.lines.kinds import KIND_BYTES, Kind, refusal
+from batchfile.lines.kinds import KIND_BYTES, FileKind, refusal
 from batchfile.lines.kinds import detect as detect_kind
 from batchfile.lines.parquet import kind_of_table
 from batchfile.lines.split_document import elements
@@ -49,7 +49,7 @@ UNPACKED_BYTES_MAX = 256 * 1024**3  # a small file may unpack to any size
 CRASHES_MAX = 3  # of processes that plan one file; then the file is to blame
 
 
-def create(ledger: Ledger, draft: Draft, source: Source) -> BatchRecord:
+def create(ledger: Ledger, draft: Draft, source: PendingInput) -> BatchRecord:
     """Create a batch. The same draft of the same source again finds its own batch.
 
     Apart from `submit.create`, because such a create is answered before its input is read: it is committed without a
@@ -201,7 +201,7 @@ def _stream(store: Store, pinned: InputRef, form: FileFormat) -> BinaryIO:
     return cast(BinaryIO, ChunkReader(store.stream(pinned.key, match=pinned.etag)))
 
 
-def _requests(chunks: Iterator[bytes], kind: Kind, name: str) -> Iterator[bytes]:
+def _requests(chunks: Iterator[bytes], kind: FileKind, name: str) -> Iterator[bytes]:
     """The requests of a table with a column prompt or messages."""
     prompt = RowPrompt()
     prompt.check(name, kind.columns)

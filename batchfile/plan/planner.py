@@ -6,7 +6,7 @@ duplicates, one range, and the finished cuts.
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 
 from batchfile.errors import InvalidFile, InvalidRequest, ObjectMissing, RequestRefused, StoreError, TooLarge
@@ -23,10 +23,10 @@ from batchfile.lines.framing import NO_REQUEST, Line, iter_lines
 from batchfile.lines.parse import kind_of
 from batchfile.lines.result import FinishedLine, encode_result
 from batchfile.lines.validate import DuplicateFinder
-from batchfile.plan.hashing import Hashing
+from batchfile.plan.hash_file import HashFileWriter
 from batchfile.plan.policy import PROBLEMS_MAX, REFUSE, REJECT, LinesRefused, Policy, by_line, line_error, located
 from batchfile.plan.ranges import RANGE_BYTES_MAX, RANGE_LINES_MIN, Cut, Span, range_lines
-from batchfile.plan.reuse import Reuse, Taken
+from batchfile.plan.reuse import NewBatch, Reuse, Taken, reuse_results
 from batchfile.routing import check_endpoint, route
 from batchfile.store.base import Writer
 from batchfile.types import LINE_BYTES_MAX, Defaults, Failure, InputFormat, RoutingTable
@@ -62,10 +62,10 @@ def plan_input(
         raise ObjectMissing(f"{input_key} is not in the store")
     with (
         CustomIdsWriter(ledger, batch_id) if keeps_ids else nullcontext() as ids,
-        Hashing(ledger, batch_id, stage, defaults, reuse) if defaults is not None else nullcontext() as hashing,
+        _hashes(ledger, batch_id, stage, defaults, reuse) as hashes,
     ):
         planner = _Planner(
-            ledger, batch_id, routing, stage, policy, beat, hashing, lines_per_range=lines_per_range, ids=ids
+            ledger, batch_id, routing, stage, policy, beat, hashes, reuse, lines_per_range=lines_per_range, ids=ids
         )
         cuts = planner.read(ledger.store.stream(input_key, match=entry.etag), entry.size)
         if not planner.total:
@@ -93,8 +93,8 @@ def plan_upload(
     `beat` is called with every chunk, and when the input is read again. `defaults`, `reuse`: as in `plan_input`.
     Raises: RequestRefused, which names the place of the first invalid request; InvalidFile (no request); TooLarge.
     """
-    with Hashing(ledger, batch_id, stage, defaults, reuse) if defaults is not None else nullcontext() as hashing:
-        planner = _Planner(ledger, batch_id, routing, stage, policy, beat, hashing)
+    with _hashes(ledger, batch_id, stage, defaults, reuse) as hashes:
+        planner = _Planner(ledger, batch_id, routing, stage, policy, beat, hashes, reuse)
         key = keys.input_key(batch_id, ledger.new_id()[:12])
         with ledger.store.writer(key, is_new=True) as writer:
             cuts = planner.read(chunks, size, writer)
@@ -112,10 +112,19 @@ def plan_upload(
             raise
 
 
+def _hashes(
+    ledger: Ledger, batch_id: str, stage: str | None, defaults: Defaults | None, reuse: Reuse | None
+) -> AbstractContextManager[HashFileWriter | None]:
+    if defaults is None:
+        return nullcontext()
+    notes_sampled = reuse is not None and not reuse.is_sampled_too
+    return HashFileWriter(ledger, batch_id, stage, defaults, notes_sampled=notes_sampled)
+
+
 class _Planner:
     """One pass over the lines, and a second only if a custom_id seems to be used twice.
 
-    `beat` is called with each chunk that is read and each object that is written. `hashing` gets each request, `ids`
+    `beat` is called with each chunk that is read and each object that is written. `hashes` gets each request, `ids`
     the custom_id of each line.
     """
 
@@ -127,7 +136,8 @@ class _Planner:
         stage: str | None,
         policy: Policy,
         beat: Callable[[], None],
-        hashing: Hashing | None,
+        hashes: HashFileWriter | None,
+        reuse: Reuse | None,
         *,
         lines_per_range: int | None = None,
         ids: CustomIdsWriter | None = None,
@@ -140,8 +150,8 @@ class _Planner:
         self._policy = policy
         self._place = policy.place if policy.on_problem == "refuse" else by_line
         self._beat = beat
-        self._hashing = hashing
-        self._reuses = hashing is not None and hashing.reuse is not None and bool(hashing.reuse.sources)
+        self._hashes = hashes
+        self._reuse = reuse
         self._lines_per_range = lines_per_range
         self._ids = ids
         self._size = 0
@@ -167,7 +177,9 @@ class _Planner:
                 span = Span(line.start, self.total, line.row)
             self._add(line, span)
             if line.end <= SAMPLE_BYTES and self._lines_per_range is None:
-                wanted = range_lines(size, self.total, line.end, reuses=self._reuses)
+                wanted = range_lines(
+                    size, self.total, line.end, reuses=self._reuse is not None and bool(self._reuse.sources)
+                )
             if span.num_lines >= wanted or line.end - span.start >= RANGE_BYTES_MAX:
                 cuts.append(self._cut(span, line.end))
                 span = None
@@ -191,11 +203,21 @@ class _Planner:
             first_place: dict[str, str] = {}
             cuts = [self._reject_in(cut, lines, suspects, first_place) for cut in cuts]
             self._raise_problems()
-        digest, found = self._digest.hexdigest(), self._first or "native"
-        pinned = InputRef(key=key, etag=etag, size=self._size, sha256=digest, format=found)
+        found = self._first or "native"
+        pinned = InputRef(key=key, etag=etag, size=self._size, sha256=self._digest.hexdigest(), format=found)
         taken = Taken(cuts)
-        if self._hashing is not None:
-            taken = self._hashing.finish(self._pool_of, cuts, pinned, self._beat)
+        if self._hashes is not None:
+            batch = NewBatch(
+                ledger=self._ledger,
+                batch_id=self._batch_id,
+                pool_of=self._pool_of,
+                cuts=cuts,
+                input=pinned,
+                hashes=self._hashes.commit(),
+                is_excluded=self._hashes.is_sampled or bytearray(self.total),
+                beat=self._beat,
+            )
+            taken = reuse_results(batch, self._reuse)
         return self._publish(taken, pinned)
 
     def _beating(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
@@ -228,16 +250,15 @@ class _Planner:
                 self._num_hints += 1
             is_inside = hint is None and self._stage is None
             pool = self._pool_of(envelope)
-            if self._routing.tasks:
-                check_endpoint(self._routing, pool, kind_of(envelope, self._policy.endpoint))
+            check_endpoint(self._routing, pool, kind_of(envelope, self._policy.endpoint))
             span.pools[pool] = span.pools.get(pool, 0) + 1
-            if self._hashing is not None:
-                self._hashing.add(envelope, pool)
+            if self._hashes is not None:
+                self._hashes.add(envelope, pool, hint if hint in self._routing.adapters else None)
         except InvalidRequest as error:
             if custom_id is None:
                 custom_id = getattr(error, "custom_id", None)
-            if self._hashing is not None:
-                self._hashing.skip()
+            if self._hashes is not None:
+                self._hashes.skip()
             if self._is_to_reject(self.total, line.row, error, is_inside=is_inside):
                 span.rejected.append(self._reject(span.num_lines, line.row, custom_id, error))
         if self._ids is not None:
@@ -309,7 +330,7 @@ class _Planner:
     def _reject_in(self, cut: Cut, lines: Iterator[Line], suspects: set[int], first_place: dict[str, str]) -> Cut:
         """Reject the second and later uses of a custom_id, or the whole input."""
         known = bitmaps.parse(cut.range.rejected)
-        pools, twice = dict(cut.pools), list[FinishedLine]()
+        pools, duplicates = dict(cut.pools), list[FinishedLine]()
         for place_in_range in range(cut.range.num_lines):
             line = next(lines)
             is_rejected = known >> place_in_range & 1 and self._policy.on_problem == "reject"
@@ -329,13 +350,13 @@ class _Planner:
                 f"{self._policy.id_name}: {short(custom_id)!r} was used {by} {first}; make it unique"
             )
             if self._is_to_reject(number, line.row, error):
-                twice.append(self._reject(place_in_range, line.row, custom_id, error))
+                duplicates.append(self._reject(place_in_range, line.row, custom_id, error))
                 pools[self._pool_of(envelope)] -= 1
-        if not twice:
+        if not duplicates:
             return cut
-        rejected = bitmaps.render(known | bitmaps.of(item.line for item in twice))
-        parts, stripped = self._store(cut.range.first, twice)
-        failures = merged(cut.failures, tally_of(twice, cut.range.first_row).top())
+        rejected = bitmaps.render(known | bitmaps.of(item.line for item in duplicates))
+        parts, stripped = self._store(cut.range.first, duplicates)
+        failures = merged(cut.failures, tally_of(duplicates, cut.range.first_row).top())
         span = replace(cut.range, rejected=rejected)
         return Cut(span, pools, [*cut.parts, *parts], [*cut.rejected, *stripped], failures)
 

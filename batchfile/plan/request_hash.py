@@ -1,8 +1,9 @@
 """Hashes what decides the answer to a request: equal hashes mean the same request to the same pool. Pure.
 
-A hash covers the raw bytes of `params`, or of `body` without its `metadata`, the format, `method` and `url`, the pool,
-and what the batch adds: its stage and all its defaults, with the stage's JSON schema. It does not cover `custom_id`,
-the line's metadata and priority. Raw bytes are strict: another spacing or order of keys makes another request.
+A hash covers the raw bytes of `params`, or of `body` without its `metadata`, the format, `method` and `url`, the pool
+with the adapter that `metadata.model_hint` names, and what the batch adds: its stage and all its defaults, with the
+stage's JSON schema. It does not cover `custom_id` and the rest of the line's metadata. Raw bytes are strict: another
+spacing or order of keys makes another request.
 
 A request that names an image, a recording or a document by a path or a URL has no hash, because what is there may
 change.
@@ -26,7 +27,8 @@ MEANING = 1  # raise it when the same line with the same defaults becomes anothe
 _CONTEXTS_KEPT = 64  # combinations of format, method, url and pool
 _METADATA = "metadata"
 _QUOTED = b'"metadata"'
-_MEDIA = re.compile(rb"image|audio|document|file|\\u00[4-7]")  # in the types of parts, maybe with escaped letters
+NAMES_MEDIA = re.compile(rb'"type"\s*:\s*"(?:input_)?(?:image|audio|document|file)')
+_ESCAPED = re.compile(rb"\\u00[4-7]")  # a letter of a key or of a type
 
 _members = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
@@ -49,12 +51,18 @@ class RequestHasher:
         self._added = msgspec.json.encode((MEANING, stage, stored))
         self._context = lru_cache(maxsize=_CONTEXTS_KEPT)(self._context_of)
 
-    def of(self, envelope: Envelope, pool: str) -> bytes | None:
-        """HASH_BYTES bytes; None if bytes elsewhere decide the answer too. `pool`: where the request runs."""
-        if self._names_media(envelope):
-            return None
-        context = self._context(envelope.format, envelope.method, envelope.url, pool)
+    def of(self, envelope: Envelope, pool: str, adapter: str | None = None) -> bytes | None:
+        """HASH_BYTES bytes; None if bytes elsewhere decide the answer too. `pool`: where the request runs. `adapter`:
+        of the pool, which the metadata names in place of the model.
+        """
         carried = envelope.carried
+        # Media are in the list of a turn, in a list of turns.
+        if carried.find(b"[", carried.find(b"[") + 1) >= 0 and self._names_media(envelope):
+            return None
+        if adapter is None:
+            context = self._context(envelope.format, envelope.method, envelope.url, pool)
+        else:
+            context = self._context(envelope.format, envelope.method, envelope.url, pool, adapter)
         if envelope.format == "openai" and _QUOTED in carried:
             carried = _without_metadata(carried)
         return sha256(context + carried).digest()[:HASH_BYTES]
@@ -75,7 +83,8 @@ class RequestHasher:
     def _names_media(self, envelope: Envelope) -> bool:
         """Does the request refer to media that are not in it? True also where it cannot be read."""
         carried = envelope.carried
-        if (b'"type"' not in carried and b"\\u00" not in carried) or not _MEDIA.search(carried):
+        is_escaped = b"\\u00" in carried and _ESCAPED.search(carried)
+        if not is_escaped and not (b'"type"' in carried and NAMES_MEDIA.search(carried)):
             return False
         try:
             media = parse_request(envelope, self._defaults).media

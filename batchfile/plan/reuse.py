@@ -1,17 +1,16 @@
 """Takes over results of ended batches for equal requests of a new one, whatever their ids and their order.
 
-The hashes of both batches are sorted and compared: the k-th of several equal requests gets the result of the k-th one
-in the old batch, if that succeeded. The results are copied as parts of the pseudo-pool `_reused`, whose shard records
-are born done, so the old batch may be deleted afterwards. A source counts as a whole, once the digests of its hashes
-and results are proven, or not at all. Memory: 5 bytes a line, some hashes and some results; the rest of these is in
-temporary files.
+The hashes of both batches are compared: the k-th of several equal requests gets the result of the k-th one in the old
+batch, if that succeeded. The results are copied as parts of the pseudo-pool `_reused`, whose shard records are born
+done, so the old batch may be deleted afterwards. A source counts as a whole, once the digests of its hashes and results
+are proven, or not at all. Memory: 10 bytes a line, some hashes and some results.
 """
 
 from array import array
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import NamedTuple
@@ -24,21 +23,19 @@ from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import load
 from batchfile.ledger.parallel import in_order
 from batchfile.ledger.records import BatchRecord, FileRef, InputRef, PartRef, Plan, ShardRecord
-from batchfile.lines.envelope import Envelope, custom_id_of, decode_envelope
-from batchfile.lines.framing import iter_lines
-from batchfile.lines.result import RESULT_BYTES_MAX, FinishedLine, after_id, with_id
-from batchfile.plan.hash_file import read_hashes
-from batchfile.plan.range_buckets import RangeBuckets
+from batchfile.lines.envelope import Envelope, decode_envelope
+from batchfile.lines.framing import data_of
+from batchfile.lines.result import FinishedLine, after_id, encoded_id, with_id
+from batchfile.plan.hash_file import NO_LINE, pairs
+from batchfile.plan.range_buckets import Found, RangeBuckets
 from batchfile.plan.ranges import Cut
-from batchfile.plan.request_hash import HASH_BYTES
-from batchfile.plan.sorted_hashes import SortedHashes, number_of
 
 log = structlog.get_logger()
 
 PART_BYTES = 8 * 1024 * 1024  # a part ends with the line that exceeds this
 AHEAD_BYTES = 32 * 1024 * 1024
-_NO_LINE = 2**32 - 1
 _GONE = "it has expired or was deleted"
+NONE_EQUAL = "nothing was reused: no request with temperature 0 or a seed is the same as one that has succeeded"
 _CHANGED = "its results are damaged: they have changed since they were written"
 _NO_ROOM = "a temporary file could not be written; set TMPDIR to a folder with more space"
 
@@ -126,15 +123,36 @@ class _Stored(NamedTuple):
         return _Stored(self.n, self.lines | other.lines, self.pools + other.pools, self.parts + other.parts)
 
 
-def reuse_results(batch: NewBatch, reuse: Reuse) -> Taken:
+def reuse_results(batch: NewBatch, reuse: Reuse | None) -> Taken:
     """Raises: ObjectChanged, ObjectMissing for the input of the new batch; BatchDamaged if another planner has cut that
     input in another way; StoreUnavailable.
     """
-    taken = Taken(list(batch.cuts), batch.hashes, notes=list(reuse.notes))
-    for cut in batch.cuts:
-        for place in bitmaps.lines(bitmaps.parse(cut.range.rejected)):
-            batch.is_excluded[cut.range.first + place] = 1
+    taken = Taken(list(batch.cuts), batch.hashes)
+    if reuse is None:
+        return taken
+    taken.notes += reuse.notes
+    found = _copied(batch, reuse, taken)
+    num_left, is_foreign = -sum(taken.num_from.values()), False
+    for stored in _settled(batch, found):
+        taken.cuts[stored.n] = _without(batch.cuts[stored.n], stored)
+        num_left += stored.lines.bit_count()
+        is_foreign = is_foreign or stored is not found.get(stored.n)
+    if is_foreign:
+        for source in reuse.sources or (retention.stand_in("", 0.0),):
+            taken.add_fingerprints(source)
+    if num_left > 0 and reuse.sources:  # another planner had recorded them; from which source is not known
+        first = reuse.sources[0].batch_id
+        taken.num_from[first] = taken.num_from.get(first, 0) + num_left
+    if not taken.num_from and not taken.notes and not reuse.is_sampled_too:
+        taken.notes.append(NONE_EQUAL)
+    return taken
+
+
+def _copied(batch: NewBatch, reuse: Reuse, taken: Taken) -> dict[int, _Stored]:
+    """Copies what the sources can give, by range. `taken` gets how many are from which source, and why not."""
     found: dict[int, _Stored] = {}
+    for cut in batch.cuts:
+        _exclude(batch, cut, bitmaps.parse(cut.range.rejected))
     for source in reuse.sources:
         try:
             from_source = _take_all(batch, source, taken)
@@ -149,22 +167,14 @@ def reuse_results(batch: NewBatch, reuse: Reuse) -> Taken:
             taken.add_fingerprints(source)
         for stored in from_source:
             if source is not reuse.sources[-1]:
-                _exclude(batch, stored)
+                _exclude(batch, batch.cuts[stored.n], stored.lines)
             found[stored.n] = found[stored.n] + stored if stored.n in found else stored
+    return found
 
-    num_left, is_foreign = -sum(taken.num_from.values()), False
-    for stored in _settled(batch, found):
-        taken.cuts[stored.n] = _without(batch.cuts[stored.n], stored)
-        num_left += stored.lines.bit_count()
-        if stored is not found.get(stored.n):
-            is_foreign = True
-    if is_foreign:
-        for source in reuse.sources or (retention.stand_in("", 0.0),):
-            taken.add_fingerprints(source)
-    if num_left > 0 and reuse.sources:  # another planner had recorded them; from which source is not known
-        first = reuse.sources[0].batch_id
-        taken.num_from[first] = taken.num_from.get(first, 0) + num_left
-    return taken
+
+def _exclude(batch: NewBatch, cut: Cut, places: int) -> None:
+    for place in bitmaps.lines(places):
+        batch.is_excluded[cut.range.first + place] = 1
 
 
 def _settled(batch: NewBatch, found: dict[int, _Stored]) -> Iterator[_Stored]:
@@ -192,14 +202,8 @@ def _settled(batch: NewBatch, found: dict[int, _Stored]) -> Iterator[_Stored]:
 
 def _of_record(batch: NewBatch, record: ShardRecord) -> _Stored:
     done = bitmaps.parse(record.done)
-    pools = _pools(batch, record.n, list(bitmaps.lines(done)), dict(_requests(batch, record.n)))
+    pools = _pools(batch, record.n, list(bitmaps.lines(done)), _requests(batch, record.n))
     return _Stored(record.n, done, pools, record.parts)
-
-
-def _exclude(batch: NewBatch, stored: _Stored) -> None:
-    first = batch.cuts[stored.n].range.first
-    for place in bitmaps.lines(stored.lines):
-        batch.is_excluded[first + place] = 1
 
 
 def _without(cut: Cut, stored: _Stored) -> Cut:
@@ -214,97 +218,79 @@ def _take_all(batch: NewBatch, source: BatchRecord, taken: Taken) -> list[_Store
     """Copies all that `source` can give. Its parts count for nothing until the caller names them. Raises: _Unusable."""
     if source.results is None:
         raise _Unusable(_GONE if source.state == "deleted" else "it has no results")
-    new_of, taken.num_equal[source.batch_id] = _pairs(batch, source)
-    firsts = array("I", [cut.range.first for cut in batch.cuts])
-    num_of_range = Counter(bisect_right(firsts, new) - 1 for new in new_of if new != _NO_LINE)
-    if not num_of_range:
+    new_of = _pairs(batch, source)
+    taken.num_equal[source.batch_id] = len(new_of) - new_of.count(NO_LINE)
+    nums = _num_by_range(batch, new_of)
+    if not any(nums):
         return []
-    lease = batch.ledger.new_id()
-    with RangeBuckets(num_of_range) as buckets:
-
-        def store(taken: tuple[int, list[FinishedLine]]) -> _Stored:
-            return _store(batch, lease, *taken)
-
-        found = _results(batch, source, source.results, new_of, firsts, buckets)
-        made = []
+    lease, made = batch.ledger.new_id(), []
+    with RangeBuckets(nums) as buckets:
         for stored in in_order(
             batch.ledger,
-            store,
-            found,
-            size_of=lambda taken: sum(len(line.result) for line in taken[1]),
+            lambda found: _store(batch, lease, *found),
+            _results(batch, source.results, new_of, buckets),
+            size_of=lambda found: sum([len(rest) for _, rest in found[1]]),
             size_max=AHEAD_BYTES,
         ):
             batch.beat()
             if stored.lines:
                 made.append(stored)
-        return made
+    return made
 
 
-def _pairs(batch: NewBatch, source: BatchRecord) -> tuple["array[int]", int]:
-    """For each line of `source`, the number of the new one that may take its result, or _NO_LINE; and how many of them
-    are in the new batch at all. Raises: _Unusable.
-    """
-    new_of, num_equal = array("I", [_NO_LINE]) * source.total, 0
+@contextmanager
+def _reading_source() -> Iterator[None]:
+    """Raises: _Unusable, unless the store does not answer, which is not about the source."""
     try:
+        yield
+    except StoreUnavailable:
+        raise
+    except ObjectMissing as error:
+        raise _Unusable(_GONE) from error
+    except StoreError as error:
+        raise _Unusable("one of its objects cannot be read") from error
+    except BatchDamaged as error:
+        raise _Unusable("its plan or the hashes of its requests are damaged") from error
+    except OSError as error:
+        raise _Unusable(f"{_NO_ROOM} ({error.strerror})") from error
+
+
+def _pairs(batch: NewBatch, source: BatchRecord) -> "array[int]":
+    """For each line of `source`, the new one with the same request, or NO_LINE. Raises: _Unusable."""
+    with _reading_source():
         plan = load(batch.ledger, source.plan_key, Plan)
         if plan is None:
             raise _Unusable(_GONE)
         hashes = plan.record.hashes
         if hashes is None:
             raise _Unusable("an older version of batchfile planned it, without hashes of its requests")
-        with (
-            SortedHashes(read_hashes(batch.ledger, hashes, batch.beat)) as old,
-            SortedHashes(read_hashes(batch.ledger, batch.hashes, batch.beat)) as new,
-        ):
-            for number, old_number in _matches(new, old):
-                num_equal += 1
-                if not batch.is_excluded[number]:
-                    new_of[old_number] = number
-    except StoreError as error:
-        raise _unusable(error) from error
-    except (BatchDamaged, IndexError) as error:
-        raise _Unusable("its plan or the hashes of its requests are damaged") from error
-    except OSError as error:
-        raise _Unusable(f"{_NO_ROOM} ({error.strerror})") from error
-    return new_of, num_equal
+        return pairs(batch.ledger, hashes, batch.hashes, batch.beat)
 
 
-def _unusable(error: StoreError) -> _Unusable:
-    """Raises: `error` itself if the store does not answer, because that is not about the source."""
-    if isinstance(error, StoreUnavailable):
-        raise error
-    return _Unusable(_GONE if isinstance(error, ObjectMissing) else "one of its objects cannot be read")
-
-
-def _matches(new: Iterable[bytes], old: Iterable[bytes]) -> Iterator[tuple[int, int]]:
-    """The numbers of equal requests in both batches: the k-th of them with the k-th. Both are sorted records."""
-    olds = iter(old)
-    ahead = next(olds, b"")
-    for record in new:
-        digest = record[:HASH_BYTES]
-        while ahead and ahead[:HASH_BYTES] < digest:
-            ahead = next(olds, b"")
-        if not ahead:
-            return
-        if ahead[:HASH_BYTES] == digest:
-            yield number_of(record), number_of(ahead)
-            ahead = next(olds, b"")
+def _num_by_range(batch: NewBatch, new_of: "array[int]") -> list[int]:
+    """How many results each range waits for. What is excluded becomes NO_LINE in `new_of`."""
+    is_wanted = bytearray(len(batch.is_excluded))
+    for old, new in enumerate(new_of):
+        if new != NO_LINE:
+            if batch.is_excluded[new]:
+                new_of[old] = NO_LINE
+            else:
+                is_wanted[new] = 1
+    spans = [cut.range for cut in batch.cuts]
+    return [is_wanted.count(1, span.first, span.first + span.num_lines) for span in spans]
 
 
 def _results(
-    batch: NewBatch,
-    source: BatchRecord,
-    stored: FileRef,
-    new_of: "array[int]",
-    firsts: "array[int]",
-    buckets: RangeBuckets,
-) -> Iterator[tuple[int, list[FinishedLine]]]:
+    batch: NewBatch, stored: FileRef, new_of: "array[int]", buckets: RangeBuckets
+) -> Iterator[tuple[int, list[Found]]]:
     """The succeeded results by range of the new batch, each range once it is complete, with the lines' new places. Each
     result is what follows its custom_id.
 
     Raises: _Unusable, perhaps only at the end.
     """
-    digest = sha256()
+    firsts = [cut.range.first for cut in batch.cuts]
+    digest, num = sha256(), 0
+    n = first = end = 0
 
     def chunks() -> Iterator[bytes]:
         for chunk in batch.ledger.store.stream(stored.key):
@@ -312,35 +298,38 @@ def _results(
             digest.update(chunk)
             yield chunk
 
-    try:
-        for old, line in enumerate(iter_lines(chunks(), line_bytes_max=RESULT_BYTES_MAX)):
-            if old >= len(new_of):
-                raise _Unusable(_CHANGED) from BatchDamaged(f"{stored.key}: has more results than requests")
-            new = new_of[old]
-            if new == _NO_LINE:
-                continue
-            n = bisect_right(firsts, new) - 1
-            rest = after_id(line.data or b"")
-            made = None if rest is None else FinishedLine(new - firsts[n], "succeeded", rest)
-            if buckets.add(n, made):
-                yield n, buckets.take(n)
-    except StoreError as error:
-        raise _unusable(error) from error
-    except OSError as error:
-        raise _Unusable(f"{_NO_ROOM} ({error.strerror})") from error
+    with _reading_source():
+        for lines in _blocks(chunks()):
+            for new, line in zip(new_of[num : num + len(lines)], lines, strict=False):
+                if new == NO_LINE:
+                    continue
+                if not first <= new < end:
+                    n = bisect_right(firsts, new) - 1
+                    first, end = firsts[n], firsts[n] + batch.cuts[n].range.num_lines
+                if buckets.add(n, new - first, after_id(line)):
+                    yield n, buckets.take(n)
+            num += len(lines)
     if digest.hexdigest() != stored.sha256:
         raise _Unusable(_CHANGED) from BatchDamaged(f"{stored.key}: has changed since it was written")
 
 
-def _store(batch: NewBatch, lease: str, n: int, lines: list[FinishedLine]) -> _Stored:
+def _blocks(chunks: Iterable[bytes]) -> Iterator[list[bytes]]:
+    """The lines of a file of results, many at a time."""
+    pieces: list[bytes] = []
+    for chunk in chunks:
+        whole, newline, rest = chunk.rpartition(b"\n")
+        if newline:
+            yield b"".join([*pieces, whole]).split(b"\n")
+            pieces.clear()
+        pieces.append(rest)
+
+
+def _store(batch: NewBatch, lease: str, n: int, found: list[Found]) -> _Stored:
     """Write the results of a range as parts, with the ids of the new requests."""
-    requests = dict(_requests(batch, n)) if lines else {}
-    made = []
-    for line in lines:
-        custom_id = custom_id_of(requests[line.line])
-        if custom_id is not None:  # without usage: it cost this batch nothing
-            made.append(FinishedLine(line.line, "succeeded", with_id(custom_id, line.result)))
-    places = [line.line for line in made]
+    requests = _requests(batch, n) if found else []
+    # Without usage: it cost this batch nothing.
+    made = [FinishedLine(place, "succeeded", with_id(encoded_id(requests[place]), rest)) for place, rest in found]
+    places = [place for place, _ in found]
     parts: list[PartRef] = []
     for portion in _portions(made):
         key = keys.part_key(batch.batch_id, keys.REUSED_POOL, n, lease, len(parts) + 1)
@@ -348,14 +337,14 @@ def _store(batch: NewBatch, lease: str, n: int, lines: list[FinishedLine]) -> _S
     return _Stored(n, bitmaps.of(places), _pools(batch, n, places, requests), tuple(parts))
 
 
-def _requests(batch: NewBatch, n: int) -> Iterator[tuple[int, bytes]]:
-    """The lines of range `n` that can be read, each with its place in it."""
+def _requests(batch: NewBatch, n: int) -> list[bytes]:
+    """The lines of range `n`, by their place in it; empty for one over the limit."""
     span, pinned = batch.cuts[n].range, batch.input
     chunks = batch.ledger.store.stream(pinned.key, span.start, span.end, match=pinned.etag)
-    return ((place, line.data) for place, line in enumerate(iter_lines(chunks)) if line.data is not None)
+    return [data or b"" for data in data_of(chunks, span.end - span.start, span.num_lines)]
 
 
-def _pools(batch: NewBatch, n: int, places: Collection[int], requests: Mapping[int, bytes]) -> Counter[str]:
+def _pools(batch: NewBatch, n: int, places: Collection[int], requests: Sequence[bytes]) -> Counter[str]:
     """How many of these lines of range `n` each pool would have run."""
     pools = [pool for pool, num in batch.cuts[n].pools.items() if num]
     if len(pools) == 1:

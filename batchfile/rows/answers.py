@@ -10,7 +10,7 @@ from batchfile.lines.framing import iter_lines
 from batchfile.lines.result import NativeResult, decode_result
 from batchfile.rows.prompt import AnswerColumns
 
-Check = Callable[[Any], str | None]
+AnswerCheck = Callable[[Any], str | None]
 
 
 class _Metadata(msgspec.Struct):
@@ -25,7 +25,10 @@ _row = msgspec.json.Decoder(_RequestLine)
 
 
 def answered_rows(
-    requests: Iterable[bytes], results: Iterable[bytes], columns: AnswerColumns, check: Check = lambda answer: None
+    requests: Iterable[bytes],
+    results: Iterable[bytes],
+    columns: AnswerColumns,
+    check: AnswerCheck = lambda answer: None,
 ) -> Iterator[dict[str, Any]]:
     """`requests`: chunks of the lines that were made of the rows; `results`: one native result line for each, in order.
 
@@ -36,7 +39,7 @@ def answered_rows(
         yield row | added(decode_result(result), columns, check)
 
 
-def added(result: NativeResult, columns: AnswerColumns, check: Check = lambda answer: None) -> dict[str, Any]:
+def added(result: NativeResult, columns: AnswerColumns, check: AnswerCheck = lambda answer: None) -> dict[str, Any]:
     """The values of the columns that a result adds to its row. `check`: says why an answer is not valid, else None."""
     if result.error is not None or result.message is None:
         reason = result.error.message if result.error is not None else result.status

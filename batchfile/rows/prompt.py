@@ -110,8 +110,8 @@ class RowPrompt:
         """Raises: InvalidFile where the rows of the file `name`, which have these columns, lack one that is needed."""
         for option, template in self._templates.items():
             for column in sorted(_columns_of(template.tree) - {*columns}):
-                told = f"{name}: has no column {column!r}, which {self._flag(option)} uses"
-                raise InvalidFile(f"{told}; {_choice(column, columns)}")
+                problem = f"{name}: has no column {column!r}, which {self._flag(option)} uses"
+                raise InvalidFile(f"{problem}; {_choice(column, columns)}")
         if self.id_column is not None and self.id_column not in columns:
             raise InvalidFile(f"{name}: has no column {self.id_column!r}; {_choice(self.id_column, columns)}")
         if self.prompt is not None:
@@ -237,10 +237,10 @@ def _compiled(flag: str, text: str) -> _Template:
     try:
         return _Template(_jinja.from_string(text), _jinja.parse(text))
     except jinja2.TemplateSyntaxError as error:
-        told = f"{flag}: line {error.lineno}: {(error.message or '').rstrip('.')}"
+        problem = f"{flag}: line {error.lineno}: {(error.message or '').rstrip('.')}"
         if spaced := _SPACED.search(text):
-            told += f'; for a column whose name has spaces, write {{{{ row["{spaced[1]}"] }}}}'
-        raise SettingsError(told) from None
+            problem += f'; for a column whose name has spaces, write {{{{ row["{spaced[1]}"] }}}}'
+        raise SettingsError(problem) from None
 
 
 def _columns_of(tree: nodes.Template) -> set[str]:

@@ -14,7 +14,7 @@ from batchfile.lines.diagnostics import shown
 from batchfile.lines.envelope import diagnostics_of
 from batchfile.lines.framing import BOM, NO_ROW, iter_lines
 from batchfile.lines.json_scan import has_repeats
-from batchfile.lines.kinds import PROMPT, Kind
+from batchfile.lines.kinds import PROMPT, FileKind
 from batchfile.lines.records import CsvRecord, csv_records, not_utf8
 from batchfile.types import LINE_BYTES_MAX
 
@@ -33,7 +33,7 @@ class Row(NamedTuple):
     problem: str | None = None
 
 
-def read_rows(chunks: Iterable[bytes], kind: Kind, name: str, *, is_one: bool = False) -> Iterator[Row]:
+def read_rows(chunks: Iterable[bytes], kind: FileKind, name: str, *, is_one: bool = False) -> Iterator[Row]:
     """The rows of the file `name`, in order. A row that cannot be read has a problem, and the others are read.
 
     `is_one`: a text is one row, instead of one for each line.

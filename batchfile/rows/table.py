@@ -6,7 +6,7 @@ from typing import BinaryIO
 
 import msgspec
 
-from batchfile.lines.kinds import Kind, ending_of
+from batchfile.lines.kinds import FileKind, ending_of
 from batchfile.rows.answers import answered_rows
 from batchfile.rows.prompt import AnswerColumns, RowPrompt, request_lines
 from batchfile.rows.read import read_rows
@@ -64,7 +64,7 @@ class Table:
     `columns`: those that the answers add.
     """
 
-    kind: Kind
+    kind: FileKind
     prompt: RowPrompt
     columns: AnswerColumns
     is_raw: bool = False

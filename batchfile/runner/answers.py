@@ -10,7 +10,7 @@ from batchfile.engine.base import Finished
 from batchfile.errors import InvalidRequest
 from batchfile.lines.result import REFUSALS, FinishedLine, encode_result, refusal_failure
 from batchfile.runner import output_schema, preparer
-from batchfile.runner.state import Answer, Job, PendingRequest, SharedState
+from batchfile.runner.state import Job, PendingRequest, SharedState, UncheckedAnswer
 from batchfile.schemas.check import CheckProcess
 from batchfile.types import Completion, Failure, Outcome, Request, Usage
 
@@ -104,7 +104,7 @@ def _judge(state: SharedState, item: PendingRequest, request: Request, completio
     checks = item.shard.output_schema
     if checks is not None:
         checks.answered(request)
-    answer = Answer(
+    answer = UncheckedAnswer(
         item=item,
         request=request,
         completion=completion,
@@ -123,7 +123,7 @@ def _judge(state: SharedState, item: PendingRequest, request: Request, completio
     state.to_check.add(answer)
 
 
-def _conclude(state: SharedState, answer: Answer) -> None:
+def _conclude(state: SharedState, answer: UncheckedAnswer) -> None:
     item, completion = answer.item, answer.completion
     if answer.schema_mismatch is None:
         _finish(state, item, completion, answer.gpu_s)
@@ -139,7 +139,7 @@ def _conclude(state: SharedState, answer: Answer) -> None:
     _finish(state, item, output_schema.failure_of(demand, verdict, completion), answer.gpu_s)
 
 
-def _is_tried_again(answer: Answer) -> bool:
+def _is_tried_again(answer: UncheckedAnswer) -> bool:
     is_mismatch = answer.schema_mismatch is not None and answer.schema_mismatch[1].kind == "mismatch"
     return is_mismatch and answer.item.attempt < output_schema.ATTEMPTS_MAX
 

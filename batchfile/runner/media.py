@@ -64,7 +64,7 @@ class MediaThreads:
         assert state.info is not None, "an engine is there before anything is claimed"
         rules = state.options.media_rules(item.shard.held.batch)
         try:
-            with self._loader.load(job.request, rules, state.info.media) as loaded:
+            with self._loader.load(job.request, rules, state.info.media, job.batch_id) as loaded:
                 item.media, item.media_bytes = loaded.media, loaded.size
                 item.size += loaded.size
                 state.attempts.add(Job(item, loaded.request, job.is_alone))

@@ -26,7 +26,7 @@ from batchfile.ledger.inputs import repin
 from batchfile.ledger.records import BatchRecord
 from batchfile.ledger.shards import Lease
 from batchfile.lines.envelope import Envelope, custom_id_of, decode_envelope
-from batchfile.lines.framing import iter_lines
+from batchfile.lines.framing import data_of
 from batchfile.lines.parse import parse_request
 from batchfile.routing import route
 from batchfile.runner.claimer import Claimer
@@ -169,13 +169,15 @@ class Prefetcher:
         rejected = bitmaps.parse(span.rejected)
         wanted &= ~rejected
         is_shared = held.record.num_lines != span.num_lines - rejected.bit_count()
+        lines = data_of(chunks, span.end - span.start, span.num_lines)
         own: list[OwnLine] = []
-        for number, line in enumerate(iter_lines(chunks, span.start, span.first_row)):
-            if not wanted >> number & 1 or line.data is None:
+        for number in bitmaps.lines(wanted & ((1 << len(lines)) - 1)):
+            data = lines[number]
+            if data is None:
                 continue
-            pool, read = _routed(line.data, batch) if is_shared else (held.record.pool, None)
+            pool, read = _routed(data, batch) if is_shared else (held.record.pool, None)
             if pool == held.record.pool:
-                own.append(OwnLine(number, line.data, read))
+                own.append(OwnLine(number, data, read))
         return own
 
     def _item(self, shard: ActiveShard, line: OwnLine, *, is_alone: bool) -> PendingRequest | None:

@@ -12,7 +12,7 @@ from batchfile.engine.base import Prepared
 JOB_S_MIN = 0.001  # the least that a job counts, so that batches of quick jobs take turns
 
 
-class Waiting(Protocol):
+class Queued(Protocol):
     """A request that can go to the engine. `key` grows with each request; `size`: bytes of its input line."""
 
     key: int
@@ -30,7 +30,7 @@ class BatchJob(Protocol):
     def size(self) -> int: ...
 
 
-W = TypeVar("W", bound=Waiting)
+W = TypeVar("W", bound=Queued)
 J = TypeVar("J", bound=BatchJob)
 _Key = tuple[int, int, int, int, int]
 

@@ -126,7 +126,7 @@ class Job:
 
 
 @dataclass(slots=True, kw_only=True)
-class Answer:
+class UncheckedAnswer:
     """The answer to `request`, of `item`. `gpu_s`: what it took. `was_alone`: it ran with no other.
 
     `schema_mismatch`: once checked, the first of `demands` that the answer does not meet.
@@ -202,8 +202,8 @@ class SharedState:
         self.attempts: FairQueue[Job] = FairQueue(lock)  # further attempts
         self.unchecked: FairQueue[Job] = FairQueue(lock)  # requests that wait for their schemas
         self.to_load: FairQueue[Job] = FairQueue(lock)  # requests whose media have to be read
-        self.to_check: FairQueue[Answer] = FairQueue(lock)
-        self.checked: list[Answer] = []
+        self.to_check: FairQueue[UncheckedAnswer] = FairQueue(lock)
+        self.checked: list[UncheckedAnswer] = []
         self.num_checking = self.checking_chars = 0
         self.shards: list[ActiveShard] = []
         self.in_flight: dict[int, PendingRequest] = {}

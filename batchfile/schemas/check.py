@@ -14,7 +14,7 @@ import structlog
 from batchfile.child_env import child_environment
 from batchfile.schemas import rules
 from batchfile.schemas.child import SLOW_MAX, Child, SlowOwners
-from batchfile.schemas.rules import Kind, Verdict
+from batchfile.schemas.rules import Verdict, VerdictKind
 
 log = structlog.get_logger()
 
@@ -54,7 +54,7 @@ class CheckProcess:
                 return Verdict("unknown", "is not possible now: the checking process does not start")
             try:
                 kind, why = worker.ask(*frame, timeout_s=ANSWER_S_MAX)
-                return Verdict(cast(Kind, kind.decode()), why.decode())
+                return Verdict(cast(VerdictKind, kind.decode()), why.decode())
             except TimeoutError:
                 worker.end()
                 return self._slow(digest, time_s, owner)

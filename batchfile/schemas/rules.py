@@ -27,7 +27,7 @@ NOT_JSON = "the answer is not JSON"
 READY = b"READY"
 MEMORY_MAX = 1024**3  # bytes of address space of the program, in addition to what it has when it starts
 
-Kind = Literal["fits", "mismatch", "unusable", "unknown"]
+VerdictKind = Literal["fits", "mismatch", "unusable", "unknown"]
 
 
 class Verdict(NamedTuple):
@@ -36,11 +36,11 @@ class Verdict(NamedTuple):
     Unknown: the check was given up; `why` then completes a sentence that begins with what was checked.
     """
 
-    kind: Kind
+    kind: VerdictKind
     why: str = ""
 
 
-def kind_of(schema: bytes, text: str) -> Kind:
+def kind_of(schema: bytes, text: str) -> VerdictKind:
     """Without a message, which can take far longer, because it examines each alternative that does not match."""
     try:
         validator = _validator(schema)

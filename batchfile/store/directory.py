@@ -15,7 +15,6 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, suppress
-from types import TracebackType
 
 from batchfile.child_env import write_all
 from batchfile.errors import ObjectChanged, ObjectMissing, PreconditionFailed, StoreError, StoreUnavailable
@@ -271,9 +270,7 @@ class _DirectoryWriter(Writer):
             self._store.publish(self._temporary, self._key, absent=absent, match=match)
         return _stat_etag(found, is_linked=False) if self._hash is None else self._hash.hexdigest()[:_ETAG_HEX_DIGITS]
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         os.close(self._fd)
         with suppress(OSError):  # already renamed by a commit
             os.unlink(self._temporary)

@@ -4,7 +4,6 @@ import hashlib
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import TracebackType
 
 from batchfile.clock import Clock, SystemClock
 from batchfile.errors import ObjectChanged, ObjectMissing, PreconditionFailed
@@ -99,9 +98,7 @@ class _MemoryWriter(Writer):
     def commit(self) -> str:
         return self._store.put(self._key, bytes(self._data))
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._data.clear()
 
 

@@ -12,7 +12,6 @@ from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any
 
 from batchfile.errors import ObjectMissing, StoreError, StoreUnavailable, StoreUnfit
@@ -39,29 +38,29 @@ class TooSlow(StoreUnavailable):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Extent:
+class ResponseEnd:
     """What a response contains of an object: up to `end` (None: read to the end), and how far it should have gone."""
 
     end: int | None
     wanted_end: int | None
 
 
-def extent(what: str, answer: Any, start: int, end: int | None) -> Extent:
+def extent(what: str, answer: Any, start: int, end: int | None) -> ResponseEnd:
     """Of the response to a read of the range [start, end). Raises: StoreUnfit if it has another range."""
     found = _CONTENT_RANGE.fullmatch(answer.get("ContentRange") or "")
     if found is not None:
         first, stop, total = int(found[1]), int(found[2]) + 1, found[3]
         wanted = end if total == "*" else min(int(total), int(total) if end is None else end)
         if first == start and (end is None or stop <= end):
-            return Extent(end=stop, wanted_end=wanted)
+            return ResponseEnd(end=stop, wanted_end=wanted)
     elif start == 0:
         length = answer.get("ContentLength")
         if end is None or (length is not None and length <= end):
-            return Extent(end=length, wanted_end=length)
+            return ResponseEnd(end=length, wanted_end=length)
     raise StoreUnfit(f"{what} ignores the range of a read. {FIT_STORES}")
 
 
-def read_record(key: str, answer: Any, found: Extent) -> bytes:
+def read_record(key: str, answer: Any, found: ResponseEnd) -> bytes:
     """The whole body. Raises: StoreUnavailable if it is too slow or ends early."""
     limit_s = RECORD_S * (1 + (found.end or 0) // RECORD_BYTES)
     started_at, data = time.monotonic(), bytearray()
@@ -177,9 +176,7 @@ class S3Writer(Writer):
         self._upload = None
         return etag
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._buffer.clear()
         if self._senders is not None:
             self._senders.shutdown(cancel_futures=True)  # no part may arrive after the upload was aborted

@@ -38,7 +38,7 @@ class Faults:
 
 
 # What a store answers to a call with an ill key.
-Answer = Literal["500", "400", "403", "405", "501", "EIO", "EACCES", "nonsense"]
+IllAnswer = Literal["500", "400", "403", "405", "501", "EIO", "EACCES", "nonsense"]
 _UNAVAILABLE = {"500", "EIO"}
 NONSENSE = b"<html><body>Please wait a moment</body></html>"
 
@@ -52,7 +52,7 @@ class Ill:
     """
 
     pattern: str
-    answer: Answer
+    answer: IllAnswer
     is_read: bool = True
     is_write: bool = True
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from .install import PROJECT, UNUSED_ON_CPU, VLLM_CPU, Installer, normalized
 from .model import MODEL_READERS
 from .places import CONSTRAINTS, CONSTRAINTS_CPU, ROOT, SetupError, environment_dir, locked
-from .progress import Progress, say
+from .progress import SetupProgress, say
 
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 PATCH_ANY = 50  # a patch release that a specifier such as "!=3.14.1" does not exclude
@@ -50,8 +50,8 @@ def closure(roots: Iterable[str], found: Mapping[str, importlib.metadata.Distrib
 
 
 def requires_python(one: importlib.metadata.Distribution) -> str | None:
-    told = one.metadata.json.get("requires_python")
-    return told if isinstance(told, str) else None
+    value = one.metadata.json.get("requires_python")
+    return value if isinstance(value, str) else None
 
 
 def marker(requires: str | None) -> str:
@@ -95,7 +95,7 @@ def write(project: Path, cpu: Path, pyproject: str) -> None:
 
 def write_constraints() -> None:
     with locked(environment_dir(), "environment") as lock:
-        installer = Installer(progress=Progress(), lock=lock)
+        installer = Installer(progress=SetupProgress(), lock=lock)
         installer.progress.step(
             "packages that only a build or another machine needs",
             lambda: installer.pip("install", *EDITABLE_BUILD, *MODEL_READERS),

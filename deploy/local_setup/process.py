@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .places import ROOT, SetupError
-from .progress import Progress, size
+from .progress import SetupProgress, size
 
 POLL_S = 0.2
-TOLD_LINES_MAX = 12
-TOLD_CHARS_MAX = 2_000
+OUTPUT_LINES_MAX = 12
+OUTPUT_CHARS_MAX = 2_000
 DISK_IS_FULL_BYTES = 50_000_000
 
 
@@ -24,12 +24,12 @@ class Done:
     """`least_free`: the minimum of free bytes on the watched disk while the program ran."""
 
     exit_status: int
-    told: str
+    output: str
     least_free: int
 
     def ran_out_of_disk(self) -> bool:
         """Judged by the measured free space, or by the operating system's error text."""
-        return self.least_free < DISK_IS_FULL_BYTES or os.strerror(errno.ENOSPC) in self.told
+        return self.least_free < DISK_IS_FULL_BYTES or os.strerror(errno.ENOSPC) in self.output
 
 
 def free_bytes(folder: Path) -> int:
@@ -55,7 +55,7 @@ def disk_full(folder: Path) -> SetupError:
 
 def attempt(
     command: Sequence[str],
-    progress: Progress,
+    progress: SetupProgress,
     *,
     disk: Path,
     env: dict[str, str] | None = None,
@@ -85,11 +85,11 @@ def attempt(
                 process.wait()
                 raise
         output.seek(0)
-        told = output.read().decode(errors="replace")
-    return Done(exit_status=process.returncode, told=told, least_free=least_free)
+        text = output.read().decode(errors="replace")
+    return Done(exit_status=process.returncode, output=text, least_free=least_free)
 
 
-def run(command: Sequence[str], progress: Progress, *, disk: Path, hint: str, holds: Sequence[int] = ()) -> None:
+def run(command: Sequence[str], progress: SetupProgress, *, disk: Path, hint: str, holds: Sequence[int] = ()) -> None:
     done = attempt(command, progress, disk=disk, holds=holds)
     if done.exit_status == 0:
         return
@@ -102,5 +102,5 @@ def short(command: Sequence[str], done: Done) -> str:
     """The exit status and the last lines of a program's output."""
     name = " ".join(["python" if part == sys.executable else part for part in command])
     name = name.partition("\n")[0][:120]
-    lines = [line for line in done.told.strip().splitlines() if line.strip()][-TOLD_LINES_MAX:]
-    return f"`{name}` exited with status {done.exit_status}:\n" + "\n".join(lines)[-TOLD_CHARS_MAX:]
+    lines = [line for line in done.output.strip().splitlines() if line.strip()][-OUTPUT_LINES_MAX:]
+    return f"`{name}` exited with status {done.exit_status}:\n" + "\n".join(lines)[-OUTPUT_CHARS_MAX:]

@@ -68,7 +68,7 @@ class Growth:
 
 
 @dataclass(slots=True)
-class Progress:
+class SetupProgress:
     """One step at a time. `clock` and `out` are parameters for the tests."""
 
     out: TextIO = field(default_factory=lambda: sys.stderr)

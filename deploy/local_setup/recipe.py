@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .install import Installer, Plan, forget_incomplete, vllm_version
+from .install import Installer, InstallPlan, forget_incomplete, vllm_version
 from .machine import environment_problem, problem_with, this_machine
 from .model import MODEL_NAME, fetch_model, has_model
 from .places import (
@@ -26,7 +26,7 @@ from .places import (
     scratch_dir,
 )
 from .process import require_space, run
-from .progress import Progress, bytes_in, say
+from .progress import SetupProgress, bytes_in, say
 
 # Older major versions of an official client, each in its own folder, next to the environment's packages.
 SDK_MAJORS = {"anthropic-0": ("anthropic==0.84.0", "distro==1.9.0"), "anthropic-1": ("anthropic==1.17.0",)}
@@ -132,28 +132,28 @@ def set_up(extras: tuple[str, ...], *, is_newest: bool = False, is_service: bool
         if is_up_to_date(extras, is_newest=is_newest):
             return  # done by the set-up that this one waited for
         stamp = read_stamp()
-        plan = Plan(extras=extras, has_gpu=has_gpu, is_newest=is_newest)
+        plan = InstallPlan(extras=extras, has_gpu=has_gpu, is_newest=is_newest)
         try:
-            work(plan, Installer(progress=Progress(), lock=lock), was_interrupted=not stamp)
+            work(plan, Installer(progress=SetupProgress(), lock=lock), was_interrupted=not stamp)
         finally:
             shutil.rmtree(scratch_dir(), ignore_errors=True)
         made = {"recipe": recipe_digest(is_newest=is_newest), "vllm": vllm_version(), "extras": sorted(extras)}
         stamp_path().write_text(json.dumps(made) + "\n")
 
 
-def require_space_for(plan: Plan) -> None:
+def require_space_for(plan: InstallPlan) -> None:
     """Checks for the space of missing packages. Resolving may download too, if an index does not serve metadata."""
     sizes = plan.sizes()
     needed = sizes.fetched + int(BLOCKS * (sizes.installed - min(bytes_in(packages_dir()), sizes.installed)))
     require_space(environment_dir(), needed, "Installing vLLM")
 
 
-def resolve(into: list[str], installer: Installer, plan: Plan) -> str:
+def resolve(into: list[str], installer: Installer, plan: InstallPlan) -> str:
     into += installer.resolve(plan)
     return f"{len(into)} to install" if into else "all installed"
 
 
-def work(plan: Plan, installer: Installer, *, was_interrupted: bool) -> None:
+def work(plan: InstallPlan, installer: Installer, *, was_interrupted: bool) -> None:
     say("Setting up batchfile (the first time takes a few minutes, later runs start at once):")
     stamp_path().unlink(missing_ok=True)
     shutil.rmtree(scratch_dir(), ignore_errors=True)

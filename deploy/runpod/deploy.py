@@ -156,14 +156,14 @@ def say(text: str) -> None:
 
 def shown(step: Step) -> str:
     """The line of a step. Shows only the names of variables, because values may be secrets."""
-    told = [f"{key} = {value}" for key, value in step.fields.items() if key != "env"]
+    parts = [f"{key} = {value}" for key, value in step.fields.items() if key != "env"]
     for what, names in (
         ("env", step.env.changed),
         ("as set there", step.env.kept),
         ("in no file and left", step.env.extra),
     ):
-        told += [f"{what} ({', '.join(names)})"] if names else []
-    return f"  {step.verb:<7}{step.resource}" + (f": {'; '.join(told)}" if told else "")
+        parts += [f"{what} ({', '.join(names)})"] if names else []
+    return f"  {step.verb:<7}{step.resource}" + (f": {'; '.join(parts)}" if parts else "")
 
 
 def plan(deployment: Deployment, resources: list[Resource], args: argparse.Namespace) -> None:

@@ -36,7 +36,7 @@ class Env:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Kind:
+class ResourceKind:
     """`path` and `key`: of the list request and in its response. `fixed`: fields that cannot be changed later."""
 
     name: str
@@ -47,17 +47,17 @@ class Kind:
 
 # In the order of their dependencies.
 KINDS = (
-    Kind(name="volume", path="/network-volumes", key="networkVolumes", fixed=("dataCenter", "type")),
-    Kind(name="template", path="/templates", key="templates"),
-    Kind(name="endpoint", path="/serverless", key="endpoints", fixed=("type",)),
-    Kind(name="pod", path="/pods", key="pods", fixed=("cpu", "gpu", "cloud", "dataCenterIds", "templateId")),
+    ResourceKind(name="volume", path="/network-volumes", key="networkVolumes", fixed=("dataCenter", "type")),
+    ResourceKind(name="template", path="/templates", key="templates"),
+    ResourceKind(name="endpoint", path="/serverless", key="endpoints", fixed=("type",)),
+    ResourceKind(name="pod", path="/pods", key="pods", fixed=("cpu", "gpu", "cloud", "dataCenterIds", "templateId")),
 )
 CONTAINER = ("image", "args", "disk", "env", "ports", "registry")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resource:
-    kind: Kind
+    kind: ResourceKind
     label: str
     body: Json
 

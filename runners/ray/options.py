@@ -11,7 +11,7 @@ from batchfile.settings import CONFIG_VARIABLE, Settings, config_path
 from batchfile.store.open import local_path
 from batchfile.types import EngineKind
 
-from ..options import METRICS_PORT, Options, kind_of, pool_of
+from ..options import METRICS_PORT, ProgramOptions, kind_of, pool_of
 from ..scaling import Bounds
 from .plans import PORTS_PER_POOL, Order, PoolPlan
 
@@ -99,8 +99,8 @@ def order_of(options: RayOptions, settings: Settings) -> Order:
 def _plan(options: RayOptions, settings: Settings, index: int, config: str | None, store: str | None) -> PoolPlan:
     name, bounds = list(options.pools.items())[index]
     pool = pool_of(settings, name)
-    kind = kind_of(pool, Options(pool=name, engine=options.engine))
-    told = {"--engine": options.engine, "--store": store, "--config": config, "--metrics-host": options.metrics_host}
+    kind = kind_of(pool, ProgramOptions(pool=name, engine=options.engine))
+    flags = {"--engine": options.engine, "--store": store, "--config": config, "--metrics-host": options.metrics_host}
     return PoolPlan(
         pool=name,
         bounds=bounds,
@@ -109,7 +109,7 @@ def _plan(options: RayOptions, settings: Settings, index: int, config: str | Non
         first_port=options.metrics_port and options.metrics_port + index * PORTS_PER_POOL,
         idle_exit_s=options.idle_exit_s,
         grace_s=settings.service_grace_s,
-        arguments=tuple(word for flag, value in told.items() if value is not None for word in (flag, value)),
+        arguments=tuple(word for flag, value in flags.items() if value is not None for word in (flag, value)),
     )
 
 

@@ -42,8 +42,8 @@ class PoolPlan:
         """Runners below the minimum stay; the others exit when they have been idle for `idle_exit_s`."""
         port = self.first_port and self.first_port + number % PORTS_PER_POOL
         leave = () if number < self.bounds.minimum else ("--idle-exit", f"{self.idle_exit_s:g}")
-        told = ("--pool", self.pool, *self.arguments, "--metrics-port", str(port), *leave, "--slot", "0")
-        return Task(arguments=told, num_gpus=self.num_gpus, on=self.on, grace_s=self.grace_s)
+        arguments = ("--pool", self.pool, *self.arguments, "--metrics-port", str(port), *leave, "--slot", "0")
+        return Task(arguments=arguments, num_gpus=self.num_gpus, on=self.on, grace_s=self.grace_s)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -34,7 +34,7 @@ class RunpodError(Exception):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Health:
+class EndpointHealth:
     """The health of an endpoint. `num_failed`: of the jobs that RunPod still lists. `workers`: count by state."""
 
     num_waiting: int
@@ -77,12 +77,12 @@ class Runpod:
             at(thing, "id", kind=str, of=f"{path}: {key}")
         return things
 
-    def health(self, endpoint_id: str) -> Health:
+    def health(self, endpoint_id: str) -> EndpointHealth:
         """Raises: RunpodError."""
         found, of = self.jobs("GET", endpoint_id, "health"), f"health of {endpoint_id}"
         num_of = {name: at(found, "jobs", name, kind=int, of=of) for name in HEALTH}
         workers = at(found, "workers", kind=dict, of=of)
-        return Health(
+        return EndpointHealth(
             num_waiting=num_of["inQueue"],
             num_at_work=num_of["inProgress"],
             num_completed=num_of["completed"],
@@ -100,8 +100,8 @@ def at(answer: Any, *names: str, kind: type[T], of: str) -> T:
     for name in names:
         found = found.get(name) if isinstance(found, dict) else None
     if not isinstance(found, kind):
-        told = "missing" if found is None else f"a {type(found).__name__}"
-        raise RunpodError(f"{of}: unexpected response: {'.'.join(names)} is {told} and must be a {kind.__name__}")
+        actual = "missing" if found is None else f"a {type(found).__name__}"
+        raise RunpodError(f"{of}: unexpected response: {'.'.join(names)} is {actual} and must be a {kind.__name__}")
     return found
 
 
@@ -150,10 +150,10 @@ def _once(method: str, url: str, key: str | None, body: Json | None) -> Json:
             text = answer.read()
     except urllib.error.HTTPError as error:
         with error:
-            told = error.read().decode(errors="replace")
+            reason = error.read().decode(errors="replace")
         if "Location" in error.headers:
-            told = f"redirect to {error.headers['Location']} is not followed; use that URL if it is right"
-        raise RunpodError(f"{method} {url}: {error.code} {_reason(told)}", error.code) from error
+            reason = f"redirect to {error.headers['Location']} is not followed; use that URL if it is right"
+        raise RunpodError(f"{method} {url}: {error.code} {_reason(reason)}", error.code) from error
     except (OSError, HTTPException) as error:
         raise RunpodError(f"{method} {url}: no response ({error})") from error
     try:

@@ -38,7 +38,7 @@ INPUT_KEYS = ("timeout_s", "idle_s", "prefetch")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
+class ServerlessJob:
     timeout_s: float = TIMEOUT_S
     idle_s: float | None = IDLE_S
     is_prefetch: bool = False
@@ -48,7 +48,7 @@ class Job:
         return min(MARGIN_S_MAX, self.timeout_s * MARGIN_SHARE_MAX)
 
 
-def read_job(given: object) -> Job:
+def read_job(given: object) -> ServerlessJob:
     """Raises: ValueError that names the invalid field."""
     if not isinstance(given, dict):
         raise ValueError("the input must be an object")
@@ -59,7 +59,7 @@ def read_job(given: object) -> Job:
     is_prefetch = given.get("prefetch", False)
     if not isinstance(is_prefetch, bool):
         raise ValueError("input.prefetch must be true or false")
-    return Job(
+    return ServerlessJob(
         timeout_s=_seconds("timeout_s", given.get("timeout_s", TIMEOUT_S)),
         idle_s=None if idle_s is None else _seconds("idle_s", idle_s),
         is_prefetch=is_prefetch,
@@ -72,7 +72,7 @@ def _seconds(name: str, value: object) -> float:
     return float(value)
 
 
-def command_of(job: Job, pool: str) -> list[str]:
+def command_of(job: ServerlessJob, pool: str) -> list[str]:
     if job.is_prefetch:
         return child.command("--pool", pool, module="download_models")
     idle = [] if job.idle_s is None else ["--idle-exit", str(job.idle_s)]
@@ -93,11 +93,11 @@ async def handle(given: dict[str, Any]) -> dict[str, object]:
     process = await asyncio.create_subprocess_exec(*command_of(job, pool), env=child.environment())
     ended = "prefetched" if job.is_prefetch else "idle"
     try:
-        with stopping_on_sigterm(process) as told:
+        with stopping_on_sigterm(process) as received:
             if not await _ended_by_itself(process, job.timeout_s - job.margin_s - (time.monotonic() - started)):
                 ended = "time"
                 await _stop(process, job.margin_s)
-            if told:
+            if received:
                 ended = "stopped"
     finally:  # also when canceled
         if process.returncode is None:
@@ -133,10 +133,10 @@ def stopping_on_sigterm(process: asyncio.subprocess.Process) -> Iterator[list[in
     Yields a list of the signals received.
     """
     before = signal.getsignal(signal.SIGTERM)
-    told: list[int] = []
+    received: list[int] = []
 
     def pass_on(number: int, frame: FrameType | None) -> None:
-        told.append(number)
+        received.append(number)
         if process.returncode is None:
             process.terminate()
         if callable(before):
@@ -144,7 +144,7 @@ def stopping_on_sigterm(process: asyncio.subprocess.Process) -> Iterator[list[in
 
     signal.signal(signal.SIGTERM, pass_on)
     try:
-        yield told
+        yield received
     finally:
         signal.signal(signal.SIGTERM, before)
 

@@ -77,8 +77,8 @@ class Scaler:
         is_working = count.num_at_work > 0 and leased_shards > 0
         num = self._backoff.look(num_failed=count.num_failed, is_working=is_working, now=now)
         if num:
-            told = {"again_in_s": self._backoff.wait_s, "what_to_do": WHAT_TO_DO.format(pool=self._pool)}
-            log.error("runners.failed", pool=self._pool, num=num, **told)
+            facts = {"again_in_s": self._backoff.wait_s, "what_to_do": WHAT_TO_DO.format(pool=self._pool)}
+            log.error("runners.failed", pool=self._pool, num=num, **facts)
 
 
 def scale_reader(url: str, pool: str, key: str | None) -> Callable[[], dict[str, int]]:

@@ -15,16 +15,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from batchfile.engine.echo import EchoEngine
-from batchfile.ledger import batches, keys
-from batchfile.ledger.base import IN_FLIGHT, Ledger
-from batchfile.plan.planner import plan_input
-from batchfile.runner.runner import Runner, RunnerOptions
-from batchfile.store.base import Store
-from batchfile.store.memory import MemoryStore
-from batchfile.store.metered import MeteredStore
+from batchfile import Ledger, Runner, RunnerOptions
+from batchfile.testing import EchoEngine, MemoryStore
 from batchfile.types import Defaults, RoutingTable
 from tests.bench.latent import LatentStore
+from tests.helpers.ledger import IN_FLIGHT, batches, keys
+from tests.helpers.plan import plan_input
+from tests.helpers.store import MeteredStore, Store
 from tests.sim.green import installed
 from tests.sim.world import Process, World
 

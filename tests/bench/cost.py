@@ -24,8 +24,8 @@ import httpx
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from batchfile.ledger.base import Limits  # noqa: E402
 from tests.chaos.servers import BUCKET, KEYS, PREFIX, Server, free_ports  # noqa: E402
+from tests.helpers.ledger import Limits  # noqa: E402
 
 # AWS S3 Standard, us-east-1, a million. What is removed, and what goes to machines in the region, is free.
 DOLLARS = {"write": 5.00, "list": 5.00, "read": 0.40, "delete": 0.0}

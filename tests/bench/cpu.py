@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from batchfile.engine.vllm.cpu import BIND, RESERVED, read_cpu
+from tests.helpers.engine import BIND, RESERVED, read_cpu
 
 LEADS = Path(__file__).parents[2] / "examples" / "leads.jsonl"
 FLAGS = ("avx2", "f16c", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16", "asimd", "asimdhp", "bf16")
@@ -39,9 +39,8 @@ def cases() -> dict[str, tuple[str, dict[str, str]]]:
 
 def work(args: argparse.Namespace) -> None:
     """One case: load, warm up with one request, generate for the rest."""
-    from batchfile.engine.vllm.engine import VllmEngine
-    from batchfile.engine.vllm.tasks import VllmOptions
     from batchfile.types import Message, Request, Sampling
+    from tests.helpers.vllm import VllmEngine, VllmOptions
 
     started_at = time.monotonic()
     engine = VllmEngine(VllmOptions(model=args.model, max_model_len=1024, dtype=args.dtype))

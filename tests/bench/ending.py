@@ -16,16 +16,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from batchfile.ledger import batches, ending, keys, shards
-from batchfile.ledger.base import IN_FLIGHT, Ledger
-from batchfile.ledger.records import BatchRecord, Plan
-from batchfile.ledger.shards import Lease
-from batchfile.lines.result import FinishedLine, encode_result
-from batchfile.plan.planner import plan_input
-from batchfile.store.memory import MemoryStore
-from batchfile.store.metered import MeteredStore
+from batchfile import Ledger
+from batchfile.testing import MemoryStore
 from batchfile.types import Choice, Completion, Defaults, RoutingTable, Usage
 from tests.bench.latent import LatentStore
+from tests.helpers.ledger import IN_FLIGHT, BatchRecord, Lease, Plan, batches, ending, keys, shards
+from tests.helpers.lines import FinishedLine, encode_result
+from tests.helpers.plan import plan_input
+from tests.helpers.store import MeteredStore
 from tests.sim.green import installed
 from tests.sim.world import Process, World
 

@@ -30,7 +30,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from batchfile.engine.vllm.processes import ProcessGuard
+from tests.helpers.vllm import ProcessGuard
 
 BOUND_GENERATE = 1.0
 BOUND_RUN_BATCH = 1.1
@@ -123,8 +123,7 @@ def answer(**what: Any) -> None:
 
 def work_ours(args: argparse.Namespace) -> None:
     """Ours and `generate` on one and the same engine."""
-    from batchfile.engine.vllm.engine import VllmEngine
-    from batchfile.engine.vllm.tasks import VllmOptions
+    from tests.helpers.vllm import VllmEngine, VllmOptions
 
     engine = VllmEngine(
         VllmOptions(
@@ -176,13 +175,11 @@ def generate(engine: Any, source: Path, output: Path) -> float:
 
 def ours(engine: Any, source: Path, output: Path, shards: int | None) -> tuple[float, Steps]:
     """The runner over a fresh directory store; the output is its durable results file."""
-    from batchfile.ledger.base import LOCAL, Ledger
-    from batchfile.ledger.batches import Draft, create
-    from batchfile.ledger.keys import input_key
-    from batchfile.plan.planner import plan_input
-    from batchfile.runner.runner import Runner, RunnerOptions
-    from batchfile.store.directory import DirectoryStore
+    from batchfile import Ledger, Runner, RunnerOptions
     from batchfile.types import Defaults, RoutingTable
+    from tests.helpers.ledger import LOCAL, Draft, create, input_key
+    from tests.helpers.plan import plan_input
+    from tests.helpers.store import DirectoryStore
 
     steps = Steps()
     num = sum(1 for _ in source.open())

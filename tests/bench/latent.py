@@ -7,8 +7,7 @@ from typing import TypeVar
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from batchfile.clock import Clock
-from batchfile.store.base import Store, WrappedStore
+from tests.helpers.store import Clock, Store, WrappedStore
 
 T = TypeVar("T")
 

@@ -18,11 +18,10 @@ from pathlib import Path
 
 from ingest import anon_mib, free_port, server, watched
 
-from batchfile.ledger import keys
-from batchfile.ledger.records import BatchRecord, FileRef, InputRef, encode
-from batchfile.lines.result import encode_result
-from batchfile.store.directory import DirectoryStore
 from batchfile.types import Choice, Completion, Counts, Defaults, RoutingTable, Usage
+from tests.helpers.ledger import BatchRecord, FileRef, InputRef, encode, keys
+from tests.helpers.lines import encode_result
+from tests.helpers.store import DirectoryStore
 
 BATCH_ID = "batch_0123456789ab"
 ROUNDS = 5

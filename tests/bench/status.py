@@ -18,19 +18,24 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from batchfile.ledger import batches, keys, shards
-from batchfile.ledger.base import Ledger
-from batchfile.ledger.batch_status import BatchStatus
-from batchfile.ledger.batches import Planned
-from batchfile.ledger.records import BatchRecord, InputRef, Plan, Range, encode
-from batchfile.ledger.shards import Lease
-from batchfile.ledger.status import StatusReader
-from batchfile.lines.result import FinishedLine
-from batchfile.store.base import Store
-from batchfile.store.directory import DirectoryStore
-from batchfile.store.metered import MeteredStore
-from batchfile.store.s3 import S3Store
+from batchfile import BatchStatus, Ledger
 from batchfile.types import Defaults, RoutingTable, Usage
+from tests.helpers.ledger import (
+    BatchRecord,
+    InputRef,
+    Lease,
+    Plan,
+    Planned,
+    Range,
+    StatusReader,
+    batches,
+    encode,
+    keys,
+    shards,
+)
+from tests.helpers.lines import FinishedLine
+from tests.helpers.store import DirectoryStore, MeteredStore, Store
+from tests.helpers.store_s3 import S3Store
 
 BATCH, POOL = "batch_0123456789ab", "mistral"
 REQUESTS_A_SHARD = 1000

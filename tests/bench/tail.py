@@ -15,16 +15,11 @@ import sys
 
 import structlog
 
-from batchfile.clock import ManualClock
-from batchfile.engine.echo import EchoEngine
-from batchfile.ledger.base import Ledger
-from batchfile.ledger.batches import Draft, create
-from batchfile.ledger.keys import input_key
-from batchfile.plan.planner import plan_input
-from batchfile.runner.runner import Runner, RunnerOptions
-from batchfile.store.memory import MemoryStore
-from batchfile.testing import run_alone
+from batchfile import Ledger, Runner, RunnerOptions
+from batchfile.testing import EchoEngine, ManualClock, MemoryStore, run_alone
 from batchfile.types import Defaults, RoutingTable
+from tests.helpers.ledger import Draft, create, input_key
+from tests.helpers.plan import plan_input
 
 SLOTS = 39
 SECONDS_PER_TOKEN = 0.03

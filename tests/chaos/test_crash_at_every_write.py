@@ -11,19 +11,13 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from batchfile.clock import ManualClock
+from batchfile import Ledger, Runner, RunnerOptions
 from batchfile.engine.base import Prepared
-from batchfile.engine.echo import EchoEngine, EchoPrepared
-from batchfile.ledger.base import Ledger, Limits
-from batchfile.ledger.batches import Draft, create, read_batch
-from batchfile.ledger.keys import batch_key, input_key
-from batchfile.ledger.status import StatusReader
-from batchfile.plan.planner import plan_input
-from batchfile.runner.runner import Runner, RunnerOptions
-from batchfile.store.memory import MemoryStore
-from batchfile.testing import run_alone
-from batchfile.testing.faulty_store import FaultyStore
+from batchfile.testing import EchoEngine, FaultyStore, ManualClock, MemoryStore, run_alone
 from batchfile.types import Defaults, RoutingTable
+from tests.helpers.engine import EchoPrepared
+from tests.helpers.ledger import Draft, Limits, StatusReader, batch_key, create, input_key, read_batch
+from tests.helpers.plan import plan_input
 
 BATCH = "b"
 NUM_REQUESTS = 70

@@ -15,16 +15,16 @@ from pathlib import Path
 import httpx
 import pytest
 
+from batchfile import Ledger
 from batchfile.errors import SettingsError
-from batchfile.ledger import batches, keys
-from batchfile.ledger.base import Ledger
-from batchfile.plan.planner import plan_input
-from batchfile.settings import load_settings
-from batchfile.store.directory import DirectoryStore
-from batchfile.store.memory import MemoryStore
-from batchfile.testing.crash_points import VARIABLE, armed, kind_of
+from batchfile.testing import MemoryStore, armed
 from batchfile.types import Defaults
 from tests.chaos.servers import free_ports
+from tests.helpers.faults import VARIABLE, kind_of
+from tests.helpers.ledger import batches, keys
+from tests.helpers.plan import plan_input
+from tests.helpers.settings import load_settings
+from tests.helpers.store import DirectoryStore
 from tests.warm import Warm
 
 ROOT = Path(__file__).parents[2]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from batchfile.store.directory import DirectoryStore
+from tests.helpers.store import DirectoryStore
 from tests.warm import Warm
 
 NUM_REQUESTS = 400

@@ -17,13 +17,10 @@ from typing import Any
 import boto3
 import pytest
 
-from batchfile.store.base import Store
-from batchfile.store.directory import DirectoryStore
-from batchfile.store.memory import MemoryStore
-from batchfile.store.metered import MeteredStore
-from batchfile.store.s3 import S3Store
-from batchfile.testing.faulty_store import FaultyStore
+from batchfile.testing import FaultyStore, MemoryStore
 from tests.chaos import servers
+from tests.helpers.store import DirectoryStore, MeteredStore, Store
+from tests.helpers.store_s3 import S3Store
 
 BUCKET = "contract"
 S3RVER = Path(__file__).parents[1] / "s3rver"

@@ -9,22 +9,18 @@ from typing import Any
 
 import pytest
 
-from api.create import create_batch
-from api.http.spool import Spooled, SpoolLimits, spool
-from batchfile.clock import ManualClock
-from batchfile.ledger import batches
-from batchfile.ledger.base import Ledger
-from batchfile.ledger.records import BatchRecord
-from batchfile.plan.options import CreateOptions
-from batchfile.settings import load_settings
-from batchfile.settings_tables import Api, Pool
-from batchfile.store.base import Store
-from batchfile.store.memory import MemoryStore
+from batchfile import Ledger
+from batchfile.testing import ManualClock, MemoryStore
+from tests.helpers.ledger import BatchRecord, batches
+from tests.helpers.plan import CreateOptions
+from tests.helpers.service import Spooled, SpoolLimits, create_batch, spool
+from tests.helpers.settings import Api, PoolSettings, load_settings
+from tests.helpers.store import Store
 
 STAGES = {"sales_intel": "llama-70b", "subject": "mistral", "email": "mistral", "polish": "llama-70b"}
 SETTINGS = load_settings().model_copy(
     update={
-        "pools": {"mistral": Pool(model="m"), "llama-70b": Pool(model="l", aliases=("big",))},
+        "pools": {"mistral": PoolSettings(model="m"), "llama-70b": PoolSettings(model="l", aliases=("big",))},
         "stages": STAGES,
         "api": Api(requests_max=50_000),
     }

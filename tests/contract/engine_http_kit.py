@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from batchfile.engine.http.engine import HttpEngine, HttpOptions
 from batchfile.types import Message, Outcome, Raw, Request, Sampling
+from tests.helpers.endpoint import HttpEngine, HttpOptions
 
 _path = Path(__file__).with_name("chat_server.py")
 _spec = importlib.util.spec_from_file_location("chat_server", _path)

@@ -9,22 +9,14 @@ from typing import Any
 
 import pytest
 
-from batchfile.clock import ManualClock
-from batchfile.engine.open import engine_factory
-from batchfile.inbox import scan
-from batchfile.inbox.scan import Inbox
-from batchfile.janitor import Janitor
-from batchfile.ledger import batches, keys
-from batchfile.ledger.base import Ledger, Limits
-from batchfile.ledger.records import BatchRecord
-from batchfile.ledger.set_aside import SetAside
-from batchfile.runner.runner import Runner, RunnerOptions
-from batchfile.store.base import Store
-from batchfile.store.directory import DirectoryStore
-from batchfile.store.memory import MemoryStore
-from batchfile.store.s3 import S3Store
-from batchfile.testing.faulty_store import FaultyStore
+from batchfile import Ledger, Runner, RunnerOptions
+from batchfile.testing import FaultyStore, ManualClock, MemoryStore
 from batchfile.types import RoutingTable
+from tests.helpers.engine import engine_factory
+from tests.helpers.inbox import Inbox, Janitor, scan
+from tests.helpers.ledger import BatchRecord, Limits, SetAside, batches, keys
+from tests.helpers.store import DirectoryStore, Store
+from tests.helpers.store_s3 import S3Store
 
 POOLS = RoutingTable(stages={"email": "mistral"}, pools={"mistral": ("org/m",), "llama": ("l",)})
 
@@ -68,7 +60,7 @@ class World:
         found = self.store.get(f"outbox/{path}")
         return None if found is None else found.data
 
-    def told(self, path: str) -> Any:
+    def document(self, path: str) -> Any:
         data = self.out(path)
         assert data is not None, path
         return json.loads(data)

@@ -4,16 +4,12 @@ import json
 import random
 from collections.abc import Callable
 
-from batchfile.clock import ManualClock
-from batchfile.engine.echo import EchoEngine
-from batchfile.ledger import batches, keys
-from batchfile.ledger.base import Ledger
-from batchfile.plan.planner import plan_input
-from batchfile.runner.runner import Runner, RunnerOptions
-from batchfile.store.memory import MemoryStore
-from batchfile.testing import run_alone
-from batchfile.testing.faulty_store import Answer, FaultyStore, Ill
+from batchfile import Ledger, Runner, RunnerOptions
+from batchfile.testing import EchoEngine, FaultyStore, Ill, ManualClock, MemoryStore, run_alone
 from batchfile.types import Defaults, RoutingTable
+from tests.helpers.faults import IllAnswer
+from tests.helpers.ledger import batches, keys
+from tests.helpers.plan import plan_input
 
 POOL = RoutingTable(everything="local")
 HEALTHY = ["b0", "b1", "b3", "b4", "b5"]
@@ -21,8 +17,8 @@ ILL = "b2"
 NUM_REQUESTS = 8
 PHASE_S_MAX = 7200.0
 
-REFUSALS: list[Answer] = ["400", "403", "405", "501", "EACCES"]
-UNANSWERED: list[Answer] = ["500", "EIO"]
+REFUSALS: list[IllAnswer] = ["400", "403", "405", "501", "EACCES"]
+UNANSWERED: list[IllAnswer] = ["500", "EIO"]
 
 
 class World:
@@ -42,7 +38,7 @@ class World:
         draft = batches.Draft(batch_id=batch_id, routing=POOL, defaults=Defaults())
         batches.create(self.ledger, draft, planned)
 
-    def fall_ill(self, name: str, answer: Answer, **more: bool) -> None:
+    def fall_ill(self, name: str, answer: IllAnswer, **more: bool) -> None:
         self.store.ills = [Ill(pattern=f"batches/{ILL}/{name}", answer=answer, **more)]
 
     def runner(self, name: str = "r1") -> Runner:

@@ -3,21 +3,24 @@
 import json
 import random
 
-from batchfile.clock import ManualClock
-from batchfile.engine.echo import EchoEngine
-from batchfile.ledger import batches, shards
-from batchfile.ledger.base import Ledger, Limits
-from batchfile.ledger.batches import Planned
-from batchfile.ledger.cas import load
-from batchfile.ledger.keys import batch_key, input_key, shard_key
-from batchfile.ledger.records import BatchRecord, ShardRecord
-from batchfile.ledger.shards import Lease
-from batchfile.lines.result import FinishedLine, encode_result
-from batchfile.plan.planner import plan_input
-from batchfile.runner.runner import Runner, RunnerOptions
-from batchfile.store.memory import MemoryStore
-from batchfile.testing import run_alone
+from batchfile import Ledger, Runner, RunnerOptions
+from batchfile.testing import EchoEngine, ManualClock, MemoryStore, run_alone
 from batchfile.types import Choice, Completion, Defaults, RoutingTable, Usage
+from tests.helpers.ledger import (
+    BatchRecord,
+    Lease,
+    Limits,
+    Planned,
+    ShardRecord,
+    batch_key,
+    batches,
+    input_key,
+    load,
+    shard_key,
+    shards,
+)
+from tests.helpers.lines import FinishedLine, encode_result
+from tests.helpers.plan import plan_input
 
 BATCH = "b"
 LOCAL = RoutingTable(everything="local")

@@ -5,21 +5,14 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from batchfile.clock import ManualClock
+from batchfile import Ledger, Runner, RunnerOptions
 from batchfile.engine.base import Prepared
-from batchfile.engine.echo import EchoEngine, EchoPrepared
-from batchfile.ledger import batches
-from batchfile.ledger.base import Ledger
-from batchfile.ledger.batches import Draft, Planned
-from batchfile.ledger.keys import input_key
-from batchfile.ledger.records import BatchRecord
-from batchfile.plan.planner import plan_input
-from batchfile.plan.reuse import Reuse
-from batchfile.runner.runner import Runner, RunnerOptions
-from batchfile.store.base import Store
-from batchfile.store.memory import MemoryStore
-from batchfile.testing import run_alone
+from batchfile.testing import EchoEngine, ManualClock, MemoryStore, run_alone
 from batchfile.types import Defaults, RoutingTable
+from tests.helpers.engine import EchoPrepared
+from tests.helpers.ledger import BatchRecord, Draft, Planned, batches, input_key
+from tests.helpers.plan import Reuse, plan_input
+from tests.helpers.store import Store
 
 LOCAL = RoutingTable(everything="local")
 

@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from batchfile.store import s3
-from batchfile.store.s3 import S3Store
+from tests.helpers.store_s3 import S3Store, s3
 
 BUCKET = "contract"
 

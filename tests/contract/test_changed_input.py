@@ -6,14 +6,21 @@ from dataclasses import replace
 
 import pytest
 
-from batchfile.ledger import batches, ending, inputs, shards
-from batchfile.ledger.cas import update_batch
-from batchfile.ledger.inputs import repin
-from batchfile.ledger.keys import batch_key, batch_prefix, input_key
-from batchfile.ledger.records import BatchRecord
-from batchfile.plan.planner import plan_input
 from batchfile.types import Defaults
 from tests.contract.test_ledger import BATCH, LOCAL, World, finished, line
+from tests.helpers.ledger import (
+    BatchRecord,
+    batch_key,
+    batch_prefix,
+    batches,
+    ending,
+    input_key,
+    inputs,
+    repin,
+    shards,
+    update_batch,
+)
+from tests.helpers.plan import plan_input
 
 KEY = input_key(BATCH, "n")
 

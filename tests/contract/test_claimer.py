@@ -8,20 +8,14 @@ from itertools import islice
 
 import pytest
 
-from batchfile.clock import ManualClock
+from batchfile import Ledger, RunnerOptions
 from batchfile.errors import StoreUnavailable
-from batchfile.ledger import batches, ending, keys, shards
-from batchfile.ledger.base import Ledger
-from batchfile.ledger.batches import Planned
-from batchfile.ledger.keys import input_key
-from batchfile.ledger.shards import Lease
-from batchfile.plan.planner import plan_input
-from batchfile.runner.claimer import NEW_AT_ONCE, QUEUE_LIST_S, RELIST_S, Claimer
-from batchfile.runner.state import ActiveShard, RunnerOptions, SharedState
-from batchfile.store.base import Entry, Object
-from batchfile.store.memory import MemoryStore
-from batchfile.store.metered import MeteredStore
+from batchfile.testing import ManualClock, MemoryStore
 from batchfile.types import Defaults, RoutingTable
+from tests.helpers.ledger import Lease, Planned, batches, ending, input_key, keys, shards
+from tests.helpers.plan import plan_input
+from tests.helpers.runner import NEW_AT_ONCE, QUEUE_LIST_S, RELIST_S, ActiveShard, Claimer, SharedState
+from tests.helpers.store import Entry, MeteredStore, Object
 
 POOL, NUM_SHARDS = "one", 100
 POOLS = RoutingTable(pools={POOL: ("m",)})

@@ -5,19 +5,14 @@ from itertools import pairwise
 
 import pytest
 
-from api.http.errors import Refusal
-from batchfile.engine.echo import EchoEngine
+from batchfile import Ledger, Runner, RunnerOptions
 from batchfile.errors import InvalidFile, RequestRefused, StoreUnavailable, TooLarge
-from batchfile.ledger import batches, ending
-from batchfile.ledger import keys as ledger_keys
-from batchfile.ledger.base import Ledger
-from batchfile.ledger.records import BatchRecord
-from batchfile.ledger.status import StatusReader
-from batchfile.runner.runner import Runner, RunnerOptions
-from batchfile.store.base import Store
-from batchfile.testing import run_alone
-from batchfile.testing.faulty_store import FaultyStore
+from batchfile.testing import EchoEngine, FaultyStore, run_alone
 from tests.contract.create_kit import JSON, LINES, Service, document, lines, request, service
+from tests.helpers.ledger import BatchRecord, StatusReader, batches, ending
+from tests.helpers.ledger import keys as ledger_keys
+from tests.helpers.service import Refusal
+from tests.helpers.store import Store
 
 __all__ = ["service"]
 

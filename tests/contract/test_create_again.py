@@ -6,18 +6,14 @@ from dataclasses import replace
 
 import pytest
 
-from batchfile import janitor
-from batchfile.clock import ManualClock
+from batchfile import Ledger
 from batchfile.errors import BatchDamaged, InvalidFile, KeyReused
-from batchfile.ledger import batches, ending, idempotency, retention
-from batchfile.ledger import keys as ledger_keys
-from batchfile.ledger.base import Ledger
-from batchfile.ledger.batches import Planned
-from batchfile.ledger.records import BatchRecord
-from batchfile.store.base import Store
-from batchfile.store.memory import MemoryStore
-from batchfile.testing.faulty_store import FaultyStore
+from batchfile.testing import FaultyStore, ManualClock, MemoryStore
 from tests.contract.create_kit import LINES, Service, document, lines, request, service
+from tests.helpers.inbox import janitor
+from tests.helpers.ledger import BatchRecord, Planned, batches, ending, idempotency, retention
+from tests.helpers.ledger import keys as ledger_keys
+from tests.helpers.store import Store
 
 __all__ = ["service"]
 

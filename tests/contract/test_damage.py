@@ -5,16 +5,28 @@ from typing import Any
 
 import pytest
 
-from batchfile.client.store import StoreRemote
 from batchfile.errors import BatchDamaged, LeaseLost, RecordDamaged, RecordNewer
-from batchfile.janitor import DAMAGED_S, Janitor
-from batchfile.ledger import batches, damage, ending, idempotency, keys, retention, shards
-from batchfile.ledger.cas import READS_MAX, Lost, load, swap
-from batchfile.ledger.records import BatchRecord, ShardRecord
-from batchfile.ledger.set_aside import SetAside
-from batchfile.settings import load_settings
-from batchfile.store.base import Object
 from tests.contract.test_status import World
+from tests.helpers.client import StoreRemote
+from tests.helpers.inbox import DAMAGED_S, Janitor
+from tests.helpers.ledger import (
+    READS_MAX,
+    BatchRecord,
+    Lost,
+    SetAside,
+    ShardRecord,
+    batches,
+    damage,
+    ending,
+    idempotency,
+    keys,
+    load,
+    retention,
+    shards,
+    swap,
+)
+from tests.helpers.settings import load_settings
+from tests.helpers.store import Object
 
 BATCH_KEY = keys.batch_key("b")
 

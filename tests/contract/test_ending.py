@@ -8,19 +8,15 @@ from dataclasses import replace
 
 import pytest
 
-from batchfile.clock import ManualClock
+from batchfile import Ledger
 from batchfile.errors import LeaseLost
-from batchfile.ledger import assemble, batches, ending, retention, shards
-from batchfile.ledger import keys as ledger_keys
-from batchfile.ledger.base import Ledger
-from batchfile.ledger.records import BatchRecord, FileRef
-from batchfile.ledger.shards import Lease
-from batchfile.lines.result import FinishedLine
-from batchfile.plan.planner import plan_input
-from batchfile.store.memory import MemoryStore
-from batchfile.store.metered import MeteredStore
-from batchfile.testing.faulty_store import FaultyStore
+from batchfile.testing import FaultyStore, ManualClock, MemoryStore
 from batchfile.types import Defaults, RoutingTable, Usage
+from tests.helpers.ledger import BatchRecord, FileRef, Lease, assemble, batches, ending, retention, shards
+from tests.helpers.ledger import keys as ledger_keys
+from tests.helpers.lines import FinishedLine
+from tests.helpers.plan import plan_input
+from tests.helpers.store import MeteredStore
 
 BATCH, POOL = "b", "one"
 ROUTING = RoutingTable(pools={POOL: ("m",)})

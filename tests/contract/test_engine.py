@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from batchfile.engine.base import Engine, Finished
-from batchfile.engine.open import engine_factory
 from batchfile.types import Completion, Message, Raw, Request, Role, Sampling
 from tests.engines import prepare_now
+from tests.helpers.engine import engine_factory
 
 MODEL = Path("~/.cache/batchfile/models/SmolLM2-135M-Instruct").expanduser()
 ENGINES = ["echo", "http", pytest.param("vllm", marks=pytest.mark.vllm)]

@@ -7,13 +7,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from batchfile.engine.http import connection as http_connection
-from batchfile.engine.http import dispatch
-from batchfile.engine.http.engine import UNFORESEEN, HttpEngine
-from batchfile.engine.http.wire import api_root
 from batchfile.errors import EngineDead, SettingsError
-from batchfile.lines.parse import parse_request
-from batchfile.lines.result import decode_result, encode_result
 from batchfile.types import (
     Choice,
     Completion,
@@ -28,6 +22,9 @@ from batchfile.types import (
     Usage,
 )
 from tests.contract.engine_http_kit import chat_server, engine, options, raw_request, request, run, server
+from tests.helpers.endpoint import UNFORESEEN, HttpEngine, api_root, dispatch
+from tests.helpers.endpoint import connection as http_connection
+from tests.helpers.lines import decode_result, encode_result, parse_request
 
 __all__ = ["engine", "server"]
 

@@ -12,13 +12,12 @@ import pytest
 import structlog
 
 from batchfile.engine.base import Finished
-from batchfile.engine.http import connection as http_connection
-from batchfile.engine.http import engine as http_engine
-from batchfile.engine.http.engine import HttpEngine
-from batchfile.engine.http.wire import Failed, Said, Throttled, Unserved, read_answer
 from batchfile.errors import SettingsError
 from batchfile.types import Completion, Failure
 from tests.contract.engine_http_kit import chat_server, engine, options, raw_request, request, run, server
+from tests.helpers.endpoint import Failed, HttpEngine, Said, Throttled, Unserved, read_answer
+from tests.helpers.endpoint import connection as http_connection
+from tests.helpers.endpoint import engine as http_engine
 
 __all__ = ["engine", "server"]
 

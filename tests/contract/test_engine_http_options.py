@@ -3,11 +3,10 @@
 import json
 from typing import Any
 
-from batchfile.engine.http.engine import HttpEngine
-from batchfile.lines.parse import parse_request
-from batchfile.lines.result import decode_result, encode_result
 from batchfile.types import Completion, Defaults, Failure, Request, TokenLogprob, TopLogprob
 from tests.contract.engine_http_kit import chat_server, engine, run, server
+from tests.helpers.endpoint import HttpEngine
+from tests.helpers.lines import decode_result, encode_result, parse_request
 
 __all__ = ["chat_server", "engine", "server"]
 

@@ -10,14 +10,14 @@ import pytest
 from click.testing import CliRunner
 
 import batchfile
-from batchfile.cli.group import root
-from batchfile.client.estimate import Estimate, LocalTime, Sample, local_time
+from batchfile import Receipt
 from batchfile.errors import StoreFull
-from batchfile.inbox.documents import FileFacts
-from batchfile.local import past_runs
-from batchfile.local.receipt import EngineFacts, InputFacts, Receipt, Speed
 from batchfile.types import Counts, Usage
 from tests.contract.engine_http_kit import server
+from tests.helpers.cli import root
+from tests.helpers.client import Estimate, LocalTime, Sample, local_time
+from tests.helpers.inbox import FileFacts
+from tests.helpers.local import EngineFacts, InputFacts, Speed, past_runs
 
 __all__ = ["server"]
 

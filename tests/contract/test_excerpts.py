@@ -12,10 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
 
-from batchfile.cli.exits import exit_of
-from batchfile.cli.group import root
-from batchfile.lines.file_formats import zstd
-from batchfile.local.api import run
+from tests.helpers.cli import exit_of, root
+from tests.helpers.lines import zstd
+from tests.helpers.local import run
 
 PACK: dict[str, Callable[[bytes], bytes]] = {"": lambda data: data, ".gz": gzip.compress, ".zst": zstd.compress}
 UNPACK: dict[str, Callable[[bytes], bytes]] = {"": lambda data: data, ".gz": gzip.decompress, ".zst": zstd.decompress}

@@ -6,25 +6,16 @@ from dataclasses import replace
 
 import pytest
 
-from api.http.auth import Caller
-from api.openai.output_files import OutputFiles
-from api.service import Service
-from batchfile.clock import ManualClock
+from batchfile import Ledger
 from batchfile.errors import InvalidFile, ObjectChanged, StoreUnavailable, TooLarge
-from batchfile.files import stored_files, uploads
-from batchfile.files.keys import files_prefix
-from batchfile.files.stored_files import FileRecord
-from batchfile.files.uploads import UploadRecord
-from batchfile.ledger import keys as ledger_keys
-from batchfile.ledger import retention
-from batchfile.ledger.base import Ledger
-from batchfile.ledger.records import FileRef, Origin, encode
-from batchfile.ledger.retention import stand_in
-from batchfile.settings import Settings
-from batchfile.store.base import Entry, Store
-from batchfile.store.memory import MemoryStore
-from batchfile.testing.faulty_store import FaultyStore
+from batchfile.testing import FaultyStore, ManualClock, MemoryStore
 from batchfile.types import Counts
+from tests.helpers.inbox import FileRecord, UploadRecord, files_prefix, stored_files, uploads
+from tests.helpers.ledger import FileRef, Origin, encode, retention, stand_in
+from tests.helpers.ledger import keys as ledger_keys
+from tests.helpers.service import Caller, OutputFiles, Service
+from tests.helpers.settings import Settings
+from tests.helpers.store import Entry, Store
 
 DAY_S = 24 * 3600.0
 

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchfile.errors import InvalidFile
-from batchfile.rows.frames import json_rows, open_frame
+from tests.helpers.lines import json_rows, open_frame
 
 CELLS = st.none() | st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 

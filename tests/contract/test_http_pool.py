@@ -9,16 +9,14 @@ from typing import Any
 
 import pytest
 
-from batchfile.clock import SystemClock
-from batchfile.engine.http.engine import HttpEngine, HttpOptions
-from batchfile.ledger import batches
-from batchfile.ledger.base import Ledger, Limits
-from batchfile.ledger.keys import input_key
-from batchfile.plan.planner import plan_input
-from batchfile.runner.runner import Runner, RunnerOptions
-from batchfile.store.memory import MemoryStore
+from batchfile import Ledger, Runner, RunnerOptions
+from batchfile.testing import MemoryStore
 from batchfile.types import Defaults, RoutingTable
 from tests.contract import chat_server
+from tests.helpers.endpoint import HttpEngine, HttpOptions
+from tests.helpers.ledger import Limits, batches, input_key
+from tests.helpers.plan import plan_input
+from tests.helpers.store import SystemClock
 
 POOL = RoutingTable(everything="local")
 WAIT_S = 60

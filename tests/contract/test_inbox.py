@@ -11,20 +11,12 @@ from pathlib import Path
 import pytest
 import structlog
 
-from batchfile.clock import ManualClock
-from batchfile.inbox import scan
-from batchfile.inbox.keys import claim_key
-from batchfile.inbox.records import ClaimRecord
-from batchfile.inbox.scan import Inbox
-from batchfile.janitor import Janitor
-from batchfile.ledger import retention
-from batchfile.ledger.base import Ledger
-from batchfile.ledger.records import decode, encode
-from batchfile.ledger.set_aside import SetAside
-from batchfile.store.directory import DirectoryStore
-from batchfile.store.memory import MemoryStore
-from batchfile.testing.faulty_store import FaultyStore
+from batchfile import Ledger
+from batchfile.testing import FaultyStore, ManualClock, MemoryStore
 from tests.contract.inbox_kit import POOLS, World, native, still, world
+from tests.helpers.inbox import ClaimRecord, Inbox, Janitor, claim_key, scan
+from tests.helpers.ledger import SetAside, decode, encode, retention
+from tests.helpers.store import DirectoryStore
 
 if sys.version_info >= (3, 14):
     pass
@@ -42,13 +34,13 @@ def test_a_dropped_file_is_planned_where_it_lies_and_its_answers_lie_beside_its_
     assert (batch.state, batch.stage, batch.total) == ("open", "email", 70)
     assert (batch.input.key, batch.input.sha256) == ("inbox/email/deep/a.jsonl", hashlib.sha256(data).hexdigest())
     assert [e.key for e in world.store.list(f"batches/{batch.batch_id}/input")] == []
-    assert world.told("email/deep/a.jsonl.status.json")["state"] == "open"
+    assert world.document("email/deep/a.jsonl.status.json")["state"] == "open"
     ended = world.run(batch)
     world.janitor.tick()
     results = world.out("email/deep/a.jsonl.results.jsonl")
     assert results is not None
     assert [json.loads(line)["custom_id"] for line in results.splitlines()] == [f"r{n}" for n in range(70)]
-    receipt = world.told("email/deep/a.jsonl.receipt.json")
+    receipt = world.document("email/deep/a.jsonl.receipt.json")
     assert receipt["batch_id"] == batch.batch_id
     assert receipt["results"] == {
         "path": "outbox/email/deep/a.jsonl.results.jsonl",
@@ -60,7 +52,7 @@ def test_a_dropped_file_is_planned_where_it_lies_and_its_answers_lie_beside_its_
     assert receipt["input"]["sha256"] == hashlib.sha256(data).hexdigest()
     assert receipt["counts"]["succeeded"] == 70
     assert receipt["usage"]["output_tokens"] == ended.usage.output_tokens > 0
-    assert world.told("email/deep/a.jsonl.status.json")["state"] == "ended"
+    assert world.document("email/deep/a.jsonl.status.json")["state"] == "ended"
     assert world.outbox() == [f"email/deep/a.jsonl.{kind}" for kind in ("receipt.json", "results.jsonl", "status.json")]
     found = world.store.get("inbox/email/deep/a.jsonl")
     assert found is not None
@@ -117,8 +109,8 @@ def test_a_file_that_is_replaced_while_it_runs_is_a_new_batch_and_nothing_mixes(
     results = world.out("mistral/a.jsonl.results.jsonl")
     assert results is not None
     assert [json.loads(line)["custom_id"] for line in results.splitlines()] == ["new-1", "new-2"]
-    assert world.told("mistral/a.jsonl.receipt.json")["batch_id"] == second.batch_id
-    assert world.told("mistral/a.jsonl.status.json")["batch_id"] == second.batch_id
+    assert world.document("mistral/a.jsonl.receipt.json")["batch_id"] == second.batch_id
+    assert world.document("mistral/a.jsonl.status.json")["batch_id"] == second.batch_id
 
 
 @pytest.mark.parametrize(
@@ -137,7 +129,7 @@ def test_a_file_in_the_wrong_place_is_rejected_with_the_reason(world: World, pat
     world.new_janitor("t").tick()
     assert world.batches() == []
     assert world.outbox() == [f"{path}.rejected.json"]
-    told = world.told(f"{path}.rejected.json")
+    told = world.document(f"{path}.rejected.json")
     assert why in told["message"]
     assert told["input"]["path"] == f"inbox/{path}"
 
@@ -145,18 +137,24 @@ def test_a_file_in_the_wrong_place_is_rejected_with_the_reason(world: World, pat
 def test_a_file_without_a_request_is_rejected_and_accepted_once_it_has_one(world: World) -> None:
     world.drop("mistral/a.jsonl", b"\n\n")
     world.janitor.tick()
-    told = world.told("mistral/a.jsonl.rejected.json")
+    told = world.document("mistral/a.jsonl.rejected.json")
     assert "contains no requests" in told["message"]
     assert told["batch_id"] == world.only().batch_id
     world.drop("mistral/a.jsonl", native("a"))
     world.janitor.tick()
     world.run(world.batches()[-1])
     assert world.out("mistral/a.jsonl.rejected.json") is None
-    assert world.told("mistral/a.jsonl.receipt.json")["counts"]["succeeded"] == 1
+    assert world.document("mistral/a.jsonl.receipt.json")["counts"]["succeeded"] == 1
 
 
 def test_what_is_hidden_or_not_yet_whole_by_its_name_is_passed_over(world: World) -> None:
-    for path in ("mistral/.a.jsonl.Xy12", "mistral/.hidden/a.jsonl", "mistral/a.jsonl.part", "mistral/b.jsonl.tmp"):
+    for path in (
+        "mistral/.a.jsonl.Xy12",
+        "mistral/.hidden/a.jsonl",
+        "mistral/a.jsonl.part",
+        "mistral/b.jsonl.tmp",
+        "mistral/p/a.JPG",
+    ):
         world.drop(path, native("a"))
     world.janitor.tick()
     assert (world.batches(), world.outbox()) == ([], [])
@@ -296,7 +294,7 @@ def test_a_name_that_leaves_no_room_for_what_comes_of_it_does_not_run(world: Wor
     world.janitor.tick()
     if not fits:
         assert world.batches() == []
-        assert "at most 239 bytes" in world.told(f"{path}.rejected.json")["message"]
+        assert "at most 239 bytes" in world.document(f"{path}.rejected.json")["message"]
         return
     world.run(world.only())
     world.janitor.tick()

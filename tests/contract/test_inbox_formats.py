@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from batchfile.errors import StoreUnavailable
-from batchfile.lines import converter
-from batchfile.plan import pending
 from tests.contract.inbox_kit import World, native, still, world
+from tests.helpers.lines import converter
+from tests.helpers.plan import pending
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -51,7 +51,7 @@ def test_other_formats_become_an_input_once_and_keep_their_name_in_the_outbox(wo
     assert batch.input.key.startswith(f"batches/{batch.batch_id}/input-")
     world.run(batch)
     world.janitor.tick()
-    receipt = world.told(f"mistral/{name}.receipt.json")
+    receipt = world.document(f"mistral/{name}.receipt.json")
     assert receipt["counts"]["succeeded"] == 120
     assert receipt["input"]["path"] == f"inbox/mistral/{name}"
     assert receipt["results"]["path"] == f"outbox/mistral/{name}.results.jsonl"
@@ -122,7 +122,7 @@ def test_a_file_that_can_not_be_read_is_rejected_with_the_reason(
     still.store.put(f"inbox/mistral/{name}", data)
     still.clock.sleep(10.0)
     still.janitor.tick()
-    told = still.told(f"mistral/{name}.rejected.json")
+    told = still.document(f"mistral/{name}.rejected.json")
     assert why in told["message"]
     assert told["message"].startswith(f"inbox/mistral/{name}: ")
     assert still.only().reason == "failed"
@@ -139,7 +139,7 @@ def test_a_file_that_ends_what_reads_it_is_rejected_at_once(still: World, monkey
     still.store.put("inbox/mistral/a.parquet", parquet(3))
     still.clock.sleep(10.0)
     still.janitor.tick()
-    assert "crashed the process reading it (signal 11)" in still.told("mistral/a.parquet.rejected.json")["message"]
+    assert "crashed the process reading it (signal 11)" in still.document("mistral/a.parquet.rejected.json")["message"]
     assert still.only().reason == "failed"
 
 
@@ -155,7 +155,7 @@ def test_a_file_whose_converter_is_killed_is_tried_three_times(still: World, mon
         still.janitor.tick()  # nobody tries before the lease is over
         still.clock.sleep(still.ledger.limits.lease_ttl_s + 1)
     still.janitor.tick()
-    told = still.told("mistral/a.parquet.rejected.json")
+    told = still.document("mistral/a.parquet.rejected.json")
     assert told["message"].startswith("inbox/mistral/a.parquet: 3 processes crashed one after another while they")
     assert still.only().reason == "failed"
 
@@ -181,7 +181,7 @@ def test_a_file_that_kills_three_processes_is_rejected_by_the_fourth(
         still.clock.sleep(still.ledger.limits.lease_ttl_s + 1)
     still.janitor.tick()
     assert len(deaths) == 3
-    assert "3 processes crashed one after another" in still.told("mistral/a.jsonl.rejected.json")["message"]
+    assert "3 processes crashed one after another" in still.document("mistral/a.jsonl.rejected.json")["message"]
 
 
 def test_two_deaths_are_chance_and_a_planning_that_was_given_back_is_none(

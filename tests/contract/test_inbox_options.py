@@ -8,17 +8,12 @@ from typing import Any
 
 import pytest
 
-from api.ops.webhooks import event_of
-from batchfile.inbox import outbox
-from batchfile.inbox.keys import outbox_task_key
-from batchfile.inbox.records import dropped_file
-from batchfile.inbox.scan import Inbox
-from batchfile.janitor import Janitor
-from batchfile.ledger import batches, retention
-from batchfile.ledger.base import Ledger
-from batchfile.ledger.set_aside import SetAside
-from batchfile.testing.faulty_store import FaultyStore
+from batchfile import Ledger
+from batchfile.testing import FaultyStore
 from tests.contract.inbox_kit import POOLS, Killed, World, native, still, world
+from tests.helpers.inbox import Inbox, Janitor, dropped_file, outbox, outbox_task_key
+from tests.helpers.ledger import SetAside, batches, retention
+from tests.helpers.service import event_of
 
 __all__ = ["still", "world"]
 
@@ -53,14 +48,14 @@ def test_a_file_leaves_the_inbox_only_when_told_to_and_only_once_it_has_run(worl
     moved = world.store.get("done/mistral/a.jsonl")
     assert moved is not None
     assert moved.data == data
-    assert world.told("mistral/a.jsonl.receipt.json")["input"]["moved_to"] == "done/mistral/a.jsonl"
+    assert world.document("mistral/a.jsonl.receipt.json")["input"]["moved_to"] == "done/mistral/a.jsonl"
     world.new_janitor("t").tick()
     assert len(world.batches()) == 1
     ended = world.only()
-    receipt = world.told("mistral/a.jsonl.receipt.json")
+    receipt = world.document("mistral/a.jsonl.receipt.json")
     world.store.delete(outbox_task_key(ended.batch_id))  # as if it was cut off before its end
     assert outbox.publish(world.ledger, ended, runner="again")
-    assert world.told("mistral/a.jsonl.receipt.json") == receipt
+    assert world.document("mistral/a.jsonl.receipt.json") == receipt
 
 
 def test_a_file_that_did_not_run_to_its_end_is_not_moved(still: World) -> None:
@@ -71,8 +66,8 @@ def test_a_file_that_did_not_run_to_its_end_is_not_moved(still: World) -> None:
     still.janitor.tick()
     batches.end(still.ledger, still.only().batch_id, "canceled")
     still.janitor.tick()
-    assert still.told("mistral/a.jsonl.receipt.json")["counts"]["canceled"] == 1
-    assert still.told("mistral/a.jsonl.receipt.json")["input"]["moved_to"] is None
+    assert still.document("mistral/a.jsonl.receipt.json")["counts"]["canceled"] == 1
+    assert still.document("mistral/a.jsonl.receipt.json")["input"]["moved_to"] is None
     assert still.store.head("inbox/mistral/a.jsonl") is not None
 
 
@@ -147,13 +142,13 @@ def test_a_file_keeps_the_results_of_an_earlier_batch(world: World) -> None:
         world.janitor.tick()
         world.run(world.batches()[-1])
         world.janitor.tick()
-    receipt = world.told("mistral/b.jsonl.receipt.json")
+    receipt = world.document("mistral/b.jsonl.receipt.json")
     assert (receipt["reused"], receipt["reuse_note"]) == ({first.batch_id: 1}, None)
     assert receipt["usage"]["output_tokens"] == 1, "what was reused costs no tokens"
     results = world.out("mistral/b.jsonl.results.jsonl")
     assert results is not None
     assert [json.loads(row)["custom_id"] for row in results.splitlines()] == ["x", "y"]
-    receipt = world.told("mistral/c.jsonl.receipt.json")
+    receipt = world.document("mistral/c.jsonl.receipt.json")
     assert receipt["reused"] == {}
     assert "it is unknown which model would run now" in receipt["reuse_note"]
 
@@ -211,7 +206,7 @@ def test_wrong_options_hold_their_file_back_until_they_are_mended(still: World, 
     still.clock.sleep(10.0)
     still.janitor.tick()
     assert still.batches() == []
-    assert why in still.told("mistral/a.jsonl.rejected.json")["message"]
+    assert why in still.document("mistral/a.jsonl.rejected.json")["message"]
     still.store.put("inbox/mistral/a.batch.toml", b"priority = 1")
     still.janitor.tick()
     assert still.only().priority == 1

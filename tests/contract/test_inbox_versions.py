@@ -7,19 +7,13 @@ from typing import Any
 
 import pytest
 
+from batchfile import Ledger
 from batchfile.errors import RecordDamaged
-from batchfile.inbox.records import ClaimRecord
-from batchfile.inbox.scan import Inbox
-from batchfile.ledger import batches, damage, ending, keys, retention
-from batchfile.ledger.base import Ledger
-from batchfile.ledger.batches import Planned
-from batchfile.ledger.records import decode
-from batchfile.ledger.retention import purge
-from batchfile.ledger.set_aside import SetAside
-from batchfile.plan import pending
-from batchfile.plan.planner import plan_input
-from batchfile.store.directory import DirectoryStore
 from tests.contract.inbox_kit import POOLS, World, native, still, world
+from tests.helpers.inbox import ClaimRecord, Inbox
+from tests.helpers.ledger import Planned, SetAside, batches, damage, decode, ending, keys, purge, retention
+from tests.helpers.plan import pending, plan_input
+from tests.helpers.store import DirectoryStore
 
 if sys.version_info >= (3, 14):
     pass
@@ -114,7 +108,7 @@ def test_the_same_bytes_put_there_again_end_the_batch_that_runs(still: World) ->
         still.janitor.tick()
     first, second = still.batches()
     assert (first.state, first.reason, second.state) == ("ended", "input_changed", "open")
-    assert still.told("mistral/a.jsonl.status.json")["batch_id"] == second.batch_id
+    assert still.document("mistral/a.jsonl.status.json")["batch_id"] == second.batch_id
 
 
 def test_the_same_bytes_put_there_again_are_a_new_version(world: World) -> None:

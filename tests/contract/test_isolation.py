@@ -5,11 +5,11 @@ import json
 import pytest
 
 from batchfile.errors import ObjectChanged, StoreError, StoreUnavailable
-from batchfile.janitor import Janitor
-from batchfile.ledger import batches, keys
-from batchfile.ledger.set_aside import UNANSWERED_MAX
-from batchfile.testing.faulty_store import Answer, Ill
+from batchfile.testing import Ill
 from tests.contract.isolation_kit import HEALTHY, ILL, REFUSALS, UNANSWERED, World
+from tests.helpers.faults import IllAnswer
+from tests.helpers.inbox import Janitor
+from tests.helpers.ledger import UNANSWERED_MAX, batches, keys
 
 ENDS_WITHIN_S = 75.0
 WELL_AGAIN_WITHIN_S = 90.0  # the longest pause, and a janitor's or a finalizer's next look
@@ -18,7 +18,7 @@ READ_KEYS = ["batch.json", "input-*", "plan-*"]
 
 @pytest.mark.parametrize("answer", [*REFUSALS, *UNANSWERED, "nonsense"])
 @pytest.mark.parametrize("name", [*READ_KEYS, "shards/*", "parts/*", "assembly.json", "results-*", "*"])
-def test_healthy_batches_end_although_one_is_ill_and_it_ends_when_it_is_well(name: str, answer: Answer) -> None:
+def test_healthy_batches_end_although_one_is_ill_and_it_ends_when_it_is_well(name: str, answer: IllAnswer) -> None:
     """Within a minute and a quarter, and within a minute and a half."""
     world = World()
     world.fall_ill(name, answer)
@@ -67,7 +67,7 @@ def test_an_input_that_is_gone_from_a_batch_that_a_newer_version_wrote_ends_no_r
 
 @pytest.mark.parametrize("answer", [*REFUSALS, *UNANSWERED])
 @pytest.mark.parametrize("pattern", ["queue/*", "notifications/*", "index/*", "*"])
-def test_a_refusal_of_what_belongs_to_no_batch_ends_no_runner(pattern: str, answer: Answer) -> None:
+def test_a_refusal_of_what_belongs_to_no_batch_ends_no_runner(pattern: str, answer: IllAnswer) -> None:
     """However long it lasts, the runner waits with its engine loaded, and goes on soon after."""
     world = World()
     world.store.ills = [Ill(pattern=pattern, answer=answer)]
@@ -77,14 +77,14 @@ def test_a_refusal_of_what_belongs_to_no_batch_ends_no_runner(pattern: str, answ
 
 @pytest.mark.parametrize("answer", [*REFUSALS, *UNANSWERED])
 @pytest.mark.parametrize("pattern", ["notifications/*", "index/*", "runners/*", "idempotency/*"])
-def test_batches_end_without_what_is_only_a_hint(pattern: str, answer: Answer) -> None:
+def test_batches_end_without_what_is_only_a_hint(pattern: str, answer: IllAnswer) -> None:
     world = World()
     world.store.ills = [Ill(pattern=pattern, answer=answer)]
     assert world.run(world.runner(), world.have_all_ended)[0] < ENDS_WITHIN_S
 
 
 @pytest.mark.parametrize("answer", [*REFUSALS, *UNANSWERED])
-def test_batches_that_are_known_end_while_the_queue_cannot_be_listed(answer: Answer) -> None:
+def test_batches_that_are_known_end_while_the_queue_cannot_be_listed(answer: IllAnswer) -> None:
     world = World()
     runner = world.runner()
 
@@ -161,7 +161,7 @@ def test_the_input_that_a_store_denies_to_have_in_one_way_only_ends_no_batch(mon
 
 @pytest.mark.parametrize("answer", [*REFUSALS, *UNANSWERED])
 @pytest.mark.parametrize("name", [*READ_KEYS, "shards/*", "*"])
-def test_a_janitor_looks_after_the_others(name: str, answer: Answer) -> None:
+def test_a_janitor_looks_after_the_others(name: str, answer: IllAnswer) -> None:
     world = World()
     janitor = Janitor(world.ledger, runner="s")
     for batch_id in [*HEALTHY, ILL]:

@@ -6,35 +6,35 @@ import time
 
 import pytest
 
-from api.http.auth import Caller
-from api.native import serializers
-from api.service import Service
-from batchfile.clock import ManualClock, SystemClock
-from batchfile.engine.echo import EchoEngine
+from batchfile import Ledger, Runner, RunnerOptions
 from batchfile.errors import StoreError, StoreUnavailable
-from batchfile.inbox.records import inbox_path
-from batchfile.inbox.scan import Inbox
-from batchfile.janitor import Janitor
-from batchfile.ledger import batches, idempotency, keys, retention
-from batchfile.ledger.base import Ledger
-from batchfile.ledger.heartbeats import read_heartbeats, read_scale, write_heartbeat
-from batchfile.ledger.records import HeartbeatRecord
-from batchfile.ledger.set_aside import SetAside
-from batchfile.ledger.status import StatusReader
-from batchfile.plan.planner import plan_input
-from batchfile.runner.runner import Runner, RunnerOptions
-from batchfile.settings import Settings
-from batchfile.store.memory import MemoryStore
-from batchfile.testing import run_alone
-from batchfile.testing.faulty_store import Answer, FaultyStore, Ill
+from batchfile.testing import EchoEngine, FaultyStore, Ill, ManualClock, MemoryStore, run_alone
 from batchfile.types import Defaults, RoutingTable
 from tests.contract.isolation_kit import HEALTHY, ILL, NUM_REQUESTS, POOL, REFUSALS, UNANSWERED, World
+from tests.helpers.faults import IllAnswer
+from tests.helpers.inbox import Inbox, Janitor, inbox_path
+from tests.helpers.ledger import (
+    HeartbeatRecord,
+    SetAside,
+    StatusReader,
+    batches,
+    idempotency,
+    keys,
+    read_heartbeats,
+    read_scale,
+    retention,
+    write_heartbeat,
+)
+from tests.helpers.plan import plan_input
+from tests.helpers.service import Caller, Service, serializers
+from tests.helpers.settings import Settings
+from tests.helpers.store import SystemClock
 
 LINE = b'{"custom_id": "a", "params": {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 8}}'
 
 
 @pytest.mark.parametrize("answer", [*REFUSALS, *UNANSWERED])
-def test_a_listing_shows_the_others_and_what_was_last_known_of_the_ill_one(answer: Answer) -> None:
+def test_a_listing_shows_the_others_and_what_was_last_known_of_the_ill_one(answer: IllAnswer) -> None:
     world = World()
     reader = StatusReader(world.ledger)
     places = [entry.key for entry in world.store.list(keys.index_prefix("default"))]
@@ -79,7 +79,7 @@ def test_a_run_of_one_batch_outlasts_a_few_refusals() -> None:
 
 
 @pytest.mark.parametrize("answer", ["403", "500", "nonsense"])
-def test_the_threads_of_a_runner_outlive_what_a_store_answers(answer: Answer) -> None:
+def test_the_threads_of_a_runner_outlive_what_a_store_answers(answer: IllAnswer) -> None:
     clock = SystemClock()
     store = FaultyStore(MemoryStore(clock), clock=clock)
     world = World()
@@ -106,7 +106,7 @@ def test_the_threads_of_a_runner_outlive_what_a_store_answers(answer: Answer) ->
 
 
 @pytest.mark.parametrize("answer", [*REFUSALS, *UNANSWERED])
-def test_the_service_lists_the_batches_that_can_be_read(answer: Answer) -> None:
+def test_the_service_lists_the_batches_that_can_be_read(answer: IllAnswer) -> None:
     world = World()
     service = Service(world.ledger, Settings(), "api")
     caller = Caller(tenant="default", key="k")
@@ -126,7 +126,7 @@ def test_the_service_lists_the_batches_that_can_be_read(answer: Answer) -> None:
 
 @pytest.mark.parametrize("answer", [*REFUSALS, *UNANSWERED])
 @pytest.mark.parametrize("pattern", ["inbox/local/b1.jsonl", "inbox/", "inbox-claims/*"])
-def test_an_ill_file_in_the_inbox_holds_up_no_other_and_is_not_rejected(pattern: str, answer: Answer) -> None:
+def test_an_ill_file_in_the_inbox_holds_up_no_other_and_is_not_rejected(pattern: str, answer: IllAnswer) -> None:
     clock = ManualClock()
     store = FaultyStore(MemoryStore(clock), clock=clock)
     ledger = Ledger(store=store, clock=clock, rng=random.Random(5))
@@ -180,7 +180,7 @@ def test_a_thousand_ill_batches_make_no_look_at_one_of_them_slow() -> None:
 
 
 @pytest.mark.parametrize("answer", [*REFUSALS, *UNANSWERED, "rubbish"])
-def test_a_sweep_removes_what_is_due_although_another_object_is_ill(answer: Answer) -> None:
+def test_a_sweep_removes_what_is_due_although_another_object_is_ill(answer: IllAnswer) -> None:
     world = World()
     for name in "abcde":
         world.store.put(f"gone/{name}/x", b"")
@@ -212,7 +212,7 @@ def test_a_sweep_stops_where_nothing_is_answered() -> None:
 
 
 @pytest.mark.parametrize("answer", [*REFUSALS, *UNANSWERED])
-def test_a_runner_whose_document_is_ill_hides_no_other(answer: Answer) -> None:
+def test_a_runner_whose_document_is_ill_hides_no_other(answer: IllAnswer) -> None:
     world = World()
     for name in ("r1", "r2", "r3"):
         write_heartbeat(world.ledger, presence(name))

@@ -7,22 +7,25 @@ from dataclasses import replace
 import pytest
 import structlog
 
-from batchfile import janitor
-from batchfile.clock import ManualClock
+from batchfile import Ledger
 from batchfile.errors import StoreError
-from batchfile.inbox.scan import Inbox
-from batchfile.janitor import RELOOK_S, Janitor
-from batchfile.ledger import batches, ending, keys, retention, shards
-from batchfile.ledger.base import Ledger
-from batchfile.ledger.heartbeats import write_heartbeat
-from batchfile.ledger.records import BatchRecord, HeartbeatRecord
-from batchfile.ledger.shards import Lease
-from batchfile.lines.result import FinishedLine
-from batchfile.plan.planner import plan_input
-from batchfile.store.base import Object
-from batchfile.store.memory import MemoryStore
-from batchfile.store.metered import MeteredStore
+from batchfile.testing import ManualClock, MemoryStore
 from batchfile.types import Defaults, RoutingTable
+from tests.helpers.inbox import RELOOK_S, Inbox, Janitor, janitor
+from tests.helpers.ledger import (
+    BatchRecord,
+    HeartbeatRecord,
+    Lease,
+    batches,
+    ending,
+    keys,
+    retention,
+    shards,
+    write_heartbeat,
+)
+from tests.helpers.lines import FinishedLine
+from tests.helpers.plan import plan_input
+from tests.helpers.store import MeteredStore, Object
 
 POOLS = RoutingTable(pools={"mistral": ("m",), "llama": ("l",)})
 TICK_S = 15.0

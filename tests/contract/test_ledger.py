@@ -7,22 +7,26 @@ from dataclasses import replace
 
 import pytest
 
-from batchfile.engine.echo import EchoEngine
+from batchfile import Ledger, Runner, RunnerOptions
 from batchfile.errors import InvalidFile, LeaseLost, PreconditionFailed, StoreFull, StoreUnavailable
-from batchfile.janitor import Janitor
-from batchfile.ledger import batches, shards
-from batchfile.ledger.base import Ledger
-from batchfile.ledger.cas import Lost, Stored, load, swap
-from batchfile.ledger.keys import REJECTED_POOL, batch_key, input_key
-from batchfile.ledger.records import BatchRecord
-from batchfile.ledger.status import StatusReader
-from batchfile.runner.runner import Runner, RunnerOptions
-from batchfile.store.base import Object
-from batchfile.store.memory import MemoryStore
-from batchfile.testing import run_alone
-from batchfile.testing.faulty_store import FaultyStore
+from batchfile.testing import EchoEngine, FaultyStore, MemoryStore, run_alone
 from batchfile.types import Defaults, RoutingTable
 from tests.contract.ledger_kit import BATCH, LOCAL, World, finished, line
+from tests.helpers.inbox import Janitor
+from tests.helpers.ledger import (
+    REJECTED_POOL,
+    BatchRecord,
+    Lost,
+    StatusReader,
+    Stored,
+    batch_key,
+    batches,
+    input_key,
+    load,
+    shards,
+    swap,
+)
+from tests.helpers.store import Object
 
 TWO_POOLS = RoutingTable(pools={"mistral": ("m",), "llama": ("l",)})
 

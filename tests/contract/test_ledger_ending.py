@@ -6,15 +6,24 @@ from typing import Any
 import pytest
 import structlog
 
-from batchfile.engine.echo import EchoEngine
 from batchfile.errors import LeaseLost, ObjectChanged, StoreUnavailable
-from batchfile.ledger import batches, ending, lease, shards
-from batchfile.ledger.cas import load, swap
-from batchfile.ledger.keys import assembly_key, batch_key, input_key
-from batchfile.ledger.records import BatchRecord, ShardRecord
-from batchfile.plan import ranges
-from batchfile.store.base import Object
+from batchfile.testing import EchoEngine
 from tests.contract.ledger_kit import BATCH, World, finished, line
+from tests.helpers.ledger import (
+    BatchRecord,
+    ShardRecord,
+    assembly_key,
+    batch_key,
+    batches,
+    ending,
+    input_key,
+    lease,
+    load,
+    shards,
+    swap,
+)
+from tests.helpers.plan import ranges
+from tests.helpers.store import Object
 
 
 @pytest.mark.parametrize(

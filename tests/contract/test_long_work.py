@@ -9,30 +9,25 @@ from dataclasses import replace
 
 import pytest
 
-from api.ops.background import BackgroundTasks
-from batchfile import long_work
-from batchfile.clock import Clock, ManualClock
-from batchfile.engine.echo import EchoEngine
+from batchfile import Ledger, Runner, RunnerOptions
 from batchfile.errors import BatchDamaged, StoreError, StoreUnavailable
-from batchfile.files import stored_files
-from batchfile.files.stored_files import FileRecord
-from batchfile.inbox import records as inbox_records
-from batchfile.inbox.records import DroppedFile
-from batchfile.janitor import Janitor
-from batchfile.ledger import batches, ending, keys, shards
-from batchfile.ledger.base import Ledger
-from batchfile.ledger.records import BatchRecord
-from batchfile.ledger.set_aside import SetAside
-from batchfile.ledger.shards import Lease
-from batchfile.lines.formats.openai_chat import URL
-from batchfile.lines.result import FinishedLine
-from batchfile.long_work import LongWork, is_long
-from batchfile.plan import pending
-from batchfile.plan.planner import plan_input
-from batchfile.runner.runner import Runner, RunnerOptions
-from batchfile.store.base import Entry
-from batchfile.store.memory import MemoryStore
+from batchfile.testing import EchoEngine, ManualClock, MemoryStore
 from batchfile.types import Defaults, RoutingTable, Usage
+from tests.helpers.inbox import (
+    DroppedFile,
+    FileRecord,
+    Janitor,
+    LongWork,
+    inbox_records,
+    is_long,
+    long_work,
+    stored_files,
+)
+from tests.helpers.ledger import BatchRecord, Lease, SetAside, batches, ending, keys, shards
+from tests.helpers.lines import URL, FinishedLine
+from tests.helpers.plan import pending, plan_input
+from tests.helpers.service import BackgroundTasks
+from tests.helpers.store import Clock, Entry
 
 POOL = "one"
 ROUTING = RoutingTable(pools={POOL: ("m",)})

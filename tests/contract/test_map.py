@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -181,6 +182,13 @@ def test_after_a_change_of_the_rows_only_the_new_prompts_run(
     assert num_executed(rows[:7], "{{ n }}", temperature=1.0, restart=True) == 7
     Path("in.csv").write_text("n,other\n5,a\n2000,b\n")
     assert num_executed("in.csv", "{{ n }}", temperature=1.0) == 1, "a file has the same prompts"
+
+
+def test_runs_in_a_bucket_share_their_answers_too(ministack_url: str, num_executed: Callable[..., int]) -> None:
+    store = f"s3://contract/map-{uuid.uuid4().hex}?endpoint={ministack_url}"
+    assert num_executed([{"review": "a"}, {"review": "b"}], store=store) == 2
+    assert num_executed([{"review": "b"}, {"review": "c"}], store=store) == 1
+    assert num_executed([{"review": "a"}, {"review": "b"}], store=store) == 0
 
 
 def test_what_an_interrupted_call_has_answered_is_kept_for_changed_rows(

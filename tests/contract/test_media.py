@@ -8,23 +8,19 @@ from typing import Any
 
 import pytest
 
+from batchfile import Ledger, Runner, RunnerOptions
 from batchfile.engine.base import Engine
-from batchfile.engine.echo import EchoEngine
-from batchfile.engine.http.engine import HttpEngine
-from batchfile.ledger import batches
-from batchfile.ledger.base import Ledger
-from batchfile.ledger.keys import input_key
-from batchfile.media.rules import MediaRules, OwnBucket
-from batchfile.plan.planner import plan_input
-from batchfile.runner.runner import Runner, RunnerOptions
-from batchfile.settings_tables import MediaAccess
-from batchfile.store.memory import MemoryStore
-from batchfile.store.s3 import S3Store
-from batchfile.testing.faulty_echo import EchoFaults, FaultyEchoEngine
+from batchfile.testing import EchoEngine, EchoFaults, FaultyEchoEngine, MemoryStore
 from batchfile.types import Defaults, RoutingTable
-from runners.media import media_rules
 from tests.contract.engine_http_kit import options as http_options
 from tests.contract.engine_http_kit import server
+from tests.helpers.endpoint import HttpEngine
+from tests.helpers.fleet import media_rules
+from tests.helpers.ledger import batches, input_key
+from tests.helpers.lines import MediaRules, OwnBucket
+from tests.helpers.plan import plan_input
+from tests.helpers.settings import MediaAccess, Settings
+from tests.helpers.store_s3 import S3Store
 from tests.media_kit import media_server, png, wav
 
 __all__ = ["server"]
@@ -92,7 +88,7 @@ def test_each_bad_object_fails_its_own_line(monkeypatch: pytest.MonkeyPatch, tmp
     messages = [result["error"]["message"] for result in found[: len(bad)]]
     for message, reason in zip(
         messages,
-        ["longer than", "early", "private", "pixels", "not an image", "larger", "not below", "not an image"],
+        ["longer than", "early", "private", "pixels", "not an image", "too large", "not below", "not an image"],
         strict=True,
     ):
         assert reason in message
@@ -163,21 +159,19 @@ def test_objects_in_a_bucket_are_read_where_the_settings_list_them(moto: S3Store
     root.close()
     assert [result["status"] for result in found] == ["succeeded", "errored", "errored"]
     assert said(found[0]) == "[image 4x3]"
-    assert found[1]["error"]["type"] == "media_unavailable"
+    assert found[1]["error"]["message"] == f'"s3://{bucket}/{names[1]}": there is no such object'
     assert "does not read from that place" in found[2]["error"]["message"]
 
 
 def test_a_service_reads_only_what_the_tenants_settings_list() -> None:
-    class Found:
-        media = {"acme": MediaAccess(allow=("127.0.0.1:1",), allow_private=True)}  # noqa: RUF012
-
     class Of:
         tenant = "acme"
 
-    settings: Any = Found()
+    access = MediaAccess(allow=("127.0.0.1:1",), allow_private=True, pixels_max=9)
+    settings = Settings.model_construct(media={"acme": access})
     batch: Any = Of()
     rules = media_rules(settings, "s3://own/state?endpoint=http://s3.example", batch)
-    assert (rules.allow, rules.allow_private) == (("127.0.0.1:1",), True)
+    assert (rules.allow, rules.allow_private, rules.limits.pixels) == (("127.0.0.1:1",), True, 9)
     assert rules.own_bucket is not None
     assert (rules.own_bucket.name, rules.own_bucket.inbox) == ("own", "state/inbox/acme/")
     assert rules.own_bucket.query == "endpoint=http://s3.example"

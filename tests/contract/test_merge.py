@@ -9,8 +9,7 @@ import pytest
 
 import batchfile
 from batchfile.errors import BatchfileError, InvalidFile, OutputTaken, SettingsError
-from batchfile.local import outputs
-from batchfile.local.merge import merge
+from tests.helpers.local import merge, outputs
 
 pytestmark = pytest.mark.slow
 

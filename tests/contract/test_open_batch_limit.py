@@ -5,19 +5,16 @@ from dataclasses import replace
 
 import pytest
 
-from api.http.errors import Refusal
-from api.service import FULL_S, Room
-from batchfile.clock import ManualClock
-from batchfile.files.stored_files import FileRecord, source
-from batchfile.ledger import batches, ending, keys, retention
-from batchfile.ledger.base import Ledger
-from batchfile.ledger.records import BatchRecord
-from batchfile.lines.formats.openai_chat import URL
-from batchfile.plan import pending
-from batchfile.plan.planner import plan_input
-from batchfile.store.memory import MemoryStore
-from batchfile.store.metered import MeteredStore
+from batchfile import Ledger
+from batchfile.testing import ManualClock, MemoryStore
 from batchfile.types import Defaults, RoutingTable
+from tests.helpers.inbox import FileRecord
+from tests.helpers.inbox import source_of_file as source
+from tests.helpers.ledger import BatchRecord, batches, ending, keys, retention
+from tests.helpers.lines import URL
+from tests.helpers.plan import pending, plan_input
+from tests.helpers.service import FULL_S, Refusal, Room
+from tests.helpers.store import MeteredStore
 
 ROUTING = RoutingTable(pools={"one": ("m",)})
 LIMIT = 5

@@ -5,20 +5,34 @@ from dataclasses import replace
 
 import pytest
 
-from batchfile.clock import ManualClock
+from batchfile import Ledger
 from batchfile.errors import BatchDamaged
-from batchfile.files.stored_files import FileInput, FileRecord, file_input
-from batchfile.files.stored_files import source as source_of_file
-from batchfile.inbox.records import DroppedFile, dropped_file, inbox_path
-from batchfile.inbox.records import source as source_of_dropped
-from batchfile.ledger import batches, ending, keys, retention
-from batchfile.ledger.base import Ledger
-from batchfile.ledger.cas import load
-from batchfile.ledger.records import BatchRecord, InputRef, Origin, PlanRules, Source
-from batchfile.ledger.retention import purge
-from batchfile.plan import pending
-from batchfile.store.memory import MemoryStore
+from batchfile.testing import ManualClock, MemoryStore
 from batchfile.types import Defaults, RoutingTable
+from tests.helpers.inbox import (
+    DroppedFile,
+    FileInput,
+    FileRecord,
+    dropped_file,
+    file_input,
+    inbox_path,
+    source_of_dropped,
+    source_of_file,
+)
+from tests.helpers.ledger import (
+    BatchRecord,
+    InputRef,
+    Origin,
+    PendingInput,
+    PlanRules,
+    batches,
+    ending,
+    keys,
+    load,
+    purge,
+    retention,
+)
+from tests.helpers.plan import pending
 
 LINE = b'{"custom_id":"a","params":{"messages":[{"role":"user","content":"x"}]}}\n'
 DROPPED = DroppedFile(key="inbox/m/a.jsonl", etag="e", modified_at=0.0, wants_parquet=True, callback="http://c/")
@@ -41,7 +55,7 @@ def ledger() -> Ledger:
     return Ledger(store=MemoryStore(clock), clock=clock)
 
 
-def make(ledger: Ledger, source: Source) -> BatchRecord:
+def make(ledger: Ledger, source: PendingInput) -> BatchRecord:
     draft = batches.Draft(
         batch_id="b", routing=RoutingTable(everything="m"), defaults=Defaults(), created_at=ledger.clock.now()
     )
@@ -59,7 +73,7 @@ def test_an_origin_that_no_code_knows_is_kept_through_all_of_a_batch_and_purged_
     etag = ledger.store.put("elsewhere/a", LINE)
     origin = Origin(kind="mail", name="a", facts={"from": {"parts": [1, 2.5, None, {"deep": "er"}]}, "new": True})
     pinned = InputRef(key="elsewhere/a", etag=etag, size=len(LINE), sha256="", format="native")
-    made = make(ledger, Source(input=pinned, origin=origin, rules=PlanRules()))
+    made = make(ledger, PendingInput(input=pinned, origin=origin, rules=PlanRules()))
     assert (file_input(made), dropped_file(made), inbox_path(made)) == (None, None, None)
     steps = [
         pending.plan(ledger, "b", runner="p"),

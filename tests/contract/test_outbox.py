@@ -9,19 +9,14 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from batchfile import __version__
-from batchfile.clock import ManualClock
+from batchfile import Runner, RunnerOptions, __version__
 from batchfile.engine.base import Finished
-from batchfile.engine.open import engine_factory
-from batchfile.inbox import outbox
-from batchfile.inbox.keys import INBOX_PREFIX, outbox_key, outbox_task_key
-from batchfile.ledger import batches
-from batchfile.ledger.heartbeats import write_heartbeat
-from batchfile.ledger.records import HeartbeatRecord
-from batchfile.runner.runner import Runner, RunnerOptions
-from batchfile.testing import run_alone
+from batchfile.testing import ManualClock, run_alone
 from batchfile.types import Counts, Usage
 from tests.contract.inbox_kit import World, native, still, world
+from tests.helpers.engine import engine_factory
+from tests.helpers.inbox import INBOX_PREFIX, outbox, outbox_key, outbox_task_key
+from tests.helpers.ledger import HeartbeatRecord, batches, write_heartbeat
 
 __all__ = ["still", "world"]
 
@@ -32,7 +27,7 @@ def test_rubbish_lines_cost_only_themselves_and_their_file_drops_again(world: Wo
     world.janitor.tick()
     world.run(world.only())
     world.janitor.tick()
-    receipt = world.told("mistral/a.jsonl.receipt.json")
+    receipt = world.document("mistral/a.jsonl.receipt.json")
     assert (receipt["counts"]["succeeded"], receipt["counts"]["errored"]) == (9, 2)
     errors = world.out("mistral/a.jsonl.errors.jsonl")
     assert errors == rubbish + json.dumps(native("r0", "again")).encode() + b"\n"
@@ -40,7 +35,7 @@ def test_rubbish_lines_cost_only_themselves_and_their_file_drops_again(world: Wo
     world.janitor.tick()
     world.run(world.batches()[-1])
     world.janitor.tick()
-    assert world.told("mistral/mended.jsonl.receipt.json")["counts"]["succeeded"] == 2
+    assert world.document("mistral/mended.jsonl.receipt.json")["counts"]["succeeded"] == 2
     assert world.out("mistral/mended.jsonl.errors.jsonl") is None
 
 
@@ -83,7 +78,7 @@ def test_a_file_of_which_no_line_can_run_is_rejected_with_its_lines_and_nothing_
     world.drop("mistral/a.jsonl", b'{"custom_id": "", "params": {}}\n', b"\n", b'{"custom_id": "a", "params": {}\n')
     world.janitor.tick()
     world.new_janitor("t").tick()
-    told = world.told("mistral/a.jsonl.rejected.json")
+    told = world.document("mistral/a.jsonl.rejected.json")
     assert told["message"] == "inbox/mistral/a.jsonl: none of its 2 lines is a valid request"
     assert [error["line"] for error in told["errors"]] == [None, 1, 3]
     assert "custom_id" in told["errors"][1]["message"]
@@ -97,7 +92,7 @@ def test_a_rejection_names_no_more_than_the_first_hundred_lines(still: World) ->
     still.drop("mistral/a.jsonl", *(b'{"custom_id": "", "params": {}}\n' for _ in range(5000)))
     still.clock.sleep(10.0)
     still.janitor.tick()
-    lines = [error["line"] for error in still.told("mistral/a.jsonl.rejected.json")["errors"]]
+    lines = [error["line"] for error in still.document("mistral/a.jsonl.rejected.json")["errors"]]
     assert lines == [None, *range(1, batches.REJECTED_READ_MAX + 1)]
 
 
@@ -122,7 +117,7 @@ def test_a_damaged_record_of_whose_turn_it_is_holds_back_no_answers_and_keeps_no
     still.store.delete(outbox_key(INBOX_PREFIX + "mistral/a.jsonl", outbox.RECEIPT))
     still.store.put(outbox_task_key(ended.batch_id), b"\0\0")
     still.janitor.tick()
-    assert still.told("mistral/a.jsonl.receipt.json")["batch_id"] == ended.batch_id
+    assert still.document("mistral/a.jsonl.receipt.json")["batch_id"] == ended.batch_id
     for _ in range(4):
         still.clock.sleep(12 * 3600.0)
         still.janitor.tick()
@@ -150,7 +145,7 @@ def test_progress_is_told_at_most_every_fifteen_seconds_and_never_goes_back(stil
     path = "mistral/a.jsonl.status.json"
 
     def counts_told() -> int:
-        done: int = still.told(path)["counts"]["succeeded"]
+        done: int = still.document(path)["counts"]["succeeded"]
         return done
 
     outbox.report(still.ledger, batch, Counts(succeeded=1), Usage())
@@ -178,7 +173,7 @@ def test_results_come_as_parquet_too_when_that_is_asked_for(world: World) -> Non
     assert [row["custom_id"] for row in rows] == [line["custom_id"] for line in lines]
     assert [row["status"] for row in rows] == ["succeeded"] * 40 + ["errored"]
     assert rows[7]["text"] == lines[7]["message"]["content"][0]["text"]
-    receipt = world.told("mistral/a.jsonl.receipt.json")
+    receipt = world.document("mistral/a.jsonl.receipt.json")
     path = "outbox/mistral/a.jsonl.results.parquet"
     digest = hashlib.sha256(data).hexdigest()
     assert receipt["results_parquet"] == {"path": path, "bytes": len(data), "sha256": digest, "lines": 41}
@@ -208,7 +203,7 @@ def test_a_receipt_names_the_pools_their_models_and_what_ran_them(world: World) 
     world.janitor.tick()
     world.run(world.only())
     world.janitor.tick()
-    receipt = world.told("mistral/a.jsonl.receipt.json")
+    receipt = world.document("mistral/a.jsonl.receipt.json")
     told_there = {"engines": ["vllm 9.9"], "commits": ["org/m@" + "a1" * 20]}
     assert receipt["pools"] == {"mistral": {"model": "org/m", "requests": 1, **told_there}}
     assert receipt["batchfile_version"] == __version__
@@ -246,7 +241,7 @@ def test_a_receipt_counts_the_seconds_of_the_gpus_that_worked_for_its_file_alone
 
     run_alone(Runner(still.ledger, build, options), lambda: all(batch.state == "ended" for batch in still.batches()))
     still.janitor.tick()
-    told = [still.told(f"mistral/{name}.jsonl.receipt.json")["gpu_seconds"] for name in "ab"]
+    told = [still.document(f"mistral/{name}.jsonl.receipt.json")["gpu_seconds"] for name in "ab"]
     assert told[0] == pytest.approx(told[1], rel=0.6)
     assert sum(told) == pytest.approx(2 * 10.0 * engines[0].stats().num_steps, rel=0.01)
 
@@ -257,4 +252,4 @@ def test_without_a_gpu_a_receipt_says_that_none_is_known(still: World) -> None:
     still.clock.sleep(10.0)
     still.janitor.tick()
     still.run(still.only())
-    assert still.told("mistral/a.jsonl.receipt.json")["gpu_seconds"] is None
+    assert still.document("mistral/a.jsonl.receipt.json")["gpu_seconds"] is None

@@ -6,18 +6,12 @@ from collections.abc import Callable
 
 import pytest
 
-from batchfile.clock import ManualClock
-from batchfile.inbox import outbox
-from batchfile.inbox.keys import OUTBOX_PREFIX, outbox_task_key
-from batchfile.inbox.scan import Inbox
-from batchfile.janitor import Janitor
-from batchfile.ledger import batches
-from batchfile.ledger.base import Ledger, Limits
-from batchfile.ledger.records import BatchRecord
-from batchfile.ledger.set_aside import SetAside
-from batchfile.store.memory import MemoryStore
-from batchfile.testing.faulty_store import FaultyStore, Phase
+from batchfile import Ledger
+from batchfile.testing import FaultyStore, ManualClock, MemoryStore
 from tests.contract.inbox_kit import POOLS, World, native, still
+from tests.helpers.faults import Phase
+from tests.helpers.inbox import OUTBOX_PREFIX, Inbox, Janitor, outbox, outbox_task_key
+from tests.helpers.ledger import BatchRecord, Limits, SetAside, batches
 
 __all__ = ["still"]
 
@@ -143,8 +137,8 @@ def test_a_version_that_ends_after_a_newer_one_was_moved_tells_nothing(still: Wo
     still.store.delete(f"inbox/{PATH}")
     reconcile(still)
     assert {batch.state for batch in still.batches()} == {"ended"}
-    assert still.told(f"{PATH}.receipt.json")["batch_id"] == new.batch_id
-    assert still.told(f"{PATH}.status.json")["batch_id"] == new.batch_id
+    assert still.document(f"{PATH}.receipt.json")["batch_id"] == new.batch_id
+    assert still.document(f"{PATH}.status.json")["batch_id"] == new.batch_id
 
 
 @pytest.mark.parametrize("is_refused", [False, True])
@@ -171,9 +165,9 @@ def test_an_older_version_that_a_wrong_clock_took_up_is_not_the_last_word_once_t
     reconcile(still)
     if is_refused:
         assert still.outbox() == [f"{PATH}.rejected.json"]
-        assert still.told(f"{PATH}.rejected.json")["batch_id"] is None
+        assert still.document(f"{PATH}.rejected.json")["batch_id"] is None
     else:
-        assert still.told(f"{PATH}.receipt.json")["batch_id"] == new.batch_id
+        assert still.document(f"{PATH}.receipt.json")["batch_id"] == new.batch_id
 
 
 def test_who_made_the_batch_and_slept_does_not_remove_what_was_said_of_it_since(still: World) -> None:
@@ -191,7 +185,7 @@ def test_who_made_the_batch_and_slept_does_not_remove_what_was_said_of_it_since(
     ledger = Ledger(store=FaultyStore(still.store, on_call=sleep), clock=still.clock, rng=random.Random(1))
     Janitor(ledger, runner="sleeper", inbox=Inbox(ledger, POOLS)).tick()
     assert has_slept
-    assert still.told(f"{PATH}.rejected.json")["batch_id"] == still.only().batch_id
+    assert still.document(f"{PATH}.rejected.json")["batch_id"] == still.only().batch_id
 
 
 def test_progress_that_comes_between_is_no_reason_to_leave_the_end_untold(still: World) -> None:
@@ -208,4 +202,4 @@ def test_progress_that_comes_between_is_no_reason_to_leave_the_end_untold(still:
     ledger = Ledger(store=FaultyStore(world.store, on_call=interfere), clock=clock, rng=random.Random(1))
     assert not outbox.publish(ledger, ended, runner="r")
     assert outbox.publish(ledger, ended, runner="r")
-    assert world.told(f"{PATH}.status.json")["state"] == "ended"
+    assert world.document(f"{PATH}.status.json")["state"] == "ended"

@@ -16,27 +16,19 @@ from typing import Any
 import msgspec
 import pytest
 
-from api.create import Contract, create_batch
-from api.http.spool import SpoolLimits, spool
-from batchfile.clock import ManualClock
-from batchfile.engine.echo import EchoEngine
-from batchfile.files import stored_files
-from batchfile.files.stored_files import source
-from batchfile.ledger import batches
-from batchfile.ledger.base import Ledger
-from batchfile.lines import parse
-from batchfile.lines.kinds import KIND_BYTES
-from batchfile.plan import pending
-from batchfile.plan.options import CreateOptions
-from batchfile.runner.runner import Runner, RunnerOptions
-from batchfile.settings import load_settings
-from batchfile.settings_tables import Pool
-from batchfile.store.memory import MemoryStore
-from batchfile.testing import run_alone
+from batchfile import Ledger, Runner, RunnerOptions
+from batchfile.testing import EchoEngine, ManualClock, MemoryStore, run_alone
 from batchfile.types import Defaults
+from tests.helpers.inbox import source_of_file as source
+from tests.helpers.inbox import stored_files
+from tests.helpers.ledger import batches
+from tests.helpers.lines import KIND_BYTES, parse
+from tests.helpers.plan import CreateOptions, pending
+from tests.helpers.service import Contract, SpoolLimits, create_batch, spool
+from tests.helpers.settings import PoolSettings, load_settings
 
 CHAT = "/v1/chat/completions"
-POOLS = {"mistral": Pool(model="m"), "llama": Pool(model="l")}
+POOLS = {"mistral": PoolSettings(model="m"), "llama": PoolSettings(model="l")}
 SETTINGS = load_settings().model_copy(update={"pools": POOLS, "stages": {"email": "mistral"}})
 PARSES_MAX = 2
 RUN_S = 60.0  # of the manual clock: more than it takes

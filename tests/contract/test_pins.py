@@ -17,28 +17,16 @@ from typing import Self
 
 import pytest
 
-from batchfile.engine.echo import EchoEngine
+from batchfile import Ledger, Runner, RunnerOptions
 from batchfile.errors import PreconditionFailed
-from batchfile.files import stored_files, uploads
-from batchfile.files.stored_files import FileRecord, source
-from batchfile.inbox import scan
-from batchfile.inbox.scan import Inbox
-from batchfile.janitor import Janitor
-from batchfile.ledger import batches, keys
-from batchfile.ledger.base import Ledger
-from batchfile.ledger.batches import Draft
-from batchfile.ledger.records import BatchRecord
-from batchfile.lines.formats.openai_chat import URL
-from batchfile.local.inputs import inspect
-from batchfile.local.options import RunOptions
-from batchfile.local.run import open_batch
-from batchfile.plan import pending
-from batchfile.plan.policy import REFUSE
-from batchfile.plan.submit import submit
-from batchfile.runner.runner import Runner, RunnerOptions
-from batchfile.store.memory import MemoryStore
-from batchfile.testing import run_alone
+from batchfile.testing import EchoEngine, MemoryStore, run_alone
 from batchfile.types import Defaults, RoutingTable
+from tests.helpers.inbox import FileRecord, Inbox, Janitor, scan, stored_files, uploads
+from tests.helpers.inbox import source_of_file as source
+from tests.helpers.ledger import BatchRecord, Draft, batches, keys
+from tests.helpers.lines import URL
+from tests.helpers.local import RunOptions, inspect, open_batch
+from tests.helpers.plan import REFUSE, pending, submit
 
 POOL = "one"
 ROUTING = RoutingTable(stages={POOL: POOL}, pools={POOL: ("m",)})

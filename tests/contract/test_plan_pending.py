@@ -6,21 +6,15 @@ import random
 
 import pytest
 
-from batchfile.clock import ManualClock
+from batchfile import Ledger
 from batchfile.errors import BatchDamaged, InvalidFile
-from batchfile.files import stored_files
-from batchfile.files.stored_files import FileRecord, source
-from batchfile.janitor import Janitor
-from batchfile.ledger import batches, ending, keys, shards
-from batchfile.ledger.base import Ledger
-from batchfile.ledger.records import BatchRecord
-from batchfile.ledger.status import StatusReader
-from batchfile.ledger.tail import Cursor, iter_live
-from batchfile.plan import pending
-from batchfile.plan import planner as planner_module
-from batchfile.store.memory import MemoryStore
-from batchfile.testing.faulty_store import FaultyStore
+from batchfile.testing import FaultyStore, ManualClock, MemoryStore
 from batchfile.types import Defaults, RoutingTable
+from tests.helpers.inbox import FileRecord, Janitor, stored_files
+from tests.helpers.inbox import source_of_file as source
+from tests.helpers.ledger import BatchRecord, Cursor, StatusReader, batches, ending, iter_live, keys, shards
+from tests.helpers.plan import pending
+from tests.helpers.plan import planner as planner_module
 
 CHAT = "/v1/chat/completions"
 POOLS = RoutingTable(pools={"mistral": ("m",), "llama": ("l",)})

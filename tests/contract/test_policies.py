@@ -15,26 +15,17 @@ import boto3
 import pytest
 from moto.iam.policy_validation import IAMPolicyDocumentValidator
 
-from api.ops import webhooks
-from batchfile.clock import ManualClock
-from batchfile.engine.open import engine_factory
+from batchfile import Ledger, Runner, RunnerOptions
 from batchfile.errors import StoreError
-from batchfile.files import keys as files_keys
-from batchfile.files import stored_files, uploads
-from batchfile.inbox import keys as inbox_keys
-from batchfile.inbox.scan import Inbox
-from batchfile.janitor import Janitor
-from batchfile.ledger import idempotency, retention
-from batchfile.ledger import keys as ledger_keys
-from batchfile.ledger.base import Ledger
-from batchfile.ledger.heartbeats import write_heartbeat
-from batchfile.ledger.records import HeartbeatRecord
-from batchfile.runner.runner import Runner, RunnerOptions
-from batchfile.store.base import Store, WrappedStore, Writer
-from batchfile.store.conformance import PREFIX as PROOF_PREFIX
-from batchfile.store.conformance import prove_conditions
-from batchfile.store.memory import MemoryStore
+from batchfile.testing import ManualClock, MemoryStore
 from batchfile.types import RoutingTable
+from tests.helpers.engine import engine_factory
+from tests.helpers.inbox import Inbox, Janitor, files_keys, inbox_keys, stored_files, uploads
+from tests.helpers.ledger import HeartbeatRecord, idempotency, retention, write_heartbeat
+from tests.helpers.ledger import keys as ledger_keys
+from tests.helpers.service import webhooks
+from tests.helpers.store import PREFIX as PROOF_PREFIX
+from tests.helpers.store import Store, WrappedStore, Writer, prove_conditions
 
 T = TypeVar("T")
 

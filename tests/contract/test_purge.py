@@ -7,19 +7,13 @@ from typing import Any
 
 import pytest
 
-from batchfile.clock import ManualClock
+from batchfile import Ledger
 from batchfile.errors import StoreUnavailable
-from batchfile.janitor import Janitor
-from batchfile.ledger import batches, ending, keys, retention
-from batchfile.ledger.base import Ledger
-from batchfile.ledger.cas import load
-from batchfile.ledger.records import BatchRecord
-from batchfile.ledger.retention import purge
-from batchfile.plan.policy import REJECT
-from batchfile.plan.submit import submit
-from batchfile.store.memory import MemoryStore
-from batchfile.testing.faulty_store import FaultyStore
+from batchfile.testing import FaultyStore, ManualClock, MemoryStore
 from batchfile.types import Defaults, RoutingTable
+from tests.helpers.inbox import Janitor
+from tests.helpers.ledger import BatchRecord, batches, ending, keys, load, purge, retention
+from tests.helpers.plan import REJECT, submit
 
 BATCH = "batch_000000000001"
 SECRET = "Erika Mustermann"

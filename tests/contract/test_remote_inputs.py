@@ -27,13 +27,11 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import NameOID
 
 import batchfile
-from batchfile.cli.group import root
-from batchfile.client.upload import open_upload
 from batchfile.errors import InvalidFile, OutputTaken, StoreUnavailable
-from batchfile.local import http_input, remote_inputs
-from batchfile.local.inputs import inspect, lines_of
-from batchfile.local.remote_inputs import RemoteFile
-from batchfile.store.memory import MemoryStore
+from batchfile.testing import MemoryStore
+from tests.helpers.cli import root
+from tests.helpers.client import open_upload
+from tests.helpers.local import RemoteFile, http_input, inspect, lines_of, remote_inputs
 
 LINE = {"params": {"messages": [{"role": "user", "content": "hi there"}], "max_tokens": 4}}
 LINES = b"".join(json.dumps({"custom_id": f"r{n}", **LINE}).encode() + b"\n" for n in range(3000))

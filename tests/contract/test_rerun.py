@@ -3,11 +3,10 @@
 import pytest
 
 from batchfile.errors import InvalidFile
-from batchfile.ledger import batches, ending
-from batchfile.plan.planner import plan_input
-from batchfile.plan.submit import rerun
 from batchfile.types import Defaults, RoutingTable
 from tests.contract.inbox_kit import World, native, still
+from tests.helpers.ledger import batches, ending
+from tests.helpers.plan import plan_input, rerun
 
 __all__ = ["still"]
 

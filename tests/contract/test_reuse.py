@@ -6,18 +6,27 @@ from typing import TypeVar
 import pytest
 
 from batchfile.errors import BatchDamaged, StoreUnavailable
-from batchfile.ledger import batches, ending, keys, retention, shards
-from batchfile.ledger.batches import Draft
-from batchfile.ledger.records import BatchRecord, InputRef, PlanRules, Source, origin_of
-from batchfile.ledger.shards import Lease
-from batchfile.lines.result import FinishedLine, encode_result
-from batchfile.plan import pending, sorted_hashes
-from batchfile.plan.planner import plan_upload
-from batchfile.plan.reuse import source_of
-from batchfile.store.base import Store, WrappedStore
-from batchfile.testing.faulty_store import FaultyStore, Ill, Phase
+from batchfile.testing import FaultyStore, Ill
 from batchfile.types import Choice, Completion, Defaults, Failure, RoutingTable, Usage
 from tests.contract.reuse_kit import LOCAL, World, from_, line
+from tests.helpers.faults import Phase
+from tests.helpers.ledger import (
+    BatchRecord,
+    Draft,
+    InputRef,
+    Lease,
+    PendingInput,
+    PlanRules,
+    batches,
+    ending,
+    keys,
+    origin_of,
+    retention,
+    shards,
+)
+from tests.helpers.lines import FinishedLine, encode_result
+from tests.helpers.plan import pending, plan_upload, range_buckets, source_of
+from tests.helpers.store import Store, WrappedStore
 
 T = TypeVar("T")
 
@@ -184,6 +193,15 @@ def test_other_defaults_or_another_pool_are_other_requests() -> None:
     assert world.plan("stage", lines, from_(old), routing=pools, stage="email").num_reused == 0
 
 
+def test_an_adapter_that_the_metadata_names_is_another_model() -> None:
+    world = World()
+    old = world.finished("old", [line("a", "lead")])
+    routing = RoutingTable(everything="local", adapters={"x": "local"})
+    hinted = [line(hint, "lead", {"model_hint": hint}) for hint in ("x", "not-an-adapter")]
+    assert world.plan("again", hinted[:1], from_(old), routing=routing).num_reused == 0
+    assert world.plan("other", hinted, from_(old), routing=routing).num_reused == 1
+
+
 def test_results_are_copied_byte_for_byte_but_for_the_id() -> None:
     world = World()
     answer = 'a "quoted"\u2028 line \\ and {"custom_id":"r0"}'
@@ -245,10 +263,11 @@ def test_a_full_disk_for_temporary_files_is_told(monkeypatch: pytest.MonkeyPatch
         raise OSError(28, "No space left on device")
 
     world = World()
-    old = world.finished("old", rows(*range(6)))
-    monkeypatch.setattr(sorted_hashes, "RUN_RECORDS", 3)
-    monkeypatch.setattr(sorted_hashes.tempfile, "TemporaryFile", full)
-    planned = world.plan("new", rows(*range(6)), from_(old))
+    old = world.finished("old", rows(*range(40)))
+    monkeypatch.setattr(range_buckets, "MEMORY_BYTES", 1000)
+    monkeypatch.setattr(range_buckets.tempfile, "TemporaryFile", full)
+    assert world.plan("ordered", rows(*range(40)), from_(old), lines_per_range=1).num_reused == 40, "needs no file"
+    planned = world.plan("new", rows(*range(39, -1, -1)), from_(old))
     assert planned.num_reused == 0
     assert "set TMPDIR to a folder with more space" in (planned.reuse_note or "")
 
@@ -307,7 +326,9 @@ def create_pending(world: World, batch_id: str, lines: list[bytes], reuse_from: 
     pinned = InputRef(key=key, etag=etag, size=size, sha256="", format="native")
     draft = Draft(batch_id=batch_id, routing=LOCAL, defaults=Defaults(), created_at=world.clock.now())
     rules = PlanRules(reuse_from=reuse_from)
-    pending.create(world.ledger, draft, Source(input=pinned, origin=origin_of("test", batch_id, rules), rules=rules))
+    pending.create(
+        world.ledger, draft, PendingInput(input=pinned, origin=origin_of("test", batch_id, rules), rules=rules)
+    )
 
 
 def test_a_batch_that_is_planned_later_reuses_too_and_says_what_it_could_not() -> None:

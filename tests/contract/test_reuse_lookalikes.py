@@ -9,14 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batchfile.ledger import batches, keys
-from batchfile.ledger.cas import load, update_batch
-from batchfile.ledger.inputs import HashingWriter
-from batchfile.ledger.records import BatchRecord, ShardRecord
-from batchfile.lines.envelope import decode_envelope
-from batchfile.lines.result import decode_part, decode_result, encode_result
 from batchfile.types import Choice, Completion, Failure, Usage
 from tests.contract.reuse_kit import World, from_
+from tests.helpers.ledger import BatchRecord, HashingWriter, ShardRecord, batches, keys, load, update_batch
+from tests.helpers.lines import decode_envelope, decode_part, decode_result, encode_result
 
 CHAT = "/v1/chat/completions"
 

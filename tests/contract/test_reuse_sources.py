@@ -6,31 +6,29 @@ from typing import Any
 
 import pytest
 
-from batchfile.clock import ManualClock
-from batchfile.engine.echo import EchoEngine
+from batchfile import Runner, RunnerOptions
 from batchfile.errors import InvalidFile, KeyReused, NotFound
-from batchfile.ledger import batches, ending, keys, retention
-from batchfile.ledger.batches import Draft
-from batchfile.ledger.cas import update_batch
-from batchfile.ledger.heartbeats import remove_heartbeat, write_heartbeat
-from batchfile.ledger.records import (
+from batchfile.testing import EchoEngine, ManualClock, MemoryStore, run_alone
+from tests.contract.create_kit import Service, document, lines, request
+from tests.helpers.ledger import (
     BatchRecord,
+    Draft,
     HeartbeatRecord,
     InputRef,
     Origin,
+    PendingInput,
     PlanRules,
     RunnerState,
-    Source,
+    batches,
     encode,
+    ending,
+    keys,
+    remove_heartbeat,
+    retention,
+    update_batch,
+    write_heartbeat,
 )
-from batchfile.plan import pending
-from batchfile.plan.hashing import NONE_EQUAL
-from batchfile.plan.options import CreateOptions
-from batchfile.plan.reuse_sources import reuse_for, why_not, with_reuse
-from batchfile.runner.runner import Runner, RunnerOptions
-from batchfile.store.memory import MemoryStore
-from batchfile.testing import run_alone
-from tests.contract.create_kit import Service, document, lines, request
+from tests.helpers.plan import NONE_EQUAL, CreateOptions, pending, reuse_for, why_not, with_reuse
 
 POOL = "mistral"
 FINGERPRINT = EchoEngine().info.fingerprint
@@ -246,7 +244,7 @@ def test_a_source_that_expires_before_a_later_plan_is_said_and_its_requests_run(
         tenant="t",
         created_at=1.0,
     )
-    pending.create(world.ledger, draft, Source(input=pinned, origin=origin, rules=rules))
+    pending.create(world.ledger, draft, PendingInput(input=pinned, origin=origin, rules=rules))
     retention.delete(world.ledger, first.batch_id)
     opened = pending.plan(world.ledger, "batch_later", runner="r")
     assert opened is not None

@@ -7,23 +7,16 @@ from typing import Any, ClassVar
 
 import pytest
 
-from batchfile.clock import ManualClock
+from batchfile import Ledger, Runner, RunnerOptions
 from batchfile.engine.base import Engine, Finished, Prepared
-from batchfile.engine.echo import EchoEngine, EchoPrepared
 from batchfile.errors import EngineDead, StoreUnavailable
-from batchfile.janitor import Janitor
-from batchfile.ledger import batches, ending
-from batchfile.ledger.base import Ledger, Limits
-from batchfile.ledger.keys import input_key
-from batchfile.plan.planner import plan_input
-from batchfile.runner.runner import Runner, RunnerOptions
-from batchfile.store.base import Store
-from batchfile.store.memory import MemoryStore
-from batchfile.store.metered import MeteredStore
-from batchfile.testing import run_alone
-from batchfile.testing.faulty_echo import EchoFaults, FaultyEchoEngine
-from batchfile.testing.faulty_store import FaultyStore
+from batchfile.testing import EchoEngine, EchoFaults, FaultyEchoEngine, FaultyStore, ManualClock, MemoryStore, run_alone
 from batchfile.types import Defaults, Request, RoutingTable
+from tests.helpers.engine import EchoPrepared
+from tests.helpers.inbox import Janitor
+from tests.helpers.ledger import Limits, batches, ending, input_key
+from tests.helpers.plan import plan_input
+from tests.helpers.store import MeteredStore, Store
 
 BATCH = "b"
 LOCAL = RoutingTable(everything="local")

@@ -5,23 +5,16 @@ import random
 
 import pytest
 
-from batchfile.clock import ManualClock
-from batchfile.engine.open import engine_factory
+from batchfile import Ledger, Runner, RunnerOptions
 from batchfile.errors import StoreUnavailable
-from batchfile.ledger import batches, keys, shards
-from batchfile.ledger.base import Ledger
-from batchfile.ledger.cas import load
-from batchfile.ledger.heartbeats import read_heartbeats
-from batchfile.ledger.records import ShardRecord
-from batchfile.plan.planner import plan_input
-from batchfile.runner.checkpointer import AWAY_S_MAX, Checkpointer
-from batchfile.runner.claimer import Claimer
-from batchfile.runner.runner import Runner, RunnerOptions
-from batchfile.runner.state import ActiveShard, SharedState
-from batchfile.store.base import Object
-from batchfile.store.memory import MemoryStore
+from batchfile.testing import ManualClock, MemoryStore
 from batchfile.types import Defaults, RoutingTable
-from runners.heartbeat import Heartbeat, Identity
+from tests.helpers.engine import engine_factory
+from tests.helpers.fleet import Heartbeat, Identity
+from tests.helpers.ledger import ShardRecord, batches, keys, load, read_heartbeats, shards
+from tests.helpers.plan import plan_input
+from tests.helpers.runner import AWAY_S_MAX, ActiveShard, Checkpointer, Claimer, SharedState
+from tests.helpers.store import Object
 
 CALL_S = 3.0  # what a call takes to fail
 NUM_SHARDS = 20

@@ -8,18 +8,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from batchfile.clock import SystemClock
+from batchfile import Ledger, Runner, RunnerOptions
 from batchfile.engine.base import SchemaUnchecked
-from batchfile.engine.echo import EchoEngine, EchoPrepared
 from batchfile.errors import EngineDead
-from batchfile.ledger import batches
-from batchfile.ledger.base import Ledger
-from batchfile.ledger.keys import input_key
-from batchfile.plan.planner import plan_input
-from batchfile.runner.runner import Runner, RunnerOptions
-from batchfile.store.memory import MemoryStore
-from batchfile.testing.faulty_echo import EchoFaults, FaultyEchoEngine
+from batchfile.testing import EchoEngine, EchoFaults, FaultyEchoEngine, MemoryStore
 from batchfile.types import Defaults, Request, RoutingTable
+from tests.helpers.engine import EchoPrepared
+from tests.helpers.ledger import batches, input_key
+from tests.helpers.plan import plan_input
+from tests.helpers.store import SystemClock
 
 LOCAL = RoutingTable(everything="local")
 SCHEMA = {"type": "object", "properties": {"subject": {"type": "string"}}, "required": ["subject"]}

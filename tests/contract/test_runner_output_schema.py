@@ -8,19 +8,15 @@ from typing import Any
 
 import pytest
 
-from batchfile.clock import Clock, ManualClock, SystemClock
+from batchfile import Ledger, Runner, RunnerOptions
 from batchfile.engine.base import Finished, Prepared
-from batchfile.engine.echo import EchoEngine, EchoPrepared
 from batchfile.errors import InvalidRequest
-from batchfile.ledger import batches
-from batchfile.ledger.base import Ledger
-from batchfile.ledger.keys import input_key
-from batchfile.plan.planner import plan_input
-from batchfile.runner.runner import Runner, RunnerOptions
-from batchfile.store.memory import MemoryStore
-from batchfile.testing import run_alone
-from batchfile.testing.faulty_echo import EchoFaults, FaultyEchoEngine
+from batchfile.testing import EchoEngine, EchoFaults, FaultyEchoEngine, ManualClock, MemoryStore, run_alone
 from batchfile.types import Choice, Completion, Defaults, Failure, Request, RoutingTable, Usage
+from tests.helpers.engine import EchoPrepared
+from tests.helpers.ledger import batches, input_key
+from tests.helpers.plan import plan_input
+from tests.helpers.store import Clock, SystemClock
 
 BATCH = "b"
 LOCAL = RoutingTable(everything="local")

@@ -10,29 +10,19 @@ from typing import Any
 
 import pytest
 
-from batchfile.clock import ManualClock, SystemClock
+from batchfile import Ledger, Runner, RunnerOptions
 from batchfile.engine.base import Engine
-from batchfile.engine.echo import EchoEngine
-from batchfile.engine.http.engine import HttpEngine, HttpOptions
-from batchfile.ledger import batches
-from batchfile.ledger.base import Ledger
-from batchfile.ledger.keys import input_key
-from batchfile.lines.formats import openai_chat
-from batchfile.plan.planner import plan_input
-from batchfile.runner import output_schema
-from batchfile.runner import runner as runner_module
-from batchfile.runner.answers import check_next
-from batchfile.runner.output_schema import Demand
-from batchfile.runner.runner import Runner, RunnerOptions
-from batchfile.runner.state import Answer, SharedState
-from batchfile.schemas import check as check_module
-from batchfile.schemas.check import CheckProcess
-from batchfile.schemas.rules import Verdict
-from batchfile.store.memory import MemoryStore
-from batchfile.testing import run_alone
-from batchfile.testing.faulty_echo import EchoFaults, FaultyEchoEngine
+from batchfile.testing import EchoEngine, EchoFaults, FaultyEchoEngine, ManualClock, MemoryStore, run_alone
 from batchfile.types import Choice, Completion, Defaults, Message, Request, RoutingTable, Sampling, Usage
 from tests.contract import chat_server
+from tests.helpers.endpoint import HttpEngine, HttpOptions
+from tests.helpers.ledger import batches, input_key
+from tests.helpers.lines import CheckProcess, Verdict, openai_chat
+from tests.helpers.lines import check as check_module
+from tests.helpers.plan import plan_input
+from tests.helpers.runner import Demand, SharedState, UncheckedAnswer, check_next, output_schema
+from tests.helpers.runner import runner as runner_module
+from tests.helpers.store import SystemClock
 
 BATCH = "b"
 LOCAL = RoutingTable(everything="local")
@@ -181,12 +171,14 @@ def test_batches_take_turns_at_being_checked() -> None:
     assert [answer.batch_id for answer in state.checked] == order
 
 
-def waiting_answer(batch_id: str) -> Answer:
+def waiting_answer(batch_id: str) -> UncheckedAnswer:
     item: Any = SimpleNamespace(shard=SimpleNamespace(is_dropped=False, batch_id=batch_id))
     completion = Completion(choices=(Choice(batch_id, "end_turn"),), usage=Usage())
     request = Request(custom_id="r", messages=(Message("user", "x"),), sampling=Sampling(max_tokens=9))
     wanted = [Demand(b"{}", (batch_id,), True)]
-    return Answer(item=item, request=request, completion=completion, demands=wanted, gpu_s=0.0, was_alone=False)
+    return UncheckedAnswer(
+        item=item, request=request, completion=completion, demands=wanted, gpu_s=0.0, was_alone=False
+    )
 
 
 @pytest.mark.parametrize("schema", [SIMPLE, AHEAD])

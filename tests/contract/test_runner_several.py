@@ -5,20 +5,15 @@ import random
 
 import pytest
 
-from batchfile.clock import ManualClock
+from batchfile import Ledger, Runner, RunnerOptions
 from batchfile.engine.base import Finished, Prepared
-from batchfile.engine.echo import EchoEngine, EchoPrepared
 from batchfile.errors import BatchDamaged
-from batchfile.ledger import batches, ending, keys
-from batchfile.ledger.base import Ledger
-from batchfile.ledger.records import BatchRecord
-from batchfile.plan.planner import plan_input
-from batchfile.runner.claimer import NEW_AT_ONCE, Claimer
-from batchfile.runner.runner import Runner, RunnerOptions
-from batchfile.runner.state import SharedState
-from batchfile.store.memory import MemoryStore
-from batchfile.testing import run_alone
+from batchfile.testing import EchoEngine, ManualClock, MemoryStore, run_alone
 from batchfile.types import Defaults, RoutingTable
+from tests.helpers.engine import EchoPrepared
+from tests.helpers.ledger import BatchRecord, batches, ending, keys
+from tests.helpers.plan import plan_input
+from tests.helpers.runner import NEW_AT_ONCE, Claimer, SharedState
 
 LOCAL = RoutingTable(everything="local")
 

@@ -10,10 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
-from batchfile.cli.group import root
-from batchfile.engine import fit
 from batchfile.errors import InvalidFile
-from batchfile.lines.file_formats import zstd
+from tests.helpers.cli import root
+from tests.helpers.engine import fit
+from tests.helpers.lines import zstd
 
 HEAD = "Classify this review as good or bad. " * 20
 REVIEWS = [f"{HEAD}{n} stars" for n in range(100)]

@@ -7,22 +7,31 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from api.native.serializers import stage_counts
-from batchfile.clock import ManualClock
+from batchfile import Ledger
 from batchfile.errors import BatchDamaged
-from batchfile.ledger import batches, ending, keys, retention, shards, status
-from batchfile.ledger.base import Ledger
-from batchfile.ledger.batch_status import PoolProgress
-from batchfile.ledger.heartbeats import Scale, read_scale, write_heartbeat
-from batchfile.ledger.records import BatchRecord, HeartbeatRecord
-from batchfile.ledger.shards import Lease
-from batchfile.ledger.status import BatchSnapshot, StatusReader
-from batchfile.lines.formats.stage import processing_status
-from batchfile.lines.result import FinishedLine, encode_result
-from batchfile.plan.planner import plan_input
-from batchfile.store.memory import MemoryStore
-from batchfile.store.metered import MeteredStore
+from batchfile.testing import ManualClock, MemoryStore
 from batchfile.types import Choice, Completion, Defaults, Failure, RoutingTable, Usage
+from tests.helpers.ledger import (
+    BatchRecord,
+    BatchSnapshot,
+    HeartbeatRecord,
+    Lease,
+    PoolProgress,
+    Scale,
+    StatusReader,
+    batches,
+    ending,
+    keys,
+    read_scale,
+    retention,
+    shards,
+    status,
+    write_heartbeat,
+)
+from tests.helpers.lines import FinishedLine, encode_result, processing_status
+from tests.helpers.plan import plan_input
+from tests.helpers.service import stage_counts
+from tests.helpers.store import MeteredStore
 
 TWO_POOLS = RoutingTable(pools={"mistral": ("m",), "llama": ("l",)})
 

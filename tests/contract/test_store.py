@@ -8,10 +8,9 @@ from contextlib import suppress
 
 import pytest
 
-from batchfile.clock import ManualClock
 from batchfile.errors import ObjectChanged, ObjectMissing, PreconditionFailed, StoreError
-from batchfile.store.base import Store
-from batchfile.store.conformance import prove_conditions
+from batchfile.testing import ManualClock
+from tests.helpers.store import Store, prove_conditions
 
 NUM_WRITERS = 12
 NUM_ROUNDS = 5

@@ -14,8 +14,7 @@ from pathlib import Path
 import pytest
 
 from batchfile.errors import ObjectChanged, ObjectMissing, StoreError
-from batchfile.store.directory import LEFTOVER_AGE_S, DirectoryStore
-from batchfile.store.locks import FORGET_AFTER_S
+from tests.helpers.store import FORGET_AFTER_S, LEFTOVER_AGE_S, DirectoryStore
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import pytest
 import structlog
 
 from batchfile.errors import ObjectMissing, PreconditionFailed, StoreError, StoreUnavailable
-from batchfile.store.directory import DirectoryStore
+from tests.helpers.store import DirectoryStore
 
 
 @pytest.fixture

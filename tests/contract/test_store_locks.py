@@ -14,12 +14,11 @@ from pathlib import Path
 import httpx
 import pytest
 
-from api.app import create_app
+from batchfile import Ledger
 from batchfile.errors import PreconditionFailed, StoreUnavailable
-from batchfile.ledger.base import Ledger
-from batchfile.settings import Settings
-from batchfile.store import files, locks
-from batchfile.store.directory import DirectoryStore
+from tests.helpers.service import create_app
+from tests.helpers.settings import Settings
+from tests.helpers.store import DirectoryStore, files, locks
 
 KEY = "batches/b/batch.json"
 START_TIMEOUT_S = 60.0

@@ -8,13 +8,12 @@ from typing import Any
 import pytest
 import structlog
 
-from batchfile.clock import ManualClock
+from batchfile import open_store
 from batchfile.errors import ObjectChanged, SettingsError, StoreError, StoreUnavailable, StoreUnfit
-from batchfile.store import s3, s3_streams
-from batchfile.store.open import open_store
-from batchfile.store.s3 import S3Store
-from batchfile.store.s3_streams import PART_BYTES
+from batchfile.testing import ManualClock
 from tests.contract.store_s3_kit import BUCKET, Once, clients, read, store
+from tests.helpers.store import PART_BYTES, s3_streams
+from tests.helpers.store_s3 import S3Store, s3
 
 __all__ = ["clients", "store"]
 CLOSED_PORT = 9  # discard; nobody listens there

@@ -17,9 +17,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from batchfile.errors import StoreUnavailable
-from batchfile.store import s3, s3_requests
-from batchfile.store.s3 import S3Store
-from batchfile.store.s3_streams import PART_BYTES
+from tests.helpers.store import PART_BYTES, s3_requests
+from tests.helpers.store_s3 import S3Store, s3
 
 TRICKLE_S = 0.05
 HELD_S = 30.0  # then the answer is whole: a caller that is still there was held

@@ -6,14 +6,12 @@ from typing import Any
 
 import pytest
 
-from batchfile.clock import ManualClock
+from batchfile import open_store
 from batchfile.errors import PreconditionFailed, StoreError, StoreUnavailable, StoreUnfit
-from batchfile.store import conformance, s3_streams
-from batchfile.store.conformance import prove_conditions
-from batchfile.store.open import open_store, prove_store
-from batchfile.store.s3 import S3Store
-from batchfile.store.s3_streams import PART_BYTES
+from batchfile.testing import ManualClock
 from tests.contract.store_s3_kit import BUCKET, Once, clients, read, store
+from tests.helpers.store import PART_BYTES, conformance, prove_conditions, prove_store, s3_streams
+from tests.helpers.store_s3 import S3Store
 
 __all__ = ["clients", "store"]
 

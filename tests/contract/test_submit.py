@@ -8,19 +8,14 @@ from typing import Any
 
 import pytest
 
-from batchfile.clock import ManualClock
+from batchfile import Ledger
 from batchfile.errors import BatchDamaged, TooLarge
-from batchfile.janitor import Janitor
-from batchfile.ledger import batches, idempotency
-from batchfile.ledger import keys as ledger_keys
-from batchfile.ledger.base import Ledger
-from batchfile.ledger.batches import Draft
-from batchfile.ledger.idempotency import KeyedBatch
-from batchfile.ledger.records import BatchRecord
-from batchfile.plan.policy import REJECT
-from batchfile.plan.submit import submit
-from batchfile.store.memory import MemoryStore
+from batchfile.testing import ManualClock, MemoryStore
 from batchfile.types import Defaults, RoutingTable
+from tests.helpers.inbox import Janitor
+from tests.helpers.ledger import BatchRecord, Draft, KeyedBatch, batches, idempotency
+from tests.helpers.ledger import keys as ledger_keys
+from tests.helpers.plan import REJECT, submit
 
 TENANT = "acme"
 

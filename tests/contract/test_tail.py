@@ -3,16 +3,11 @@
 import json
 import random
 
-from batchfile.clock import ManualClock
-from batchfile.engine.echo import EchoEngine
-from batchfile.ledger import batches, keys
-from batchfile.ledger.base import Ledger, Limits
-from batchfile.ledger.tail import Cursor, iter_live
-from batchfile.plan.planner import plan_input
-from batchfile.runner.runner import Runner, RunnerOptions
-from batchfile.store.memory import MemoryStore
-from batchfile.testing import run_alone
+from batchfile import Ledger, Runner, RunnerOptions
+from batchfile.testing import EchoEngine, ManualClock, MemoryStore, run_alone
 from batchfile.types import Defaults, RoutingTable
+from tests.helpers.ledger import Cursor, Limits, batches, iter_live, keys
+from tests.helpers.plan import plan_input
 
 BATCH, NUM = "b", 100
 LOCAL = RoutingTable(everything="local")

@@ -5,21 +5,27 @@ from dataclasses import replace
 
 import pytest
 
-from batchfile.clock import ManualClock
+from batchfile import Ledger
 from batchfile.errors import StoreUnavailable
-from batchfile.files import stored_files
-from batchfile.files.stored_files import FileRecord, source
-from batchfile.janitor import Janitor
-from batchfile.ledger import batches, keys, lease, shards
-from batchfile.ledger.base import Ledger
-from batchfile.ledger.cas import Lost, load, swap
-from batchfile.ledger.records import BatchRecord, ShardRecord
-from batchfile.ledger.shards import Lease, give_back_owed
-from batchfile.plan import pending
-from batchfile.plan import planner as planner_module
-from batchfile.store.memory import MemoryStore
-from batchfile.testing.faulty_store import FaultyStore, Ill
+from batchfile.testing import FaultyStore, Ill, ManualClock, MemoryStore
 from batchfile.types import Counts, Defaults, RoutingTable, Usage
+from tests.helpers.inbox import FileRecord, Janitor, stored_files
+from tests.helpers.inbox import source_of_file as source
+from tests.helpers.ledger import (
+    BatchRecord,
+    Lease,
+    Lost,
+    ShardRecord,
+    batches,
+    give_back_owed,
+    keys,
+    lease,
+    load,
+    shards,
+    swap,
+)
+from tests.helpers.plan import pending
+from tests.helpers.plan import planner as planner_module
 
 LINE = b'{"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {"model": "m", "messages": []}}\n'
 KEY = keys.planning_key("b")

@@ -8,20 +8,14 @@ from itertools import islice, pairwise
 
 import pytest
 
-from batchfile.clock import ManualClock
+from batchfile import Ledger, Runner, RunnerOptions
 from batchfile.engine.base import Prepared
-from batchfile.engine.echo import EchoEngine, EchoPrepared
-from batchfile.ledger import batches, shards
-from batchfile.ledger.base import Ledger
-from batchfile.ledger.keys import input_key
-from batchfile.ledger.shards import Lease
-from batchfile.plan.planner import plan_input
-from batchfile.runner.claimer import Claimer
-from batchfile.runner.runner import Runner, RunnerOptions
-from batchfile.runner.state import SharedState
-from batchfile.store.memory import MemoryStore
-from batchfile.testing import run_alone
+from batchfile.testing import EchoEngine, ManualClock, MemoryStore, run_alone
 from batchfile.types import Defaults, RoutingTable
+from tests.helpers.engine import EchoPrepared
+from tests.helpers.ledger import Lease, batches, input_key, shards
+from tests.helpers.plan import plan_input
+from tests.helpers.runner import Claimer, SharedState
 
 POOL = "one"
 POOLS = RoutingTable(pools={POOL: ("m",)})

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from batchfile.cli.group import root
+from tests.helpers.cli import root
 from tests.small_tokenizers import llama
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

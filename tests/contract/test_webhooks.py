@@ -5,14 +5,11 @@ import random
 
 import pytest
 
-from api.ops import webhooks
-from api.ops.webhooks import BACKOFF_S, Event, deliver, event_of
-from batchfile.clock import ManualClock
-from batchfile.ledger import batches, keys, retention
-from batchfile.ledger.base import Ledger
-from batchfile.ledger.records import BatchRecord, EndReason, InputRef
-from batchfile.store.memory import MemoryStore
+from batchfile import Ledger
+from batchfile.testing import ManualClock, MemoryStore
 from batchfile.types import Defaults, RoutingTable
+from tests.helpers.ledger import BatchRecord, EndReason, InputRef, batches, keys, retention
+from tests.helpers.service import BACKOFF_S, Event, deliver, event_of, webhooks
 
 
 class World:

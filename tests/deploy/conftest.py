@@ -12,12 +12,12 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "deploy"))  # the recipe of s
 
 from fake_runpod import FakeRunpod, Server
 
-from batchfile.ledger import batches, keys
-from batchfile.ledger.base import Ledger
-from batchfile.plan.planner import plan_input
-from batchfile.settings import load_settings
-from batchfile.store.directory import DirectoryStore
+from batchfile import Ledger
 from batchfile.types import Defaults
+from tests.helpers.ledger import batches, keys
+from tests.helpers.plan import plan_input
+from tests.helpers.settings import load_settings
+from tests.helpers.store import DirectoryStore
 
 
 @pytest.fixture

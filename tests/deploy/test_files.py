@@ -14,7 +14,7 @@ import pytest
 import yaml
 from fake_runpod import KEY, FakeRunpod, Problem
 
-from batchfile.settings import DEFAULT_POOLS
+from tests.helpers.settings import DEFAULT_POOLS
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"

@@ -11,10 +11,10 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from api.ops import schemas
-from batchfile.ledger.base import Limits
-from batchfile.settings import DEFAULT_POOLS
-from runners.supervisor import STOP_MARGIN_S
+from tests.helpers.fleet import STOP_MARGIN_S
+from tests.helpers.ledger import Limits
+from tests.helpers.service import schemas
+from tests.helpers.settings import DEFAULT_POOLS
 
 ROOT = Path(__file__).parents[2] / "deploy" / "kubernetes"
 OVERLAYS = ["base", "overlays/keda", "overlays/echo"]

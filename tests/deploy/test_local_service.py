@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from service import pool_environ
 
-from batchfile.engine.vllm.cpu import BIND, KV_CACHE
-from batchfile.settings_tables import Pool
+from tests.helpers.engine import BIND, KV_CACHE
+from tests.helpers.settings import PoolSettings
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
-POOLS = {name: Pool(model=f"no-such-model-{name}") for name in ("a", "b")}
+POOLS = {name: PoolSettings(model=f"no-such-model-{name}") for name in ("a", "b")}
 
 
 def test_pools_get_little_kv_cache_each_unless_somebody_set_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from runners.runpod.api import RunpodError, at, call, key_of
+from tests.helpers.fleet import RunpodError, at, call, key_of
 
 
 class Elsewhere:

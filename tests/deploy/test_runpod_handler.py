@@ -15,11 +15,9 @@ import httpx
 import pytest
 from fake_queue import Queue
 
-from batchfile.ledger import batches, keys
-from batchfile.ledger.base import Ledger
-from batchfile.ledger.cas import load
-from batchfile.ledger.records import ShardRecord
-from runners.runpod.handler import Job, read_job
+from batchfile import Ledger
+from tests.helpers.fleet import ServerlessJob, read_job
+from tests.helpers.ledger import ShardRecord, batches, keys, load
 
 ROOT = Path(__file__).parents[2]
 WAIT_S = 1200.0  # only against a hang: no test depends on a machine's speed
@@ -157,7 +155,7 @@ def test_a_model_that_is_there_is_not_fetched(tmp_path: Path) -> None:
 
 
 def test_an_input_says_how_long() -> None:
-    assert read_job({}) == Job(timeout_s=600, idle_s=60, is_prefetch=False)
+    assert read_job({}) == ServerlessJob(timeout_s=600, idle_s=60, is_prefetch=False)
     assert read_job({"idle_s": None, "timeout_s": 90}).idle_s is None
     assert read_job({"timeout_s": 90}).margin_s == 30
     assert read_job({"timeout_s": 7200}).margin_s == 90

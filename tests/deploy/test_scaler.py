@@ -14,10 +14,21 @@ from fake_runpod import KEY, FakeRunpod, Server
 from structlog.testing import capture_logs
 
 from batchfile.errors import SettingsError
-from runners.runpod.api import Runpod, RunpodError
-from runners.runpod.jobs_and_pods import Jobs, Pods
-from runners.runpod.scaler import COOLDOWN_S, LOOK_S, Scaler, main, parse, scale_reader
-from runners.scaling import SHARDS_PER_RUNNER, WAIT_S, WAIT_S_MAX
+from tests.helpers.fleet import (
+    COOLDOWN_S,
+    LOOK_S,
+    SHARDS_PER_RUNNER,
+    WAIT_S,
+    WAIT_S_MAX,
+    Jobs,
+    Pods,
+    Runpod,
+    RunpodError,
+    Scaler,
+    main,
+    scale_reader,
+)
+from tests.helpers.fleet import scaler_parse as parse
 
 ROOT = Path(__file__).parents[2]
 POD = {"image": "registry.example/acme/batchfile-mistral:1", "gpu": {"id": "NVIDIA GeForce RTX 4090"}}

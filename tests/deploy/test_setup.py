@@ -216,9 +216,9 @@ from pathlib import Path
 sys.path.insert(0, {str(ROOT / "deploy")!r})
 from local_setup.places import locked
 from local_setup.process import attempt
-from local_setup.progress import Progress
+from local_setup.progress import SetupProgress
 with locked(Path({str(checkout.root / ".venv")!r}), "environment") as lock:
-    attempt([sys.executable, "-c", {waits!r}], Progress(), disk=Path("/"), holds=[lock])
+    attempt([sys.executable, "-c", {waits!r}], SetupProgress(), disk=Path("/"), holds=[lock])
 """
     owner = subprocess.Popen([sys.executable, "-c", holder])
     wait_for(here)

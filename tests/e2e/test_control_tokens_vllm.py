@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batchfile.engine.prompts import ChatPrompts
 from batchfile.errors import InvalidRequest
 from batchfile.types import Message, Role, Tool, ToolCall, Tools
+from tests.helpers.engine import ChatPrompts
 from tests.small_tokenizers import llama, mistral, thinking
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from batchfile.engine.open import engine_factory
 from batchfile.errors import InvalidRequest
-from batchfile.request_options import Options
 from batchfile.types import Completion, Message, Raw, Request, Sampling
+from tests.helpers.engine import engine_factory
+from tests.helpers.lines import Options
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]
 

@@ -17,14 +17,11 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from batchfile.engine.open import engine_factory
-from batchfile.engine.prompts import ChatPrompts, fold_system
-from batchfile.engine.vllm.engine import VllmEngine
-from batchfile.engine.vllm.steps import lacking
-from batchfile.engine.vllm.tasks import OneDecode, VllmOptions
 from batchfile.errors import EngineDead, InvalidRequest, SettingsError
 from batchfile.types import Completion, Message, Outcome, Request, Sampling
 from tests.engines import prepare_now
+from tests.helpers.engine import ChatPrompts, engine_factory, fold_system
+from tests.helpers.vllm import OneDecode, VllmEngine, VllmOptions, lacking
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]
 

@@ -14,21 +14,13 @@ from typing import Any
 import msgspec
 import pytest
 
-from batchfile.engine.vllm.engine import VllmEngine
-from batchfile.engine.vllm.guides import checked_params
-from batchfile.engine.vllm.options import with_details
-from batchfile.engine.vllm.tasks import VllmOptions
-from batchfile.ledger import batches
-from batchfile.ledger.base import Ledger
-from batchfile.ledger.keys import input_key
-from batchfile.lines.formats.openai_results import openai_file
-from batchfile.lines.result import encode_result
-from batchfile.plan.planner import plan_input
-from batchfile.request_options import Options
-from batchfile.runner.runner import Runner, RunnerOptions
-from batchfile.schemas import compile
-from batchfile.store.memory import MemoryStore
+from batchfile import Ledger, Runner, RunnerOptions
+from batchfile.testing import MemoryStore
 from batchfile.types import Choice, Completion, Defaults, RoutingTable, Usage
+from tests.helpers.ledger import batches, input_key
+from tests.helpers.lines import Options, compile, encode_result, openai_file
+from tests.helpers.plan import plan_input
+from tests.helpers.vllm import VllmEngine, VllmOptions, checked_params, with_details
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]
 

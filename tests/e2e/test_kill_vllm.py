@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from batchfile.store.directory import DirectoryStore
+from tests.helpers.store import DirectoryStore
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "leads.jsonl"

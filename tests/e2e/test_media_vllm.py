@@ -1,7 +1,10 @@
 """Images on real vLLM: a tiny vision model of random weights, whose chat template takes only lists of parts."""
 
+import io
+import json
 import subprocess
 import sys
+from base64 import b64encode
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,10 +12,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from batchfile.engine.open import engine_factory
 from batchfile.errors import InvalidRequest
-from batchfile.request_media import Media
 from batchfile.types import Completion, Message, Request, Sampling
+from tests.helpers.engine import engine_factory
+from tests.helpers.lines import Media
+from tests.media_kit import media_server, png, wav
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]
 
@@ -21,10 +25,15 @@ IMAGE_TOKENS = 4  # for each image, besides its two markers and one of the whole
 
 
 @pytest.fixture(scope="module")
-def engine(model_dir: Path) -> Iterator[Any]:
+def model(model_dir: Path) -> str:
     made = subprocess.run([sys.executable, "deploy/tiny_vision.py"], cwd=ROOT, capture_output=True, text=True)
     assert made.returncode == 0, made.stderr
-    built = engine_factory("vllm", model=made.stdout.strip(), max_model_len=512, max_num_seqs=8)()
+    return made.stdout.strip()
+
+
+@pytest.fixture(scope="module")
+def engine(model: str) -> Iterator[Any]:
+    built = engine_factory("vllm", model=model, max_model_len=512, max_num_seqs=8)()
     yield built
     built.close()
 
@@ -78,3 +87,58 @@ def test_an_image_is_part_of_what_the_model_sees(engine: Any) -> None:
     assert len(hashes) == len(colors)
     assert len({tuple(one.prompts[0]) for one in prepared}) == 1
     assert all(one.media_bytes == 64 * 64 * 3 for one in prepared)
+
+
+def chat(number: int, *parts: Any) -> dict[str, Any]:
+    turn = {"role": "user", "content": [{"type": "text", "text": "What is it?"}, *parts]}
+    body = {"messages": [turn], "max_tokens": 4, "temperature": 0}
+    return {"custom_id": f"r{number}", "method": "POST", "url": "/v1/chat/completions", "body": body}
+
+
+def image(url: str) -> dict[str, Any]:
+    return {"type": "image_url", "image_url": {"url": url}}
+
+
+def test_images_of_every_source_by_the_command_line_and_those_that_cannot_be_read_fail_alone(
+    model: str, tmp_path: Path
+) -> None:
+    (tmp_path / "photos").mkdir()
+    picture = png(64, 48)
+    odd = {"pixel": png(1, 1), "thin": png(1, 900), "cut": picture[:60], "page": b"<html>"}
+    for name, data in {"a": picture, **odd}.items():
+        (tmp_path / "photos" / f"{name}.png").write_bytes(data)
+    animated = io.BytesIO()
+    Image.new("P", (64, 48)).save(animated, "GIF", save_all=True, append_images=[Image.new("P", (64, 48), 9)])
+    (tmp_path / "photos" / "a.gif").write_bytes(animated.getvalue())
+    with media_server({"/a.png": picture}) as server:
+        data = b64encode(picture).decode()
+        audio = {"type": "input_audio", "input_audio": {"data": b64encode(wav()).decode(), "format": "wav"}}
+        lines = [
+            chat(0),
+            *map(
+                chat, range(1, 4), map(image, (f"data:image/png;base64,{data}", "photos/a.png", f"{server.url}/a.png"))
+            ),
+            chat(4, image("photos/a.gif"), image("photos/a.png")),
+            *(chat(n, image(f"photos/{name}.png")) for n, name in enumerate([*odd, "none"], 5)),
+            chat(10, audio),
+        ]
+        (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, lines)))
+        command = [sys.executable, "-m", "batchfile", "run", "in.jsonl", "-o", "out.jsonl", "--model", model]
+        command += ["--max-model-len", "512", "--max-num-seqs", "8"]
+        ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert ended.returncode == 3, ended.stderr[-4000:]
+    assert "Traceback" not in ended.stderr
+    results = [json.loads(row)["response"] for row in (tmp_path / "out.jsonl").read_text().splitlines()]
+    answers = {n: result["body"] for n, result in enumerate(results) if result["status_code"] == 200}
+    assert answers.keys() >= {0, 1, 2, 3, 4}
+    assert [answers[n]["choices"][0]["message"]["content"] for n in (2, 3)] == [
+        answers[1]["choices"][0]["message"]["content"]
+    ] * 2
+    prompt_tokens = [answers[n]["usage"]["prompt_tokens"] for n in range(5)]
+    assert len(set(prompt_tokens[1:4])) == 1
+    assert prompt_tokens[4] - prompt_tokens[0] == 2 * (prompt_tokens[1] - prompt_tokens[0]) > 0
+    said = {n: result["body"]["error"]["message"] for n, result in enumerate(results) if n not in answers}
+    reasons = {7: "is a damaged image", 8: "is not an image", 9: "no such file", 10: "does not take audio"}
+    assert {n: reason for n, reason in reasons.items() if reason not in said[n]} == {}
+    for n in said.keys() & {5, 6}:  # the model's processor may not take one of them
+        assert "The model cannot read" in said[n]

@@ -8,14 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batchfile.engine.fit import token_counter
-from batchfile.engine.prompts import MistralPrompts, prompts_of
-from batchfile.engine.vllm.preflight import check_model, model_facts
 from batchfile.errors import InvalidRequest, SettingsError
-from batchfile.settings_tables import Pool
 from batchfile.types import Completion, Message, Raw, Request, Sampling, Tool, ToolCall, Tools
-from runners.options import factory_of
 from tests.engines import prepare_now
+from tests.helpers.engine import MistralPrompts, prompts_of, token_counter
+from tests.helpers.fleet import factory_of
+from tests.helpers.settings import PoolSettings
+from tests.helpers.vllm import check_model, model_facts
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]
 
@@ -157,7 +156,7 @@ def test_a_model_with_mistrals_files_alone_is_served(model: Path) -> None:
     check_model(str(model))
     size = (model / "consolidated.safetensors").stat().st_size
     assert model_facts(str(model)).weight_bytes == size
-    engine = factory_of(Pool(model=str(model), max_model_len=256, engine_args={"max_num_seqs": 4}), "vllm")()
+    engine = factory_of(PoolSettings(model=str(model), max_model_len=256, engine_args={"max_num_seqs": 4}), "vllm")()
     sampling = Sampling(max_tokens=4, temperature=0.0, ignore_eos=True)
     chat = Request(custom_id="chat", messages=CONVERSATIONS["system"], sampling=sampling)
     asked = [

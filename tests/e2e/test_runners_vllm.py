@@ -16,13 +16,11 @@ from typing import Any
 import psutil
 import pytest
 
-from batchfile.ledger import batches, keys
-from batchfile.ledger.base import Ledger
-from batchfile.ledger.heartbeats import read_heartbeats
-from batchfile.ledger.records import BatchRecord
-from batchfile.plan.planner import plan_input
-from batchfile.store.directory import DirectoryStore
+from batchfile import Ledger
 from batchfile.types import Defaults, RoutingTable
+from tests.helpers.ledger import BatchRecord, batches, keys, read_heartbeats
+from tests.helpers.plan import plan_input
+from tests.helpers.store import DirectoryStore
 
 pytestmark = pytest.mark.vllm
 

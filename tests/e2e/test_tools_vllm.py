@@ -7,13 +7,11 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from batchfile.engine.prompts import ChatPrompts
-from batchfile.engine.vllm.engine import VllmEngine
-from batchfile.engine.vllm.parsers import Parsers
-from batchfile.engine.vllm.tasks import VllmOptions
 from batchfile.errors import InvalidRequest, SettingsError
 from batchfile.types import Choice, Completion, Message, Request, Sampling, Tool, ToolCall, Tools
 from tests.engines import prepare_now
+from tests.helpers.engine import ChatPrompts
+from tests.helpers.vllm import Parsers, VllmEngine, VllmOptions
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]
 

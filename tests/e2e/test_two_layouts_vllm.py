@@ -13,12 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from batchfile.engine.vllm.engine import VllmEngine
-from batchfile.engine.vllm.steps import Stall
 from batchfile.errors import EngineDead
-from batchfile.settings_tables import Pool
 from batchfile.types import Completion, Message, Request, Sampling
-from runners.options import factory_of
+from tests.helpers.fleet import factory_of
+from tests.helpers.settings import PoolSettings
+from tests.helpers.vllm import Stall, VllmEngine
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]
 
@@ -46,7 +45,7 @@ def both_layouts(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 @pytest.fixture(scope="module")
 def engine(both_layouts: Path) -> Iterator[VllmEngine]:
-    pool = Pool(model=str(both_layouts), max_model_len=256, engine_args={"max_num_seqs": 3})
+    pool = PoolSettings(model=str(both_layouts), max_model_len=256, engine_args={"max_num_seqs": 3})
     built = factory_of(pool, "vllm")()
     assert isinstance(built, VllmEngine)
     yield built

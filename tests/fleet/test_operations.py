@@ -12,20 +12,15 @@ import pytest
 import yaml
 from prometheus_client.core import Metric
 
-from api.ops.metrics import Metrics
-from api.ops.pools import PoolStatus
-from batchfile.engine.open import engine_factory
-from batchfile.ledger.base import Ledger
-from batchfile.ledger.heartbeats import write_heartbeat
-from batchfile.ledger.records import HeartbeatRecord
-from batchfile.ledger.set_aside import SetAside
-from batchfile.ledger.status import StatusReader
-from batchfile.runner.runner import Runner, RunnerOptions
-from batchfile.settings import load_settings
-from batchfile.store.memory import MemoryStore
-from batchfile.store.metered import MeteredStore
-from runners.metrics import RunnerCollector
-from runners.ray.options import order_of, parse
+from batchfile import Ledger, Runner, RunnerOptions
+from batchfile.testing import MemoryStore
+from tests.helpers.engine import engine_factory
+from tests.helpers.fleet import RunnerCollector, order_of
+from tests.helpers.fleet import options_parse as parse
+from tests.helpers.ledger import HeartbeatRecord, SetAside, StatusReader, write_heartbeat
+from tests.helpers.service import Metrics, PoolStatus
+from tests.helpers.settings import load_settings
+from tests.helpers.store import MeteredStore
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "operations.md"

@@ -12,15 +12,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from batchfile.ledger import batches, keys
-from batchfile.ledger.base import Ledger
-from batchfile.ledger.heartbeats import read_heartbeats
-from batchfile.ledger.records import BatchRecord
-from batchfile.ledger.status import StatusReader
-from batchfile.plan.planner import plan_input
-from batchfile.settings import load_settings
-from batchfile.store.directory import DirectoryStore
+from batchfile import Ledger
 from batchfile.types import Defaults
+from tests.helpers.ledger import BatchRecord, StatusReader, batches, keys, read_heartbeats
+from tests.helpers.plan import plan_input
+from tests.helpers.settings import load_settings
+from tests.helpers.store import DirectoryStore
 
 sys.path.insert(0, str(Path(__file__).parent))
 from ray_cluster import Cluster, Node, running

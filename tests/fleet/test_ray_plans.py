@@ -5,10 +5,20 @@ from pathlib import Path
 import pytest
 
 from batchfile.errors import SettingsError
-from batchfile.settings import load_settings
-from runners.ray.options import order_of, parse
-from runners.ray.plans import HolderReport, HolderState, Moves, Order, PoolPlan, holder_name, moves, read_holder_name
-from runners.scaling import Bounds
+from tests.helpers.fleet import (
+    Bounds,
+    HolderReport,
+    HolderState,
+    Moves,
+    Order,
+    PoolPlan,
+    holder_name,
+    moves,
+    order_of,
+    read_holder_name,
+)
+from tests.helpers.fleet import options_parse as parse
+from tests.helpers.settings import load_settings
 
 PLAN = PoolPlan(pool="mistral", bounds=Bounds(minimum=1, maximum=4), first_port=9400, idle_exit_s=60)
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchfile.errors import SettingsError
-from runners.scaling import Bounds, wanted
+from tests.helpers.fleet import Bounds, wanted
 
 few = st.integers(0, 50)
 

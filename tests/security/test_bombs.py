@@ -10,11 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from batchfile.errors import InvalidFile, InvalidRequest
-from batchfile.lines.file_formats import CHUNK_BYTES, detect, open_lines, zstd
-from batchfile.lines.framing import iter_lines
-from batchfile.lines.parquet import parquet_lines
-from batchfile.lines.parse import parse_request
 from batchfile.types import Defaults
+from tests.helpers.lines import CHUNK_BYTES, detect, iter_lines, open_lines, parquet_lines, parse_request, zstd
 
 MIB = 1024 * 1024
 # In a process of its own, so that nothing but this is measured: MiB at the most, beyond what it had before.

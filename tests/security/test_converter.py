@@ -16,10 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from batchfile.errors import ConverterKilled, InvalidFile
-from batchfile.lines import converter, parquet
-from batchfile.lines.converter import convert
-from batchfile.lines.file_formats import open_lines
-from batchfile.lines.parquet import parquet_lines
+from tests.helpers.lines import convert, converter, open_lines, parquet, parquet_lines
 
 MIB = 1024 * 1024
 

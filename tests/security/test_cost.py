@@ -13,17 +13,14 @@ from contextlib import suppress
 
 import pytest
 
-from api import create
-from api.http.errors import Refusal
-from batchfile.clock import ManualClock
+from batchfile import Ledger
 from batchfile.errors import BatchfileError
-from batchfile.ledger.base import Ledger
-from batchfile.lines.file_formats import Unpacker, zstd
-from batchfile.plan.options import CreateOptions
-from batchfile.plan.planner import plan_input
-from batchfile.settings import Settings
-from batchfile.store.memory import MemoryStore
+from batchfile.testing import ManualClock, MemoryStore
 from batchfile.types import RoutingTable
+from tests.helpers.lines import Unpacker, zstd
+from tests.helpers.plan import CreateOptions, plan_input
+from tests.helpers.service import Refusal, create
+from tests.helpers.settings import Settings
 
 BYTES = 32 * 1024
 TRIES = 2

@@ -11,13 +11,12 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from api.ops.safe_post import post
-from batchfile.engine.http.engine import HttpEngine, HttpOptions
 from batchfile.errors import SettingsError
-from batchfile.safe_http import is_public
-from batchfile.settings_tables import LocalRun, Pool, Webhook
 from batchfile.types import Failure, Message, Outcome, Request, Sampling
 from tests.contract import chat_server
+from tests.helpers.endpoint import HttpEngine, HttpOptions
+from tests.helpers.service import is_public, post
+from tests.helpers.settings import LocalRun, PoolSettings, Webhook
 
 KEY = "sk-canary-of-the-pool"
 SECRET = "whsec_" + "MDEyMzQ1Njc4OWFiY2RlZg=="
@@ -194,6 +193,6 @@ def test_credentials_in_the_address_of_a_pool_are_refused_and_not_shown() -> Non
         HttpEngine(HttpOptions(base_url=url, model="m"))
     assert "canary" not in str(refused.value)
     with pytest.raises(ValidationError, match="must not contain credentials"):
-        Pool(model="m", engine="http", base_url=url)
+        PoolSettings(model="m", engine="http", base_url=url)
     with pytest.raises(ValidationError, match="must not contain credentials"):
         LocalRun(base_url=url)

@@ -13,10 +13,10 @@ import httpx
 import pytest
 
 from batchfile.errors import SettingsError
-from batchfile.settings import load_settings
 from tests import warm
 from tests.contract import chat_server
 from tests.contract.conftest import free_port
+from tests.helpers.settings import load_settings
 from tests.warm import Warm
 
 ROOT = Path(__file__).parents[2]

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from batchfile.lines.file_formats import zstd
+from tests.helpers.lines import zstd
 
 POST = b"POST /v1/messages/batches?stage=email HTTP/1.1\r\nContent-Type: application/x-ndjson\r\nConnection: close\r\n"
 HOST = b"Host: x\r\n"

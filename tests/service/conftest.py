@@ -14,11 +14,11 @@ from typing import Any, NamedTuple, Self
 import httpx
 import pytest
 
-from batchfile.engine.open import engine_factory
-from batchfile.open_ledger import open_service_ledger
-from batchfile.runner.runner import Runner, RunnerOptions
-from batchfile.settings import load_settings
+from batchfile import Runner, RunnerOptions
 from batchfile.types import Task
+from tests.helpers.engine import engine_factory
+from tests.helpers.settings import load_settings
+from tests.helpers.store import open_service_ledger
 from tests.warm import Warm
 
 ROOT = Path(__file__).parents[2]

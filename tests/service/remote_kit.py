@@ -12,11 +12,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from batchfile.engine.open import engine_factory
-from batchfile.open_ledger import open_service_ledger
-from batchfile.runner.runner import Runner, RunnerOptions
-from batchfile.settings import load_settings
+from batchfile import Runner, RunnerOptions
 from tests import warm
+from tests.helpers.engine import engine_factory
+from tests.helpers.settings import load_settings
+from tests.helpers.store import open_service_ledger
 
 WAIT_S = 1200.0  # only against a hang: no test depends on a machine's speed
 ROOT = Path(__file__).parents[2]

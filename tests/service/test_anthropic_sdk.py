@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from batchfile.engine.echo import EchoEngine
-from batchfile.open_ledger import open_service_ledger
-from batchfile.runner.runner import Runner, RunnerOptions
-from batchfile.settings import load_settings
+from batchfile import Runner, RunnerOptions
+from batchfile.testing import EchoEngine
+from tests.helpers.settings import load_settings
+from tests.helpers.store import open_service_ledger
 
 ROOT = Path(__file__).parents[2]
 PYTHON_WALK = ROOT / "tests" / "sdk-python" / "anthropic_walk.py"

@@ -23,8 +23,7 @@ import pytest
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from api.http import connections
-from api.http.connections import Connection, Connections
+from tests.helpers.service import Connections, ServerConnection, connections
 
 BATCHES = "/api/batches"
 POST = b"POST /v1/messages/batches?stage=email HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-ndjson\r\n"
@@ -333,7 +332,7 @@ def served(wait_s: float) -> Iterator[int]:
     limits = Connections(connections_max=100, idle_bytes_max=64 * 1024, wait_s=wait_s)
     config = uvicorn.Config(
         app,
-        http=partial(Connection, all_of_them=limits),  # type: ignore[arg-type]
+        http=partial(ServerConnection, all_of_them=limits),  # type: ignore[arg-type]
         lifespan="off",
         ws="none",
         log_config=None,

@@ -14,11 +14,11 @@ from unittest.mock import patch
 import httpx
 import pytest
 
-from api.app import create_app
-from batchfile.ledger.base import Ledger
-from batchfile.lines.file_formats import zstd
-from batchfile.settings import Settings
-from batchfile.store.memory import MemoryStore
+from batchfile import Ledger
+from batchfile.testing import MemoryStore
+from tests.helpers.lines import zstd
+from tests.helpers.service import create_app
+from tests.helpers.settings import Settings
 
 LINES = "application/x-ndjson"
 JSON = "application/json"

@@ -10,10 +10,10 @@ import schemathesis
 from hypothesis import HealthCheck, settings
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
-from api.app import create_app
-from batchfile.ledger.base import Ledger
-from batchfile.settings import Settings
-from batchfile.store.memory import MemoryStore
+from batchfile import Ledger
+from batchfile.testing import MemoryStore
+from tests.helpers.service import create_app
+from tests.helpers.settings import Settings
 
 KEY = "bf_schema-test"
 KEYS = f"default:{hashlib.sha256(KEY.encode()).hexdigest()}"

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from batchfile.lines.file_formats import zstd
+from tests.helpers.lines import zstd
 
 LINES = "application/x-ndjson"
 BATCHES = "/v1/messages/batches"

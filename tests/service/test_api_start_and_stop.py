@@ -13,12 +13,11 @@ from typing import Any
 import httpx
 import pytest
 
-from api.__main__ import main
-from api.ops import store_health
-from batchfile import open_ledger
 from batchfile.errors import StoreUnavailable
 from tests.contract.conftest import BUCKET, CREDENTIALS, free_port, moto_url, s3_credentials
 from tests.contract.fault_proxy import FaultProxy, fault_proxy
+from tests.helpers.service import main, store_health
+from tests.helpers.store import open_ledger
 
 __all__ = ["moto_url", "s3_credentials"]
 

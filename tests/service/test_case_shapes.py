@@ -152,7 +152,7 @@ def test_a_file_without_requests_that_can_run_is_refused_once(tmp_path: Path, na
         code, said = run_of(tmp_path, name, *command)
         assert (code, REFUSED[name] in said) == (4, True), said
     assert [*tmp_path.rglob("batch.json"), *tmp_path.glob("o.*")] == []
-    rejected = dropped(f"email/{name}", data_of(name)).told(f"email/{name}.rejected.json")
+    rejected = dropped(f"email/{name}", data_of(name)).document(f"email/{name}.rejected.json")
     assert len(rejected["errors"]) == 1
     assert REFUSED[name] in rejected["message"]
 

@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 
-from batchfile.clock import ManualClock
-from batchfile.lines.file_formats import zstd
-from batchfile.store.memory import MemoryStore
+from batchfile.testing import ManualClock, MemoryStore
 from tests.contract.inbox_kit import World
+from tests.helpers.lines import zstd
 from tests.service.openai_kit import CHAT, KEY, client, connect, served, until, work
 from tests.service.test_run_commands import batchfile
 
@@ -270,7 +269,7 @@ def test_a_file_without_a_request_says_so_in_every_entry_point(
     for arguments in (("run", name, "-o", "o", "--engine", "echo"), ("validate", name)):
         done = batchfile(tmp_path, *arguments)
         assert (done.returncode, said in (done.stdout + done.stderr).decode()) == (4, True), done
-    assert said in json.dumps(dropped(f"email/{name}", data).told(f"email/{name}.rejected.json"))
+    assert said in json.dumps(dropped(f"email/{name}", data).document(f"email/{name}.rejected.json"))
     if name.endswith(".parquet"):
         return  # which the service reads from its inbox
     (error,) = until(client, uploaded(client, data, name).id, "failed").errors.data

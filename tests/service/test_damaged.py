@@ -8,8 +8,8 @@ from typing import Any
 import httpx
 import pytest
 
-from batchfile.files.keys import file_key
-from batchfile.ledger import keys
+from tests.helpers.inbox import file_key
+from tests.helpers.ledger import keys
 from tests.service.test_api_native import PAIRS, bearer
 
 BATCHES, MESSAGES, OPENAI = "/api/batches", "/v1/messages/batches", "/v1/batches"

@@ -15,11 +15,11 @@ import pytest
 from anthropic.types.messages import MessageBatchIndividualResponse
 from openai.types.chat import ChatCompletion
 
-from batchfile.engine.http.engine import HttpEngine, HttpOptions
-from batchfile.open_ledger import open_service_ledger
-from batchfile.runner.runner import Runner, RunnerOptions
-from batchfile.settings import load_settings
+from batchfile import Runner, RunnerOptions
 from tests.contract import chat_server
+from tests.helpers.endpoint import HttpEngine, HttpOptions
+from tests.helpers.settings import load_settings
+from tests.helpers.store import open_service_ledger
 from tests.service.openai_kit import CHAT, KEY, KEYS, client, connect, submit, until
 from tests.service.test_run_commands import batchfile
 

@@ -9,18 +9,13 @@ import anthropic
 import openai
 import pytest
 
-from batchfile.files import stored_files
-from batchfile.files.stored_files import FileRecord
-from batchfile.inbox import records as inbox_records
-from batchfile.inbox.records import DroppedFile
-from batchfile.inbox.scan import Inbox
-from batchfile.ledger.base import Ledger
-from batchfile.ledger.batches import Draft
-from batchfile.ledger.set_aside import SetAside
-from batchfile.open_ledger import open_service_ledger
-from batchfile.plan import pending
-from batchfile.settings import load_settings
+from batchfile import Ledger
 from batchfile.types import Defaults
+from tests.helpers.inbox import DroppedFile, FileRecord, Inbox, inbox_records, stored_files
+from tests.helpers.ledger import Draft, SetAside
+from tests.helpers.plan import pending
+from tests.helpers.settings import load_settings
+from tests.helpers.store import open_service_ledger
 from tests.service.openai_kit import CHAT, direct
 
 NUM_DROPPED = 100  # more than one page of OpenAI's listing, in a row as well

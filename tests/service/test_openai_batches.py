@@ -15,11 +15,11 @@ from openai.types import Batch, Completion, CreateEmbeddingResponse, FileDeleted
 from openai.types.chat import ChatCompletion
 from openai.types.responses import Response
 
-from batchfile.engine.open import engine_factory
-from batchfile.ledger import batches, ending
-from batchfile.open_ledger import open_service_ledger
-from batchfile.runner.runner import Runner, RunnerOptions
-from batchfile.settings import load_settings
+from batchfile import Runner, RunnerOptions
+from tests.helpers.engine import engine_factory
+from tests.helpers.ledger import batches, ending
+from tests.helpers.settings import load_settings
+from tests.helpers.store import open_service_ledger
 from tests.service.openai_kit import (
     CHAT,
     KEY,

@@ -16,7 +16,7 @@ from typing import Any
 import openai
 import pytest
 
-from api.ops.webhooks import Event, signed_headers
+from tests.helpers.service import Event, signed_headers
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "openai"
 CHAT, COMPLETIONS, EMBEDDINGS = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"

@@ -27,8 +27,8 @@ TURNS = {
     "t-file-part": "body.messages[0].content[0].file: documents of type application/pdf cannot be read; only text can",
     "t-function-role": "body.messages[1].role: must be ",
     "t-human-role": "body.messages[0].role: is missing",
-    "t-image_url-data": "data:image/png;base64: is not an image in PNG, JPEG",
-    "t-input_audio": "data:audio/wav;base64: is not a recording in WAV (PCM), the only format that is decoded: it ends",
+    "t-image_url-data": '"data:image/png;base64": is not an image in PNG, JPEG',
+    "t-input_audio": '"data:audio/wav;base64": is not a recording in WAV (PCM), the only format that is decoded: it',
 }
 # This engine does not follow a schema.
 SCHEMAS = dict.fromkeys(("k-rf-json_object", "k-rf-schema-strict"), "Output validation failed: the answer is not JSON")
@@ -45,7 +45,7 @@ VECTORS = {
 }
 PARAMS = {
     "g-betas": "params.betas: beta features are not supported; remove it",
-    "g-image": "data:image/png;base64: is not an image in PNG, JPEG",
+    "g-image": '"data:image/png;base64": is not an image in PNG, JPEG',
     "g-max_tokens_to_sample": "params.messages: is missing",
 }
 
@@ -92,7 +92,7 @@ def test_a_line_of_openais_format_runs_or_fails_by_name(
     check([json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()], failed, len(given))
 
     # A runner of a service reads no media for a tenant without rules of its own, and says so.
-    in_service = {name: start for name, start in failed.items() if not start.startswith("data:")}
+    in_service = {name: start for name, start in failed.items() if not start.startswith('"data:')}
     of_media = failed.keys() - in_service.keys()
     kept = [line for line in given if line["custom_id"] not in of_media]
     batch = submit(client, *kept, endpoint=given[0]["url"])

@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from batchfile.cli.exits import Exit
 from tests import warm
+from tests.helpers.cli import Exit
 from tests.warm import Warm
 
 try:

@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 
 import batchfile
-from batchfile.cli.exits import Exit
 from batchfile.errors import InvalidFile, OutputTaken
-from batchfile.local.outputs import lock_folder, lock_output
+from tests.helpers.cli import Exit
+from tests.helpers.local import lock_folder, lock_output
 from tests.warm import Warm
 
 WAIT_S = 1200.0  # only against a hang

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from batchfile.lines.kinds import KIND_BYTES
+from tests.helpers.lines import KIND_BYTES
 from tests.warm import Warm
 
 IN_OUT = ["run", "--engine", "echo", "in.jsonl", "-o", "out.jsonl"]

@@ -19,18 +19,13 @@ import boto3
 import pytest
 import structlog
 
-from batchfile.ledger import batches, keys
-from batchfile.ledger.base import Ledger
-from batchfile.ledger.cas import load
-from batchfile.ledger.heartbeats import read_heartbeats
-from batchfile.ledger.records import BatchRecord, ShardRecord
-from batchfile.plan.planner import plan_input
-from batchfile.settings import DEFAULT_POOLS, load_settings
-from batchfile.store.directory import DirectoryStore
-from batchfile.store.open import open_store
+from batchfile import Ledger, open_store
 from batchfile.types import Defaults
-from runners.metrics import serving
-from runners.options import parse
+from tests.helpers.fleet import parse, serving
+from tests.helpers.ledger import BatchRecord, ShardRecord, batches, keys, load, read_heartbeats
+from tests.helpers.plan import plan_input
+from tests.helpers.settings import DEFAULT_POOLS, load_settings
+from tests.helpers.store import DirectoryStore
 from tests.warm import Warm
 
 ROOT = Path(__file__).parents[2]

@@ -10,7 +10,7 @@ import openai
 import pytest
 from anthropic._exceptions import ServiceUnavailableError as AnthropicUnavailable
 
-from api.http.negotiation import ApiFormat, NegotiatedFormat, problem
+from tests.helpers.service import ApiFormat, NegotiatedFormat, problem
 
 ID = "req_0123456789abcdef01234567"
 STATUSES: dict[int, tuple[type[Exception], str, type[Exception]]] = {

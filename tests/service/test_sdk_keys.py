@@ -13,7 +13,7 @@ from openai.types.responses import response_create_params as o_response
 from openai.types.shared_params import FunctionDefinition, ResponseFormatJSONSchema, response_format_json_schema
 from pydantic import BaseModel
 
-from batchfile.lines.formats import (
+from tests.helpers.lines import (
     native,
     openai_chat,
     openai_completions,

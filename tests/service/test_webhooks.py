@@ -23,25 +23,16 @@ from openai.types.webhooks import (
 )
 from pydantic import SecretStr
 
-from api.ops.safe_post import post
-from api.ops.webhooks import AT_ONCE, WebhookSender, _Due, _Receiver, event_of, signed_headers, webhook_key
-from batchfile.clock import ManualClock
+from batchfile import Ledger
 from batchfile.errors import SettingsError
-from batchfile.files import stored_files
-from batchfile.files.stored_files import source
-from batchfile.inbox import records as inbox_records
-from batchfile.inbox.records import DroppedFile
-from batchfile.inbox.scan import Inbox
-from batchfile.janitor import Janitor
-from batchfile.ledger import batches, ending
-from batchfile.ledger.base import Ledger
-from batchfile.ledger.records import BatchRecord, EndReason
-from batchfile.ledger.set_aside import SetAside
-from batchfile.plan import pending
-from batchfile.settings import load_settings
-from batchfile.settings_tables import Webhook
-from batchfile.store.memory import MemoryStore
+from batchfile.testing import ManualClock, MemoryStore
 from batchfile.types import Defaults, RoutingTable
+from tests.helpers.inbox import DroppedFile, Inbox, Janitor, inbox_records, stored_files
+from tests.helpers.inbox import source_of_file as source
+from tests.helpers.ledger import BatchRecord, EndReason, SetAside, batches, ending
+from tests.helpers.plan import pending
+from tests.helpers.service import AT_ONCE, WebhookSender, _Due, _Receiver, event_of, post, signed_headers, webhook_key
+from tests.helpers.settings import Webhook, load_settings
 
 SECRET = "whsec_" + base64.b64encode(bytes(range(32))).decode()
 CHAT = "/v1/chat/completions"

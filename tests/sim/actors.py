@@ -14,26 +14,17 @@ from unittest.mock import patch
 
 from pydantic import SecretStr
 
-from api import create as api_create
-from api.http.errors import Refusal
-from api.ops.webhooks import WebhookSender
-from api.service import Service
+from batchfile import Ledger, Runner, RunnerOptions
 from batchfile.errors import BatchfileError, StoreError
-from batchfile.files.stored_files import FileRecord, source
-from batchfile.inbox.scan import Inbox
-from batchfile.janitor import Janitor
-from batchfile.ledger import batches, idempotency, keys
-from batchfile.ledger.base import Ledger, Limits
-from batchfile.ledger.records import BatchRecord
-from batchfile.lines.formats.openai_chat import URL
-from batchfile.long_work import LongWork
-from batchfile.plan import pending
-from batchfile.plan.options import CreateOptions
-from batchfile.plan.planner import plan_input
-from batchfile.runner.runner import Runner, RunnerOptions
-from batchfile.settings import Settings
-from batchfile.settings_tables import Webhook
 from batchfile.types import Defaults
+from tests.helpers.inbox import FileRecord, Inbox, Janitor, LongWork
+from tests.helpers.inbox import source_of_file as source
+from tests.helpers.ledger import BatchRecord, Limits, batches, idempotency, keys
+from tests.helpers.lines import URL
+from tests.helpers.plan import CreateOptions, pending, plan_input
+from tests.helpers.service import Refusal, Service, WebhookSender
+from tests.helpers.service import create as api_create
+from tests.helpers.settings import Settings, Webhook
 from tests.sim.engine import SimEngine
 from tests.sim.green import Event
 from tests.sim.invariants import Model

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Literal
 
-from batchfile.lines.formats.openai_chat import URL
+from tests.helpers.lines import URL
 from tests.sim.engine import KILLER, POISON
 
 LineKind = Literal["good", "bad", "poison", "killer", "rejected"]

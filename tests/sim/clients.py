@@ -6,11 +6,9 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import TypeVar
 
-from api.http.auth import Caller
-from api.http.errors import Refusal
 from batchfile.errors import BatchDamaged, InvalidFile, KeyReused, StoreError
-from batchfile.ledger.status import BatchSnapshot
-from batchfile.ledger.tail import Cursor, iter_live
+from tests.helpers.ledger import BatchSnapshot, Cursor, iter_live
+from tests.helpers.service import Caller, Refusal
 from tests.sim.actors import TENANT, NoAnswer, Replica, Stage
 from tests.sim.bodies import Sent, Way
 from tests.sim.world import Process

@@ -10,10 +10,9 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Literal, NoReturn
 
-from batchfile.inbox import documents, outbox
-from batchfile.inbox.records import dropped_file
-from batchfile.ledger.records import BatchRecord
-from batchfile.store.base import Object
+from tests.helpers.inbox import documents, dropped_file, outbox
+from tests.helpers.ledger import BatchRecord
+from tests.helpers.store import Object
 from tests.sim import bodies
 from tests.sim.bodies import Sent
 from tests.sim.store import SharedStore

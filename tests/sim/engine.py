@@ -3,8 +3,9 @@
 from collections.abc import Callable
 
 from batchfile.engine.base import Prepared
-from batchfile.engine.echo import EchoPrepared
-from batchfile.testing.faulty_echo import EchoFaults, Fault, FaultyEchoEngine
+from batchfile.testing import EchoFaults, FaultyEchoEngine
+from tests.helpers.engine import EchoPrepared
+from tests.helpers.faults import Fault
 from tests.sim.world import Gone, Process
 
 POISON = "POISON"  # ends the engine

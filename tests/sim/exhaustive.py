@@ -14,10 +14,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from batchfile.errors import StoreUnavailable
-from batchfile.ledger import batches, ending
-from batchfile.ledger.base import Limits
-from batchfile.plan.planner import plan_input
 from batchfile.types import Defaults
+from tests.helpers.ledger import Limits, batches, ending
+from tests.helpers.plan import plan_input
 from tests.sim import bodies
 from tests.sim.actors import Shape, Stage
 from tests.sim.faults import Fault, Given, Kind

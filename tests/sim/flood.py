@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from random import Random
 
 from batchfile.engine.base import in_flight_for
-from batchfile.runner.prefetcher import WINDOW_SLOTS
+from tests.helpers.runner import WINDOW_SLOTS
 from tests.sim import bodies
 from tests.sim.actors import Stage
 from tests.sim.bodies import Sent

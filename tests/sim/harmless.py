@@ -1,8 +1,7 @@
 """Breaks of the protocol that cost time or a repeated generation, not a result: that nothing is found is by design."""
 
-from batchfile.ledger import batches, ending, keys
-from batchfile.ledger.shards import Lease
-from batchfile.runner.checkpointer import Checkpointer
+from tests.helpers.ledger import Lease, batches, ending, keys
+from tests.helpers.runner import Checkpointer
 from tests.sim.mutants import Mutant, closes, judged, replaced
 from tests.sim.store import ProcessStore
 

@@ -6,11 +6,12 @@ Drawn from the seed of a world, not from its calls: every process meets the same
 from dataclasses import dataclass
 from random import Random
 
-from batchfile.testing.faulty_store import Answer, Ill
+from batchfile.testing import Ill
+from tests.helpers.faults import IllAnswer
 from tests.sim.bodies import Sent
 
 SHARE = 0.2  # of the schedules with several batches
-REFUSALS: tuple[Answer, ...] = ("500", "EIO", "400", "403", "405", "501", "EACCES")
+REFUSALS: tuple[IllAnswer, ...] = ("500", "EIO", "400", "403", "405", "501", "EACCES")
 # Only of records nonsense is answered for long: a part or an input that is not what its digest says is lost, after
 # several reads, and its lines are errored. That is as it must be.
 RECORDS = ("batch.json", "plan-*", "planning.json", "assembly.json", "shards/*")
@@ -27,7 +28,7 @@ class Illness:
 
     sent: Sent | None
     name: str
-    answer: Answer
+    answer: IllAnswer
     is_read: bool
     is_write: bool
     begins_s: float

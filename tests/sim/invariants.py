@@ -10,16 +10,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import NoReturn
 
-from batchfile.inbox.records import inbox_path
-from batchfile.ledger import bitmaps, keys
-from batchfile.ledger.base import Limits
-from batchfile.ledger.lease import CRASHES_OF_ONE_LINE
-from batchfile.ledger.records import BatchRecord, Plan, ShardRecord, decode
-from batchfile.ledger.shards import Lease
-from batchfile.lines.result import decode_part, decode_result
-from batchfile.plan import pending
-from batchfile.store.base import Object
 from batchfile.types import Counts
+from tests.helpers.inbox import inbox_path
+from tests.helpers.ledger import (
+    CRASHES_OF_ONE_LINE,
+    BatchRecord,
+    Lease,
+    Limits,
+    Plan,
+    ShardRecord,
+    bitmaps,
+    decode,
+    keys,
+)
+from tests.helpers.lines import decode_part, decode_result
+from tests.helpers.plan import pending
+from tests.helpers.store import Object
 from tests.sim.bodies import Sent
 from tests.sim.dropped import Files, Version
 from tests.sim.faults import OLDER_SHARES_OF_TTL

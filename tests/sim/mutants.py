@@ -12,31 +12,40 @@ from types import ModuleType
 from typing import Any
 from unittest.mock import patch
 
-from api.ops import webhooks
+from batchfile import Ledger
 from batchfile.errors import BatchfileError, StoreUnavailable
-from batchfile.inbox import outbox
-from batchfile.inbox.keys import CLAIMS_PREFIX
-from batchfile.ledger import assemble, batches, bitmaps, cas, ending, idempotency, keys, lease, retention, shards
-from batchfile.ledger.assemble import Records
-from batchfile.ledger.base import Ledger
-from batchfile.ledger.cas import Lost, Stored, load
-from batchfile.ledger.idempotency import KeyedBatch
-from batchfile.ledger.records import (
+from batchfile.types import Counts
+from tests.helpers.inbox import CLAIMS_PREFIX, outbox
+from tests.helpers.ledger import (
     BatchRecord,
+    BatchSnapshot,
     BatchState,
     IdempotencyRecord,
+    KeyedBatch,
+    Lease,
+    Lost,
     PartRef,
+    Records,
+    SetAside,
     ShardRecord,
+    Stored,
+    assemble,
+    batches,
+    bitmaps,
+    cas,
     encode,
+    ending,
+    idempotency,
+    keys,
+    lease,
+    load,
+    retention,
+    shards,
 )
-from batchfile.ledger.set_aside import SetAside
-from batchfile.ledger.shards import Lease
-from batchfile.ledger.status import BatchSnapshot
-from batchfile.lines.result import encode_part
-from batchfile.plan import pending as plan_pending
-from batchfile.runner.claimer import BatchView, Claimer
-from batchfile.runner.queues import TenantRotation
-from batchfile.types import Counts
+from tests.helpers.lines import encode_part
+from tests.helpers.plan import pending as plan_pending
+from tests.helpers.runner import BatchView, Claimer, TenantRotation
+from tests.helpers.service import webhooks
 from tests.sim.store import ProcessStore
 from tests.sim.world import World
 

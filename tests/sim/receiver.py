@@ -11,9 +11,8 @@ from random import Random
 from typing import NoReturn
 from unittest.mock import patch
 
-from api.ops import safe_post, webhooks
-from api.ops.webhooks import WebhookRecord, webhook_key
-from batchfile.ledger.records import BatchRecord, decode
+from tests.helpers.ledger import BatchRecord, decode
+from tests.helpers.service import WebhookRecord, safe_post, webhook_key, webhooks
 from tests.sim.store import SharedStore
 from tests.sim.world import World
 

@@ -9,13 +9,10 @@ from random import Random
 from typing import Literal
 from unittest.mock import patch
 
-from batchfile import long_work
-from batchfile.janitor import RELOOK_S
-from batchfile.ledger.base import Limits
-from batchfile.ledger.lease import CRASHES_BEFORE_BISECT, CRASHES_OF_ONE_LINE
-from batchfile.plan import ranges
-from batchfile.settings import Settings
-from batchfile.settings_tables import Pool
+from tests.helpers.inbox import RELOOK_S, long_work
+from tests.helpers.ledger import CRASHES_BEFORE_BISECT, CRASHES_OF_ONE_LINE, Limits
+from tests.helpers.plan import ranges
+from tests.helpers.settings import PoolSettings, Settings
 from tests.sim import bodies, dropped, illness, receiver
 from tests.sim.actors import Shape, Stage, seeded_secrets
 from tests.sim.bodies import Sent
@@ -39,7 +36,7 @@ SceneKind = Literal["calls", "inbox", "flood"]
 SCENES: tuple[SceneKind, ...] = ("calls",) * 14 + ("inbox",) * 5 + ("flood",)
 WAYS: tuple[bodies.Way, ...] = ("upload", "upload", "upload", "local", "stored")
 SETTINGS = Settings.model_construct(
-    pools={name: Pool(model=f"model-{name}", engine="echo") for name in POOLS},
+    pools={name: PoolSettings(model=f"model-{name}", engine="echo") for name in POOLS},
     stages={"work": "one"},
     api=Settings.model_fields["api"].default,
 )

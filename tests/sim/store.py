@@ -9,11 +9,10 @@ from dataclasses import replace
 from random import Random
 from typing import Any, Protocol, Self, TypeVar
 
-from batchfile.clock import Clock
 from batchfile.errors import PreconditionFailed, StoreError, StoreUnavailable
-from batchfile.store.base import Entry, Object, Unchanged
-from batchfile.store.memory import MemoryStore
-from batchfile.testing.faulty_store import NONSENSE, Ill
+from batchfile.testing import Ill, MemoryStore
+from tests.helpers.faults import NONSENSE
+from tests.helpers.store import Clock, Entry, Object, Unchanged
 from tests.sim.faults import Fault
 from tests.sim.illness import Illness
 from tests.sim.world import ANSWER_S_MAX, Gone, Process

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
-from batchfile.plan import ranges
+from tests.helpers.plan import ranges
 from tests.sim import bodies
 from tests.sim.actors import Shape, Stage, seeded_secrets
 from tests.sim.clients import Client, CreateOptions

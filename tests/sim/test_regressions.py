@@ -6,29 +6,31 @@ from dataclasses import replace
 
 import pytest
 
-from api.http.auth import Caller
-from api.http.errors import Refusal
-from api.service import Service
-from batchfile.clock import ManualClock
+from batchfile import Ledger
 from batchfile.errors import BatchDamaged, RecordDamaged, StoreUnavailable
-from batchfile.inbox.keys import CLAIMS_PREFIX
-from batchfile.inbox.scan import CLAIM_KEPT_S, Inbox
-from batchfile.janitor import Janitor
-from batchfile.ledger import batches, ending, idempotency, keys, lease, retention, shards
-from batchfile.ledger.base import Ledger
-from batchfile.ledger.batches import Planned
-from batchfile.ledger.idempotency import KeyedBatch
-from batchfile.ledger.records import encode
-from batchfile.ledger.set_aside import SetAside
-from batchfile.ledger.shards import Lease
-from batchfile.ledger.status import StatusReader
-from batchfile.lines.result import FinishedLine
-from batchfile.plan.planner import plan_input
-from batchfile.settings import Settings
-from batchfile.store.base import Entry, Object
-from batchfile.store.memory import MemoryStore
-from batchfile.testing.faulty_store import FaultyStore
+from batchfile.testing import FaultyStore, ManualClock, MemoryStore
 from batchfile.types import Defaults, RoutingTable
+from tests.helpers.inbox import CLAIM_KEPT_S, CLAIMS_PREFIX, Inbox, Janitor
+from tests.helpers.ledger import (
+    KeyedBatch,
+    Lease,
+    Planned,
+    SetAside,
+    StatusReader,
+    batches,
+    encode,
+    ending,
+    idempotency,
+    keys,
+    lease,
+    retention,
+    shards,
+)
+from tests.helpers.lines import FinishedLine
+from tests.helpers.plan import plan_input
+from tests.helpers.service import Caller, Refusal, Service
+from tests.helpers.settings import Settings
+from tests.helpers.store import Entry, Object
 
 LOCAL = RoutingTable(everything="local")
 LOCAL_POOL = RoutingTable(pools={"local": ("m",)})

@@ -4,22 +4,17 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from batchfile.engine.echo import EchoEngine
-from batchfile.engine.identity import EngineIdentity
-from batchfile.engine.open import engine_factory
-from batchfile.ledger import batches, ending, keys, shards
-from batchfile.ledger.base import Ledger
+from batchfile import Ledger, Runner, RunnerOptions
+from batchfile.ledger import shards
 from batchfile.ledger.cas import load
-from batchfile.ledger.records import BatchRecord, IdempotencyRecord
 from batchfile.ledger.shards import Lease
-from batchfile.lines.result import FinishedLine, encode_result
-from batchfile.local.inputs import inspect
-from batchfile.local.options import RunOptions
-from batchfile.local.run import Opened, open_batch
-from batchfile.runner.runner import Runner, RunnerOptions
-from batchfile.store.directory import DirectoryStore
-from batchfile.testing import run_alone
+from batchfile.testing import EchoEngine, run_alone
 from batchfile.types import Choice, Completion, Usage
+from tests.helpers.engine import EngineIdentity, engine_factory
+from tests.helpers.ledger import BatchRecord, IdempotencyRecord, batches, ending, keys
+from tests.helpers.lines import FinishedLine, encode_result
+from tests.helpers.local import Opened, RunOptions, inspect, open_batch
+from tests.helpers.store import DirectoryStore
 
 ENGINE = engine_factory("echo", model="echo").identity()
 assert ENGINE is not None

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from batchfile.ledger.batch_status import BatchStatus
+from batchfile import BatchStatus
 
 
 def status(**known: Any) -> BatchStatus:

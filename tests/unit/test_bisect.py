@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from batchfile.engine.base import Prepared
 from batchfile.runner.engine_host import judge
-from batchfile.runner.state import PendingRequest
+from tests.helpers.runner import PendingRequest
 
 
 def items(num: int) -> list[PendingRequest]:

@@ -13,20 +13,19 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from batchfile.cli import group
 from batchfile.cli.estimate import _time_lines
 from batchfile.cli.exits import Exit, exit_of, message_of
-from batchfile.cli.group import COMMANDS, LazyGroup, main, root
 from batchfile.cli.numbers import Finite, Whole
 from batchfile.cli.reference import reference
 from batchfile.client.estimate import PoolTime
-from batchfile.engine.open import EngineMaker
 from batchfile.errors import BatchfileError, InvalidFile, OutputTaken, SettingsError, StoreUnavailable
-from batchfile.local import engines, outputs
+from batchfile.local import engines
 from batchfile.local.api import run
 from batchfile.local.display import duration
-from batchfile.local.options import Dtype, RunArguments, RunOptions
-from batchfile.settings import load_settings
+from tests.helpers.cli import COMMANDS, LazyGroup, group, main, root
+from tests.helpers.engine import EngineMaker
+from tests.helpers.local import Dtype, RunArguments, RunOptions, outputs
+from tests.helpers.settings import load_settings
 
 DOCS = Path(__file__).parents[2] / "docs" / "cli.md"
 

@@ -1,14 +1,16 @@
 """Batches as people read them. Pure."""
 
+import json
 from typing import Any
 
 import pytest
 
+from batchfile import BatchStatus
 from batchfile.cli import progress
 from batchfile.cli.batch_text import as_json, below, end_line, end_lines, list_lines, pool_line, status_line, strip
 from batchfile.cli.progress import Follower
 from batchfile.errors import InvalidRequest
-from batchfile.ledger.batch_status import BatchStatus, PoolProgress, Waiting
+from batchfile.ledger.batch_status import PoolProgress, Waiting
 from batchfile.types import FailureGroup
 from tests.unit.statuses import status
 
@@ -118,6 +120,17 @@ def test_what_a_batch_waits_for_is_below_its_pools() -> None:
     waiting = Waiting(pool="mistral", cause="no_runner", message="No live runner for pool mistral for 14 min")
     held = batch(pools={"mistral": pool(5, 2, 1)}, waiting_for=(waiting,), detail="a detail")
     assert [line.strip() for line in below(held)] == ["a detail", pool_line("mistral", pool(5, 2, 1)), waiting.message]
+
+
+def test_why_nothing_was_reused_is_said() -> None:
+    note = "nothing was reused: the results of batch_b were not used: it is unknown which model made them"
+    assert below(batch(reuse_note=note)) == [f"  {note}"]
+    waiting = Waiting(pool="mistral", cause="no_runner", message="No live runner")
+    shown = as_json(batch(reuse_note=note, waiting_for=(waiting,)))
+    assert shown["reuse_note"] == note
+    assert json.loads(json.dumps(shown))["waiting_for"] == [
+        {"pool": "mistral", "cause": "no_runner", "message": "No live runner", "since": None}
+    ]
 
 
 def test_only_a_batch_of_which_everything_succeeded_counts_as_such() -> None:

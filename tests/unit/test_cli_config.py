@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from batchfile.cli.group import root
+from tests.helpers.cli import root
 
 
 @pytest.fixture(autouse=True)

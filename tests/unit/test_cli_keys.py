@@ -6,8 +6,8 @@ import re
 import pytest
 from click.testing import CliRunner
 
-from batchfile.cli.group import root
-from batchfile.settings import load_settings
+from tests.helpers.cli import root
+from tests.helpers.settings import load_settings
 
 
 def made(*arguments: str) -> dict[str, str]:

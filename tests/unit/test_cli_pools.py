@@ -7,12 +7,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from batchfile.cli.group import root
-from batchfile.ledger import keys
-from batchfile.ledger.heartbeats import write_heartbeat
-from batchfile.ledger.records import HeartbeatRecord
-from batchfile.open_ledger import open_service_ledger
-from batchfile.settings import load_settings
+from tests.helpers.cli import root
+from tests.helpers.ledger import HeartbeatRecord, keys, write_heartbeat
+from tests.helpers.settings import load_settings
+from tests.helpers.store import open_service_ledger
 
 RUNNER = HeartbeatRecord(
     pool="mistral",

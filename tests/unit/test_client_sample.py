@@ -8,12 +8,12 @@ import pytest
 from click.testing import CliRunner
 
 from batchfile.cli.estimate import _time_lines
-from batchfile.cli.group import root
 from batchfile.client.estimate import Estimate, Sample, expected_output_tokens, pool_times, read_sample
 from batchfile.errors import InvalidFile
-from batchfile.ledger.records import HeartbeatRecord, RunnerTotals
-from batchfile.open_ledger import STORE_FOLDER
 from batchfile.types import RoutingTable
+from tests.helpers.cli import root
+from tests.helpers.ledger import HeartbeatRecord, RunnerTotals
+from tests.helpers.store import STORE_FOLDER
 
 TABLE = RoutingTable(stages={"email": "mistral"}, pools={"mistral": ("m",), "llama-70b": ("l",)})
 

@@ -9,31 +9,25 @@ from typing import Any
 
 import pytest
 
+from batchfile import BatchStatus, Ledger
 from batchfile.cli import progress
 from batchfile.client import base, store
-from batchfile.client.base import BatchStatus
 from batchfile.client.store import StoreRemote, find_batch
 from batchfile.client.upload import Upload, open_upload
-from batchfile.clock import ManualClock
-from batchfile.engine.open import engine_factory
 from batchfile.errors import InvalidRequest
-from batchfile.ledger import batches
-from batchfile.ledger.base import Ledger
-from batchfile.ledger.records import BatchRecord
 from batchfile.ledger.status import StatusReader
-from batchfile.local import outputs
-from batchfile.local.inputs import inspect
-from batchfile.local.options import RunOptions
-from batchfile.local.outputs import is_being_written, lock_output
-from batchfile.local.run import open_batch
 from batchfile.local.work import work
-from batchfile.open_ledger import open_ledger, open_service_ledger
 from batchfile.plan.options import CreateOptions
 from batchfile.plan.planner import plan_upload
 from batchfile.plan.policy import Policy
-from batchfile.settings import load_settings
-from batchfile.store.memory import MemoryStore
+from batchfile.testing import ManualClock, MemoryStore
 from batchfile.types import Defaults
+from tests.helpers.engine import engine_factory
+from tests.helpers.ledger import BatchRecord, batches
+from tests.helpers.local import RunOptions, inspect, is_being_written, lock_output, open_batch, outputs
+from tests.helpers.settings import load_settings
+from tests.helpers.store import open_ledger_open_ledger as open_ledger
+from tests.helpers.store import open_service_ledger
 
 LINE = '{"custom_id": "a", "params": {"messages": [{"role": "user", "content": "Hi."}], "max_tokens": 8}}'
 

@@ -15,8 +15,8 @@ from rich.text import Text
 
 from batchfile.local.display import Progress, about, line, picture, say
 from batchfile.local.progress import Meter, Snapshot
-from batchfile.runner.stats import RunnerStats
 from batchfile.types import Counts, Usage
+from tests.helpers.runner import RunnerStats
 
 SNAP = Snapshot(
     total=2000,

@@ -9,11 +9,9 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from batchfile.clock import ManualClock
 from batchfile.engine.base import Finished
-from batchfile.engine.echo import EchoEngine, EchoOptions
 from batchfile.errors import EngineDead, InvalidRequest, SettingsError
-from batchfile.testing.faulty_echo import EchoFaults, FaultyEchoEngine
+from batchfile.testing import EchoEngine, EchoFaults, EchoOptions, FaultyEchoEngine, ManualClock
 from batchfile.types import Choice, Completion, Message, Raw, Request, Sampling, Tool, Tools, Usage
 
 

@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 
-from batchfile.engine.echo import EchoEngine
-from batchfile.engine.identity import EngineIdentity
-from batchfile.engine.open import engine_factory
 from batchfile.engine.vllm import identity as vllm_identity
+from batchfile.testing import EchoEngine
+from tests.helpers.engine import EngineIdentity, engine_factory
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

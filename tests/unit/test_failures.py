@@ -7,8 +7,8 @@ import pytest
 
 from batchfile.lines import failures
 from batchfile.lines.failures import GROUPS_MAX, FailureTally, advice_of, merged, reason_of, tally_of, with_advice
-from batchfile.lines.result import FinishedLine, encode_result
 from batchfile.types import Failure, FailureGroup
+from tests.helpers.lines import FinishedLine, encode_result
 
 MESSAGES = {
     "line 7: max_tokens: 9000 exceeds the limit of 8192": "max_tokens: … exceeds the limit of …",

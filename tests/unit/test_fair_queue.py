@@ -4,8 +4,8 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 from batchfile.runner.queues import FairQueue
-from batchfile.runner.state import Job, PendingRequest
 from batchfile.types import Request
+from tests.helpers.runner import Job, PendingRequest
 
 
 def job(batch_id: str, number: int = 0) -> Job:

@@ -4,12 +4,10 @@ from collections import Counter
 
 import pytest
 
-from batchfile.clock import ManualClock
 from batchfile.errors import PreconditionFailed, StoreUnavailable
 from batchfile.store.base import Store
 from batchfile.store.conformance import prove_conditions
-from batchfile.store.memory import MemoryStore
-from batchfile.testing.faulty_store import Faults, FaultyStore
+from batchfile.testing import Faults, FaultyStore, ManualClock, MemoryStore
 
 
 def told(store: Store, key: str, *, absent: bool = True) -> str:

@@ -14,14 +14,20 @@ from hypothesis import strategies as st
 
 from batchfile.errors import InvalidFile, InvalidRequest
 from batchfile.lines.file_formats import PlainText, detect, open_lines
-from batchfile.lines.formats import native, openai_chat
+from batchfile.lines.formats import native
 from batchfile.lines.formats.shared import without_effect
-from batchfile.lines.parquet import COLUMNS, REQUEST_KEYS, RESULT_COLUMNS, write_results
-from batchfile.lines.parse import parse_request
-from batchfile.lines.result import encode_result
-from batchfile.local.inputs import bring_in, first_requests, inspect
-from batchfile.store.memory import MemoryStore
+from batchfile.testing import MemoryStore
 from batchfile.types import Choice, Completion, Defaults, Failure, Usage
+from tests.helpers.lines import (
+    COLUMNS,
+    REQUEST_KEYS,
+    RESULT_COLUMNS,
+    encode_result,
+    openai_chat,
+    parse_request,
+    write_results,
+)
+from tests.helpers.local import bring_in, first_requests, inspect
 
 try:
     from compression import zstd

@@ -3,10 +3,10 @@
 import pytest
 
 from batchfile.errors import SettingsError
-from batchfile.runner.stats import RunnerStats
 from runners.heartbeat import RateMeter, Rates
 from runners.supervisor import plan_slots, visible_gpus
 from runners.worker import ShutdownRule
+from tests.helpers.runner import RunnerStats
 
 
 @pytest.mark.parametrize(

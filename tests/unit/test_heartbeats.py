@@ -2,22 +2,21 @@
 
 from dataclasses import replace
 
-from batchfile.clock import ManualClock
-from batchfile.engine.open import engine_factory
-from batchfile.ledger import keys
-from batchfile.ledger.base import Ledger
-from batchfile.ledger.heartbeats import (
+from batchfile import Ledger, Runner, RunnerOptions
+from batchfile.testing import ManualClock, MemoryStore
+from runners.heartbeat import Heartbeat, Identity
+from tests.helpers.engine import engine_factory
+from tests.helpers.ledger import (
     HEARTBEAT_AGE_S_MAX,
     SWEEP_AFTER_S,
+    HeartbeatRecord,
+    RunnerTotals,
+    keys,
     read_heartbeats,
     remove_heartbeat,
     sweep_heartbeats,
     write_heartbeat,
 )
-from batchfile.ledger.records import HeartbeatRecord, RunnerTotals
-from batchfile.runner.runner import Runner, RunnerOptions
-from batchfile.store.memory import MemoryStore
-from runners.heartbeat import Heartbeat, Identity
 
 RECORD = HeartbeatRecord(
     pool="mistral",

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import yaml
 
-from batchfile.runner.stats import CHECKPOINT_BOUNDS_S, LAST, Histogram
+from tests.helpers.runner import CHECKPOINT_BOUNDS_S, LAST, Histogram
 
 
 def test_a_value_counts_in_the_first_bucket_that_reaches_it() -> None:

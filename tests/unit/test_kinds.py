@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchfile.lines.kinds import KIND_BYTES, Kind, command_for, detect, refusal
+from tests.helpers.lines import KIND_BYTES, FileKind, command_for, refusal
+from tests.helpers.lines import kinds_detect as detect
 
 CASES = Path(__file__).parents[1] / "cases"
 PARAMS = '{"custom_id": "a", "params": {"messages": [{"role": "user", "content": "Hi"}]}}'
@@ -71,7 +72,7 @@ def test_the_kind_of(name: str, text: str, layout: str, content: str) -> None:
 def test_the_delimiter_is_the_one_that_gives_every_record_as_many_fields(delimiter: str) -> None:
     rows = [["name", "a text"], ["x, y", 'says "a; b"'], ["", "1\n2"], ["ragged"]]
     text = "\n".join(delimiter.join('"' + one.replace('"', '""') + '"' for one in row) for row in rows)
-    assert detect("a.csv", text.encode()) == Kind(
+    assert detect("a.csv", text.encode()) == FileKind(
         layout="csv", content="rows", columns=("name", "a text"), delimiter=delimiter
     )
 

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchfile.ledger import bitmaps, lease
-from batchfile.ledger.records import PartRef, ShardRecord
 from batchfile.types import Counts, Usage
+from tests.helpers.ledger import PartRef, ShardRecord
 
 PART = PartRef(key="p", size=1, sha256="0")
 

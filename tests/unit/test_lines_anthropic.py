@@ -9,10 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchfile.errors import InvalidRequest
-from batchfile.lines.formats.anthropic import ERROR_TYPES, anthropic_lines
-from batchfile.lines.parse import parse_request
-from batchfile.lines.result import encode_result
 from batchfile.types import Choice, Completion, Defaults, Failure, Outcome, Usage
+from tests.helpers.lines import ERROR_TYPES, anthropic_lines, encode_result, parse_request
 
 BATCH = "msgbatch_0123456789abcdefghijABCD"
 DONE = Completion(

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchfile.lines.validate import DuplicateFinder
+from tests.helpers.lines import DuplicateFinder
 
 
 @given(st.lists(st.text(max_size=3)))

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchfile.errors import InvalidRequest
-from batchfile.lines.envelope import Unreadable, custom_id_of, decode_envelope
+from tests.helpers.lines import Unreadable, custom_id_of, decode_envelope
 
 
 def native(**more: object) -> bytes:

@@ -2,10 +2,12 @@
 
 from itertools import pairwise
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchfile.lines.framing import BOM, Line, iter_lines
+from batchfile.lines import framing
+from batchfile.lines.framing import BOM, Line, data_of, iter_lines
 
 LIMIT = 12
 
@@ -81,3 +83,16 @@ def test_nothing_gives_no_line() -> None:
     assert list(iter_lines([])) == []
     assert list(iter_lines([b"", b""])) == []
     assert list(iter_lines([BOM])) == []
+
+
+@given(
+    st.lists(st.sampled_from([b"{}", b'{"a":1}', b"\n", b"\n", b"\r\n", b" ", BOM, b"\0", b"0123456789"]), max_size=12),
+    st.lists(st.integers(0, 400)),
+    st.sampled_from([LIMIT, 10**6]),
+)
+def test_the_data_of_a_range_is_that_of_its_lines(found: list[bytes], places: list[int], limit: int) -> None:
+    data = b"".join(found)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(framing, "LINE_BYTES_MAX", limit)
+        expected = [line.data for line in iter_lines([data])]
+        assert list(data_of(cut(data, places), len(data), len(expected))) == expected

@@ -8,10 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchfile.lines.formats import native, openai_chat, openai_completions, openai_embeddings
+from batchfile.lines.formats import native, openai_completions, openai_embeddings
 from batchfile.lines.key_advice import NOT_SERVED, OTHERWISE, SAME, typo_of
-from batchfile.lines.parquet import COLUMNS, REQUEST_KEYS
-from batchfile.lines.parse import find_problems
+from tests.helpers.lines import COLUMNS, REQUEST_KEYS, find_problems, openai_chat
 
 HI = [{"role": "user", "content": "hi"}]
 FORMATS: dict[str, tuple[Any, dict[str, Any]]] = {

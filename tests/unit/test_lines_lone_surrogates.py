@@ -8,10 +8,9 @@ from hypothesis import strategies as st
 
 from batchfile.errors import InvalidRequest
 from batchfile.lines import json_scan
-from batchfile.lines.envelope import decode_envelope
 from batchfile.lines.json_scan import find_lone_surrogate, without_lone_surrogates
-from batchfile.lines.parse import find_problems, parse_request
 from batchfile.types import Defaults
+from tests.helpers.lines import decode_envelope, find_problems, parse_request
 
 PARTS = [r"\ud83d", r"\uDE00", r"\\", r"\n", r"\"", "u", "d83d", r"\ud83d\ude00", r"\u00e9", r"\uffff", "plain text"]
 

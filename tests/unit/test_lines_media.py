@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from batchfile.errors import InvalidRequest
-from batchfile.lines.parse import parse_request
 from batchfile.request_media import Media
 from batchfile.types import Defaults, Message, Request
+from tests.helpers.lines import parse_request
 
 TEXT = {"type": "text", "text": "What is it?"}
 PNG = "data:image/png;base64,iVBORw0KGgo="
@@ -137,6 +137,17 @@ def test_a_part_that_cannot_be_served_is_rejected_by_name(part: Any, message: st
 def test_a_block_that_cannot_be_served_is_rejected_by_name(block: Any, message: str) -> None:
     with pytest.raises(InvalidRequest, match=message):
         native(block)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [PNG.replace("data", "DATA").replace("base64", "Base64"), f"{PNG[:26]}\r\n{PNG[26:]}\n", PNG.replace(";", "; ")],
+)
+def test_a_data_url_may_have_line_breaks_and_capitals(url: str) -> None:
+    [turn] = openai({"type": "image_url", "image_url": url}).messages
+    [part] = turn.parts
+    assert isinstance(part, Media)
+    assert (part.source.replace("Base64", "base64"), part.mime) == (PNG, "image/png")
 
 
 def test_media_belong_in_a_user_turn() -> None:

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from batchfile.lines.formats import native, openai_chat
+from batchfile.lines.formats import native
 from batchfile.lines.formats.shared import TextBlock, without_effect
+from tests.helpers.lines import openai_chat
 
 DOCS = Path(__file__).parents[2] / "docs" / "service.md"
 MODELS: list[type[BaseModel]] = [

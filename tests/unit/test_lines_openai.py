@@ -6,10 +6,8 @@ from typing import Any
 import pytest
 
 from batchfile.errors import InvalidRequest
-from batchfile.lines.formats.openai_results import openai_file
-from batchfile.lines.parse import find_problems, parse_request
-from batchfile.lines.result import encode_result
 from batchfile.types import Choice, Completion, Defaults, Failure, Message, Outcome, Request, Sampling, Usage
+from tests.helpers.lines import encode_result, find_problems, openai_file, parse_request
 
 HI = [{"role": "user", "content": "hi"}]
 

@@ -8,14 +8,17 @@ import pyarrow.parquet as pq
 import pytest
 
 from batchfile.errors import InvalidRequest
-from batchfile.lines.formats.anthropic import anthropic_lines
-from batchfile.lines.formats.openai_results import openai_file
-from batchfile.lines.formats.stage import stage_lines
-from batchfile.lines.parquet import write_results
-from batchfile.lines.parse import find_problems, parse_request
-from batchfile.lines.result import encode_result
-from batchfile.lines.validate import Scan
 from batchfile.types import Choice, Completion, Defaults, Outcome, Raw, Request, Sampling, Usage
+from tests.helpers.lines import (
+    Scan,
+    anthropic_lines,
+    encode_result,
+    find_problems,
+    openai_file,
+    parse_request,
+    stage_lines,
+    write_results,
+)
 
 COMPLETIONS, EMBEDDINGS = "/v1/completions", "/v1/embeddings"
 

@@ -9,9 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchfile.errors import InvalidRequest
-from batchfile.lines.envelope import decode_envelope
-from batchfile.lines.parse import find_problems, parse_request
 from batchfile.types import Defaults, Message, Request, Sampling
+from tests.helpers.lines import decode_envelope, find_problems, parse_request
 
 HI = [{"role": "user", "content": "hi"}]
 
@@ -89,8 +88,8 @@ def test_every_sampling_key_arrives() -> None:
 
 
 @pytest.mark.parametrize("top_k", [0, -1])
-def test_a_top_k_that_limits_nothing_is_none(top_k: int) -> None:
-    assert parsed(top_k=top_k).sampling.top_k is None
+def test_a_top_k_that_limits_nothing_replaces_the_default_of_the_model(top_k: int) -> None:
+    assert parsed(top_k=top_k).sampling.top_k == top_k
 
 
 def test_keys_of_the_hosted_service_and_keys_that_ask_for_nothing_are_ignored() -> None:

@@ -8,10 +8,9 @@ from hypothesis import strategies as st
 
 from batchfile.errors import InvalidFile
 from batchfile.lines.framing import iter_lines
-from batchfile.lines.kinds import Kind
 from batchfile.lines.records import count, csv_pieces, drawn, ends_of_parts, picked, pieces
-from batchfile.rows.read import read_rows
 from batchfile.types import LINE_BYTES_MAX
+from tests.helpers.lines import FileKind, read_rows
 
 FILES = st.lists(st.sampled_from([b'{"a":1}', b"\n", b"\r\n", b" ", b"\xef\xbb\xbf", b"\0", b"x", b"\n\n"])).map(
     b"".join
@@ -45,7 +44,7 @@ CSV_PARTS = ["a,b", '"', '""', "\n", "\r\n", ",", " ", '"x\ny"', "é", "\ufeff"]
 @given(st.lists(st.sampled_from(CSV_PARTS)).map("".join), st.integers(1, 20))
 def test_records_of_csv_are_all_bytes_and_the_rows_that_a_run_reads(text: str, size: int) -> None:
     data = text.encode() + b"\n"
-    kind = Kind(layout="csv", content="rows", delimiter=",")
+    kind = FileKind(layout="csv", content="rows", delimiter=",")
     try:
         num = len(list(read_rows([data], kind, "in.csv")))
     except InvalidFile as error:

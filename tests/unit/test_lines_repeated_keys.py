@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 
 from batchfile.errors import InvalidRequest
 from batchfile.lines.json_scan import find_any_repeats, find_repeats, has_repeats
-from batchfile.lines.parse import find_problems, parse_request
-from batchfile.lines.validate import Scan
 from batchfile.types import Defaults
+from tests.helpers.lines import Scan, find_problems, parse_request
 
 CASES = Path(__file__).parents[1] / "cases"
 HI = '"messages":[{"role":"user","content":"hi"}]'

@@ -6,16 +6,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchfile.lines.formats.openai_results import openai_file
-from batchfile.lines.result import (
+from batchfile.types import LINE_BYTES_MAX, Choice, Completion, Failure, Usage
+from tests.helpers.lines import (
     NativeBlock,
     NativeChoice,
     NativeError,
     NativeMessage,
+    after_id,
+    decode_envelope,
     decode_result,
     encode_result,
+    encoded_id,
+    openai_file,
+    with_id,
 )
-from batchfile.types import LINE_BYTES_MAX, Choice, Completion, Failure, Usage
 
 DONE = Completion(choices=(Choice("yes\n", "end_turn"),), usage=Usage(input_tokens=3, output_tokens=2, cached_tokens=1))
 
@@ -92,3 +96,32 @@ def test_what_an_endpoint_did_not_tell_is_null_and_its_status_is_kept() -> None:
     assert decode_result(encode_result("a", unknown, "m")).usage is None
     failure = decode_result(encode_result("a", Failure(type="x", message="why", http_status=413), "m")).error
     assert failure == NativeError(type="x", message="why", http_status=413)
+
+
+IDS = st.text(st.sampled_from('ab1 /"\\\n\x7f\x85\u2028é😀,:}'), min_size=1) | st.text(min_size=1)
+
+
+@given(IDS, IDS, st.sampled_from([None, (",", ":"), (" , ", " : ")]), st.booleans(), st.booleans())
+def test_a_result_is_given_another_id_as_if_it_had_been_written_with_it(
+    old: str, new: str, separators: tuple[str, str] | None, is_ascii: bool, is_last: bool
+) -> None:
+    row = {"custom_id": new, "params": {}}
+    if is_last:
+        row = dict(reversed(row.items()))
+    line = json.dumps(row, separators=separators, ensure_ascii=is_ascii).encode()
+    assert decode_envelope(line).custom_id == new
+    rest = after_id(encode_result(old, DONE, "m"))
+    assert rest is not None
+    assert with_id(encoded_id(line), rest) == encode_result(new, DONE, "m")
+
+
+@pytest.mark.parametrize(
+    ("line", "encoded"),
+    [(b'{"custom_id":17,"params":{}}', b'"17"'), (b'{"custom_id": "\\u0061", "params": {}}', b'"a"')],
+)
+def test_an_id_is_encoded_as_it_is_read(line: bytes, encoded: bytes) -> None:
+    assert encoded_id(line) == encoded
+
+
+def test_only_a_success_can_be_given_another_id() -> None:
+    assert after_id(encode_result('","status":"succeeded",', Failure(type="t", message="why"), "m")) is None

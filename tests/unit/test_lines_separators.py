@@ -8,11 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchfile.lines.formats.anthropic import anthropic_lines
-from batchfile.lines.formats.openai_results import openai_file
-from batchfile.lines.formats.stage import stage_document, stage_lines
-from batchfile.lines.result import encode_result, escape_separators
 from batchfile.types import Choice, Completion, Failure, Outcome, ToolCall, Usage
+from tests.helpers.lines import (
+    anthropic_lines,
+    encode_result,
+    escape_separators,
+    openai_file,
+    stage_document,
+    stage_lines,
+)
 
 SEPARATORS = "\u2028\u2029\u0085"
 RAW = tuple(one.encode() for one in SEPARATORS)

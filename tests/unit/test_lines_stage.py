@@ -5,9 +5,8 @@ import json
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchfile.lines.formats.stage import processing_status, stage_document, stage_lines, timestamp
-from batchfile.lines.result import encode_result
 from batchfile.types import Choice, Completion, Failure, Outcome, Usage
+from tests.helpers.lines import encode_result, processing_status, stage_document, stage_lines, timestamp
 
 DONE = Completion(
     choices=(Choice('## Report\n\n"quoted" \u2028 \U0001f680', "end_turn"),),

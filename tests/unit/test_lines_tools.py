@@ -6,12 +6,8 @@ from typing import Any
 import pytest
 
 from batchfile.errors import InvalidRequest
-from batchfile.lines.formats.anthropic import anthropic_lines
-from batchfile.lines.formats.openai_results import openai_file
-from batchfile.lines.formats.stage import stage_lines
-from batchfile.lines.parse import parse_request
-from batchfile.lines.result import decode_result, encode_result
 from batchfile.types import Choice, Completion, Defaults, Message, Request, Tool, ToolCall, Tools, Usage
+from tests.helpers.lines import anthropic_lines, decode_result, encode_result, openai_file, parse_request, stage_lines
 
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}}
 LOOK = {"name": "look", "description": "Look.", "input_schema": SCHEMA, "cache_control": {"type": "ephemeral"}}

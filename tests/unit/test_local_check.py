@@ -8,9 +8,9 @@ import pytest
 
 import batchfile.local.check as check_module
 from batchfile.errors import InvalidRequest
-from batchfile.local.check import Check, Rules, token_problems
-from batchfile.local.inputs import inspect
+from batchfile.local.check import FileCheck, Rules, token_problems
 from batchfile.types import Defaults, Request
+from tests.helpers.local import inspect
 
 GOOD = '{"custom_id":"r%d","params":{"messages":[{"role":"user","content":"%s"}],"max_tokens":%d}}'
 
@@ -28,12 +28,12 @@ def _lines() -> list[str]:
 def test_processes_find_what_one_process_finds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "in.jsonl"
     path.write_text("\n".join(_lines()))
-    alone = Check(inspect(str(path)), Rules())
+    alone = FileCheck(inspect(str(path)), Rules())
     want = list(alone.problems())
     assert {problem.line for problem in want} == {701, 1501, 2201, 2801}
     monkeypatch.setattr(check_module, "PIECE_BYTES", 10_000)
     monkeypatch.setattr(check_module, "BIG_BYTES", 0)
-    together = Check(inspect(str(path)), Rules())
+    together = FileCheck(inspect(str(path)), Rules())
     assert list(together.problems()) == want
     assert together.summary == alone.summary
 
@@ -46,7 +46,7 @@ def test_a_byte_order_mark_is_skipped_at_the_start_of_every_line(
     monkeypatch.setattr(check_module, "PIECE_BYTES", 1_000)
     monkeypatch.setattr(check_module, "BIG_BYTES", 0)
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
-    assert list(Check(inspect(str(path)), Rules()).problems()) == []
+    assert list(FileCheck(inspect(str(path)), Rules()).problems()) == []
 
 
 def test_a_request_that_does_not_fit_the_model_is_found_with_its_line(tmp_path: Path) -> None:

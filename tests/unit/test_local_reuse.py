@@ -10,19 +10,19 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from batchfile.cli.group import root
-from batchfile.engine.echo import EchoEngine
-from batchfile.engine.identity import EngineIdentity
 from batchfile.errors import EngineDead, OutputTaken
-from batchfile.ledger import batches, ending, keys, shards
-from batchfile.ledger.records import IdempotencyRecord
+from batchfile.ledger import shards
 from batchfile.ledger.shards import Lease
-from batchfile.lines.result import FinishedLine, encode_result
 from batchfile.local.previous_batch import nothing_reused, previous_of
-from batchfile.local.run import Opened
 from batchfile.local.work import work
 from batchfile.plan.reuse_sources import UNKNOWN_THEN
+from batchfile.testing import EchoEngine
 from batchfile.types import Failure
+from tests.helpers.cli import root
+from tests.helpers.engine import EngineIdentity
+from tests.helpers.ledger import IdempotencyRecord, batches, ending, keys
+from tests.helpers.lines import FinishedLine, encode_result
+from tests.helpers.local import Opened
 from tests.unit.local_reuse_kit import KEPT, NUM, OTHER, World, lines, wanted
 
 pytestmark = pytest.mark.slow

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from batchfile import Ledger
 from batchfile.errors import OutputTaken
-from batchfile.ledger import batches, ending
-from batchfile.ledger.base import Ledger
-from batchfile.local import outputs
-from batchfile.local import run as local_run
-from batchfile.testing.faulty_store import FaultyStore, Phase
+from batchfile.testing import FaultyStore
+from batchfile.testing.faulty_store import Phase
+from tests.helpers.ledger import batches, ending
+from tests.helpers.local import local_run, outputs
 from tests.unit.local_reuse_kit import NUM, World, lines, wanted
 
 pytestmark = pytest.mark.slow

@@ -5,23 +5,18 @@ from pathlib import Path
 
 import pytest
 
-from batchfile.clock import ManualClock
-from batchfile.engine.echo import EchoEngine
-from batchfile.engine.identity import EngineIdentity
+from batchfile import Ledger
 from batchfile.errors import BatchDamaged, InvalidFile, OutputTaken, RecordNewer, SettingsError
 from batchfile.inbox.documents import FileFacts
-from batchfile.ledger import batches, ending, keys, retention
-from batchfile.ledger.base import Ledger
+from batchfile.ledger import retention
 from batchfile.ledger.cas import load
-from batchfile.ledger.records import BatchRecord, IdempotencyRecord, encode
-from batchfile.local import run as local_run
-from batchfile.local.inputs import inspect
-from batchfile.local.options import RunOptions, changes
-from batchfile.local.outputs import lock_output, lock_path
 from batchfile.local.receipt import make_receipt
-from batchfile.local.run import Opened, open_batch
 from batchfile.local.work import work
-from batchfile.store.directory import DirectoryStore
+from batchfile.testing import EchoEngine, ManualClock
+from tests.helpers.engine import EngineIdentity
+from tests.helpers.ledger import BatchRecord, IdempotencyRecord, batches, encode, ending, keys
+from tests.helpers.local import Opened, RunOptions, changes, inspect, local_run, lock_output, lock_path, open_batch
+from tests.helpers.store import DirectoryStore
 
 LINE = '{"custom_id":"r%d","params":{"messages":[{"role":"user","content":"hi"}]}}\n'
 

@@ -4,12 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from batchfile import Ledger
 from batchfile.errors import InvalidFile
-from batchfile.ledger.base import Ledger
-from batchfile.local.inputs import inspect
-from batchfile.local.options import RunOptions
-from batchfile.local.run import open_batch
-from batchfile.store.memory import MemoryStore
+from batchfile.testing import MemoryStore
+from tests.helpers.local import RunOptions, inspect, open_batch
 
 GOOD = b'{"custom_id":"a","params":{"messages":[{"role":"user","content":"hi"}]}}\n'
 INSIDE = b'{"custom_id":"c","params":{"messages":[],"max_tokens":0}}\n'

@@ -2,20 +2,21 @@
 
 import io
 import threading
+from base64 import b64encode
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from batchfile.clock import ManualClock
 from batchfile.errors import InvalidRequest
 from batchfile.media import decode
 from batchfile.media.cache import FAILURE_S, MediaCache
 from batchfile.media.loader import DecodeGate, MediaLoader
-from batchfile.media.rules import MediaRules, OwnBucket, shown
+from batchfile.media.rules import MediaLimits, MediaRules, OwnBucket, shown
 from batchfile.request_media import Media, MediaUse
+from batchfile.testing import ManualClock
 from batchfile.types import Message, Request, Sampling
 from tests.media_kit import bomb, media_server, png, wav
 
@@ -90,6 +91,26 @@ def test_images_become_rgb_on_white() -> None:
     assert (clear.mode, clear.size, clear.getpixel((0, 0))) == ("RGB", (4, 3), (255, 255, 255))
     grey = decode.pixels_of(decode.open_image(png(color=(7,), mode="L")))
     assert grey.getpixel((0, 0)) == (7, 7, 7)
+
+
+def test_damaged_notes_of_a_camera_leave_a_picture_as_it_is() -> None:
+    made = io.BytesIO()
+    Image.new("RGB", (4, 3)).save(made, "JPEG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff")
+    assert decode.pixels_of(decode.open_image(made.getvalue())).size == (4, 3)
+
+
+def test_grey_of_16_bits_keeps_its_shades_and_32_bits_are_rejected() -> None:
+    grey = Image.new("I;16", (3, 1))
+    for at, value in enumerate((0, 0x4000, 0xFFFF)):
+        grey.putpixel((at, 0), value)
+    made = io.BytesIO()
+    grey.save(made, "PNG")
+    read = decode.pixels_of(decode.open_image(made.getvalue()))
+    assert [read.getpixel((at, 0)) for at in range(3)] == [(0, 0, 0), (64, 64, 64), (255, 255, 255)]
+    made = io.BytesIO()
+    Image.new("F", (1, 1)).save(made, "TIFF")
+    with pytest.raises(InvalidRequest, match="has pixels of 32 bits"):
+        decode.pixels_of(decode.open_image(made.getvalue()))
 
 
 def test_images_are_turned_upright() -> None:
@@ -197,23 +218,51 @@ def test_decoding_waits_for_room_and_a_larger_image_than_all_room_is_decoded_alo
     assert entered == [50, 500]
 
 
+def request_with(*media: Media) -> Request:
+    turn = Message("user", "look", parts=("look", *media))
+    return Request(custom_id="r", messages=(turn,), sampling=Sampling(max_tokens=1))
+
+
 @contextmanager
 def loaded(*media: Media, rules: MediaRules, use: MediaUse) -> Iterator[Message]:
-    @contextmanager
-    def room(size: int) -> Iterator[None]:
-        yield
-
-    request = Request(
-        custom_id="r",
-        messages=(Message("user", "look", parts=("look", *media)),),
-        sampling=Sampling(max_tokens=1),
-    )
-    with MediaLoader(room).load(request, rules, use) as found:
+    with MediaLoader(nullcontext).load(request_with(*media), rules, use) as found:
         yield found.request.messages[0]
 
 
 ANYWHERE = MediaRules(allow=None)
 DECODED = MediaUse(kinds=frozenset({"image", "audio"}))
+
+
+def test_another_batch_reads_an_object_again() -> None:
+    with media_server() as server:
+        loader = MediaLoader(nullcontext)
+        request = request_with(Media(kind="image", source=f"{server.url}/a.png"))
+        for batch_id in ("one", "one", "two"):
+            with loader.load(request, ANYWHERE, DECODED, batch_id):
+                pass
+        assert server.asked == {"/a.png": 2}
+
+
+LIMITED = MediaRules(
+    tenant="acme", allow=None, limits=MediaLimits(object_bytes=100, pixels=20, request_bytes=100, objects=2)
+)
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        ([png()] * 2, None),
+        ([png()] * 3, r"has 3 images, recordings and documents; the limit is 2 \(media\.acme\.objects_max\)$"),
+        ([png(7, 3)], r"has 7 x 3 pixels.*media\.acme\.pixels_max"),
+        ([png(5, 4)] * 2, r"take 160 bytes.*media\.acme\.request_bytes_max"),
+        ([png() + bytes(100)], r"too large; the limit is 100 bytes \(media\.acme\.object_bytes_max\)$"),
+    ],
+)
+def test_the_limits_of_a_tenant(images: list[bytes], message: str | None) -> None:
+    media = [Media(kind="image", source=f"data:image/png;base64,{b64encode(data).decode()}") for data in images]
+    refused = pytest.raises(InvalidRequest, match=message) if message else nullcontext()
+    with refused, loaded(*media, rules=LIMITED, use=DECODED):
+        pass
 
 
 def test_a_document_by_url_becomes_text_in_its_place() -> None:
@@ -233,8 +282,10 @@ def test_an_engine_without_a_kind_refuses_it_before_it_is_fetched() -> None:
     ("fault", "message"),
     [
         ("short", "ended 99,9.. bytes early"),
-        ("long", "is larger than 20 MiB"),
-        ("inside", "has a private address"),
+        ("long", "is too large; the limit is 20 MiB"),
+        ("inside", "redirects to 127.0.0.1, which has a private address"),
+        ("metadata", r"redirects to 169\.254\.169\.254, which has a private address"),
+        ("malformed", "redirects to .http://.1/a.png., which is not an http address"),
         ("bomb", "pixels"),
         ("page", "is not an image"),
         ("nowhere", "media_unavailable|cannot be fetched"),
@@ -245,7 +296,7 @@ def test_a_server_that_misbehaves_gives_a_reason(fault: str, message: str) -> No
         image = Media(kind="image", source=f"{server.url}/fault/{fault}")
         with pytest.raises(InvalidRequest, match=message) as error, loaded(image, rules=ANYWHERE, use=DECODED):
             pass
-        assert str(error.value).startswith(f"{server.url}/fault/{fault}: ")
+        assert str(error.value).startswith(f'"{server.url}/fault/{fault}": ')
 
 
 def test_a_server_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -254,6 +305,14 @@ def test_a_server_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> Non
         image = Media(kind="image", source=f"{server.url}/fault/hang")
         with pytest.raises(InvalidRequest, match=r"longer than 0\.3 s"), loaded(image, rules=ANYWHERE, use=DECODED):
             pass
+
+
+def test_spaces_and_other_letters_in_a_url_are_encoded() -> None:
+    with media_server({"/a%20%C3%BC%20b.png": png()}) as server:
+        for path in ("a ü b.png", "a%20%C3%BC%20b.png"):
+            with loaded(Media(kind="image", source=f"{server.url}/{path}?ü"), rules=ANYWHERE, use=DECODED):
+                pass
+        assert server.asked == {"/a%20%C3%BC%20b.png": 2}
 
 
 @pytest.mark.parametrize("path", ["/fault/moved", "/fault/busy"])

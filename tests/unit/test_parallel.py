@@ -5,9 +5,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from batchfile.ledger.base import Ledger
+from batchfile import Ledger
 from batchfile.ledger.parallel import AHEAD, in_order
-from batchfile.store.memory import MemoryStore
+from batchfile.testing import MemoryStore
 
 WAIT_S = 1200.0  # only against a hang: no test depends on a machine's speed
 

@@ -5,17 +5,14 @@ import json
 import pytest
 
 from api.ops.pools import PoolStatus
-from batchfile.clock import ManualClock
-from batchfile.ledger.base import Ledger
-from batchfile.ledger.batches import Draft
-from batchfile.ledger.heartbeats import write_heartbeat
-from batchfile.ledger.records import HeartbeatRecord, RunnerState
+from batchfile import Ledger
 from batchfile.ledger.status import StatusReader
 from batchfile.plan.policy import REJECT
 from batchfile.plan.submit import submit
-from batchfile.settings import load_settings
-from batchfile.store.memory import MemoryStore
+from batchfile.testing import ManualClock, MemoryStore
 from batchfile.types import Defaults
+from tests.helpers.ledger import Draft, HeartbeatRecord, RunnerState, write_heartbeat
+from tests.helpers.settings import load_settings
 
 
 @pytest.mark.parametrize(

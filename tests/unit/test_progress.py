@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from batchfile.engine.base import EngineStats
 from batchfile.local.progress import ACTIVE_S_MIN, Meter, Snapshot, cost_usd
-from batchfile.runner.stats import RunnerStats
 from batchfile.types import Counts, Usage
+from tests.helpers.runner import RunnerStats
 
 LOOK_S = 0.25
 

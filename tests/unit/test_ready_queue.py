@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 from batchfile.engine.base import Prepared
 from batchfile.runner.queues import ReadyQueue
-from batchfile.runner.state import PendingRequest
+from tests.helpers.runner import PendingRequest
 
 
 def item(key: int, *, cost: int = 1, prefix: int = 0, shard: object = None) -> PendingRequest:

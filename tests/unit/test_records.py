@@ -7,7 +7,8 @@ import msgspec
 import pytest
 
 from batchfile.errors import BatchDamaged, RecordNewer
-from batchfile.ledger.records import (
+from batchfile.types import Counts, Defaults, RoutingTable, Usage
+from tests.helpers.ledger import (
     BatchRecord,
     FileRef,
     InputRef,
@@ -23,7 +24,6 @@ from batchfile.ledger.records import (
     encode,
     unknown_fields,
 )
-from batchfile.types import Counts, Defaults, RoutingTable, Usage
 
 PART = PartRef(key="p", size=1, sha256="s")
 SHARD = ShardRecord(

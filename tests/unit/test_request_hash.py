@@ -1,15 +1,16 @@
 """A hash covers everything that can change the answer to a request, and nothing that only names it."""
 
 import json
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchfile.lines.envelope import decode_envelope
-from batchfile.plan.request_hash import RequestHasher
+from batchfile.lines.formats import media
+from batchfile.plan.request_hash import NAMES_MEDIA, RequestHasher
 from batchfile.types import Defaults
+from tests.helpers.lines import decode_envelope
 
 CHAT = "/v1/chat/completions"
 
@@ -132,9 +133,23 @@ def test_a_request_that_names_bytes_outside_of_it_has_no_hash(url: str, name: st
     ]
     for make, part in found:
         line = make(messages=[{"role": "user", "content": [part]}]).replace(b'"image', f'"{name}'.encode())
-        assert (hashed(line) is None) is (url != IMAGE)
+        assert (hashed(line) is None) is (url[:5].lower() != "data:")
+
+
+def test_an_adapter_that_the_metadata_names_is_covered() -> None:
+    read = decode_envelope(native(metadata={"model_hint": "x"}))
+    hasher = RequestHasher(Defaults(), None)
+    assert len({hasher.of(read, "p"), hasher.of(read, "p", "x"), hasher.of(read, "p", "y")}) == 3
 
 
 def test_a_text_about_images_has_a_hash() -> None:
     content = [{"type": "text", "text": 'An image, {"type": "image"} and a file.'}]
     assert hashed(native(messages=[{"role": "user", "content": content}])) is not None
+
+
+def test_every_type_of_part_that_may_name_bytes_elsewhere_is_found() -> None:
+    parts = [one for one in vars(media).values() if isinstance(one, type) and "read" in vars(one)]
+    types = {name for one in parts if "type" in one.__annotations__ for name in get_args(one.__annotations__["type"])}
+    assert {"image", "document", "image_url", "input_audio", "input_file"} <= types
+    for name in types - {"input_text"}:
+        assert NAMES_MEDIA.search(b'"type" :\n"%b"' % name.encode()), name

@@ -13,7 +13,6 @@ from batchfile.cli.requests_reference import ECHO, MODELS, NOTES, rows_of, with_
 from batchfile.engine.http.wire import request_body
 from batchfile.errors import InvalidRequest
 from batchfile.lines.formats import (
-    openai_chat,
     openai_classify,
     openai_completions,
     openai_embeddings,
@@ -22,8 +21,9 @@ from batchfile.lines.formats import (
     openai_responses,
     openai_scores,
 )
-from batchfile.lines.parse import parse_request, why_unserved
+from batchfile.lines.parse import why_unserved
 from batchfile.types import Defaults, Request
+from tests.helpers.lines import openai_chat, parse_request
 
 PAGE = Path(__file__).parents[2] / "docs" / "requests.md"
 HI = [{"role": "user", "content": "hi"}]
@@ -60,6 +60,7 @@ SAMPLES: dict[str, dict[str, Any]] = {
     "guided_regex": {"guided_regex": "x"},
     "guided_whitespace_pattern": {"guided_whitespace_pattern": " ", "guided_json": SCHEMA},
     "ignore_eos": {"ignore_eos": True},
+    "include": {"include": ["message.output_text.logprobs"]},
     "include_reasoning": {"include_reasoning": False},
     "instruction": {"instruction": "x"},
     "instructions": {"instructions": "x"},
@@ -143,7 +144,18 @@ OTHER_FORMS: dict[tuple[str, str], dict[str, Any]] = {
 }
 # Keys that are not sent as they are, because they have another place in the request to an endpoint.
 NOT_SENT = {
-    *("instructions", "max_output_tokens", "reasoning", "text", "text_1", "text_2", "queries", "items", "data_1"),
+    *(
+        "include",
+        "instructions",
+        "max_output_tokens",
+        "reasoning",
+        "text",
+        "text_1",
+        "text_2",
+        "queries",
+        "items",
+        "data_1",
+    ),
     *("data_2", "query"),
     *("input", "max_tokens", "max_completion_tokens", "messages", "model", "output_config", "output_format"),
     *("stop_sequences", "system", "thinking", "tools", "tool_choice", "parallel_tool_calls"),

@@ -11,21 +11,24 @@ from openai.types.responses import Response
 
 from batchfile.errors import InvalidRequest
 from batchfile.lines.formats import (
-    openai_chat,
     openai_classify,
     openai_completions,
-    openai_embeddings,
     openai_pooling,
     openai_rerank,
     openai_responses,
     openai_scores,
 )
-from batchfile.lines.formats.anthropic import anthropic_lines
-from batchfile.lines.formats.openai_results import openai_file
-from batchfile.lines.parse import parse_request
-from batchfile.lines.result import encode_result
 from batchfile.testing import EchoEngine
 from batchfile.types import Choice, Completion, Defaults, TokenLogprob, TopLogprob, Usage
+from tests.helpers.lines import (
+    Media,
+    anthropic_lines,
+    encode_result,
+    openai_chat,
+    openai_embeddings,
+    openai_file,
+    parse_request,
+)
 from tests.unit.test_requests import HI, LEAST, SCHEMA, parsed
 
 RESPONSE = {
@@ -68,6 +71,22 @@ def test_a_response_is_read_as_the_same_chat_completion() -> None:
         },
     )
     assert parsed(openai_responses.URL, RESPONSE) == replace(chat, form="response")
+
+
+@pytest.mark.parametrize("kind", ["chat", "message", "response"])
+def test_token_ids_and_the_digests_of_media_are_in_the_results_of_every_format(kind: Any) -> None:
+    choice = Choice("hi", "end_turn", token_ids=(7, 8))
+    made = Completion(choices=(choice,), usage=Usage(), kind=kind, prompt_token_ids=(1, 2), prompt_logprobs=[None])
+    line = encode_result("a", made, "m", media=(Media(kind="image", source="", digest="ab"),))
+    [row] = b"".join(openai_file([line], batch_id="b", created=0, is_output=None)).splitlines()
+    body = json.loads(row)["response"]["body"]
+    found = {name: body.get(name) for name in ("prompt_token_ids", "prompt_logprobs", "media")}
+    assert found == {
+        "prompt_token_ids": [1, 2],
+        "prompt_logprobs": [None],
+        "media": [{"type": "image", "sha256": "ab"}],
+    }
+    assert (body["choices"][0] if kind == "chat" else body)["token_ids"] == [7, 8]
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,9 @@ import pytest
 
 from batchfile.errors import InvalidFile, InvalidRequest, SettingsError
 from batchfile.lines.framing import iter_lines
-from batchfile.lines.parse import parse_request
 from batchfile.rows.prompt import AnswerColumns, RowPrompt, request_lines
-from batchfile.rows.read import Row
 from batchfile.types import Defaults, Request
+from tests.helpers.lines import Row, parse_request
 
 SCHEMA = {"type": "object", "properties": {"label": {"type": "string"}, "stars": {"type": "integer"}}}
 

@@ -9,16 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchfile.errors import InvalidFile
-from batchfile.lines.kinds import Kind
-from batchfile.rows.read import Row, read_rows
 from batchfile.types import LINE_BYTES_MAX
+from tests.helpers.lines import FileKind, Row, read_rows
 
-CSV = Kind(layout="csv", content="rows", delimiter=",")
-JSONL = Kind(layout="jsonl", content="rows")
-TEXT = Kind(layout="text", content="rows")
+CSV = FileKind(layout="csv", content="rows", delimiter=",")
+JSONL = FileKind(layout="jsonl", content="rows")
+TEXT = FileKind(layout="text", content="rows")
 
 
-def rows(data: bytes, kind: Kind = CSV, *, size: int = 7, is_one: bool = False) -> list[Row]:
+def rows(data: bytes, kind: FileKind = CSV, *, size: int = 7, is_one: bool = False) -> list[Row]:
     chunks = [data[at : at + size] for at in range(0, len(data), size)]
     return list(read_rows(chunks, kind, "a.csv", is_one=is_one))
 
@@ -35,7 +34,7 @@ def test_a_csv_file_gives_the_rows_that_were_written(cells: list[list[str]], del
     text = io.StringIO()
     writer = csv.writer(text, delimiter=delimiter, lineterminator=ending, quoting=csv.QUOTE_ALL)
     writer.writerows([["a", "b"], *cells])
-    kind = Kind(layout="csv", content="rows", delimiter=delimiter)
+    kind = FileKind(layout="csv", content="rows", delimiter=delimiter)
     found = rows(text.getvalue().encode(), kind)
     assert [[*row.values.values()] for row in found] == cells
     assert [row.problem for row in found] == [None] * len(cells)

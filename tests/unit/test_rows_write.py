@@ -15,15 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchfile.lines.file_formats import zstd
-from batchfile.lines.kinds import Kind
-from batchfile.lines.parquet import parquet_columns, parquet_lines
-from batchfile.lines.result import encode_result
 from batchfile.rows.answers import answered_rows
 from batchfile.rows.prompt import AnswerColumns, RowPrompt, request_lines
-from batchfile.rows.read import Row, read_rows
 from batchfile.rows.table import AnsweredTable, decode_table
 from batchfile.rows.write import write_rows
 from batchfile.types import Choice, Completion, Failure, Outcome, Usage
+from tests.helpers.lines import FileKind, Row, encode_result, parquet_columns, parquet_lines, read_rows
 
 ROWS: list[dict[str, Any]] = [
     {"id": 1, "text": "a\nb", "tags": ["x"], "score": None},
@@ -48,7 +45,7 @@ CELL = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=1
 def test_csv_has_the_rows_that_come_out_of_it(cells: list[tuple[str, str]], delimiter: str) -> None:
     rows = [{"a": one, "b c": other} for one, other in cells]
     data = written("o.csv", rows, delimiter=delimiter)
-    kind = Kind(layout="csv", content="rows", delimiter=delimiter or ",")
+    kind = FileKind(layout="csv", content="rows", delimiter=delimiter or ",")
     assert [row.values for row in read_rows([data], kind, "o.csv")] == rows
 
 

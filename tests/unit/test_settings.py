@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from batchfile.errors import SettingsError
-from batchfile.settings import explain_settings, load_settings
+from tests.helpers.settings import explain_settings, load_settings
 
 
 @pytest.fixture(autouse=True)

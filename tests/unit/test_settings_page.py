@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from batchfile.cli.settings_reference import with_tables
-from batchfile.settings import Settings, load_settings
+from tests.helpers.settings import Settings, load_settings
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs/settings.md"

@@ -4,12 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from batchfile.clock import ManualClock
 from batchfile.errors import StoreUnavailable, StoreUnfit
 from batchfile.store.conformance import HEAVY, prove_conditions
-from batchfile.store.directory import DirectoryStore
-from batchfile.store.memory import MemoryStore
-from batchfile.testing.faulty_store import FaultyStore
+from batchfile.testing import FaultyStore, ManualClock, MemoryStore
+from tests.helpers.store import DirectoryStore
 
 
 class IgnoresAbsent(MemoryStore):

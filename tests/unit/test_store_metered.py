@@ -3,9 +3,8 @@
 import pytest
 
 from batchfile.errors import PreconditionFailed, StoreUnavailable
-from batchfile.store.memory import MemoryStore
 from batchfile.store.metered import Call, MeteredStore
-from batchfile.testing.faulty_store import FaultyStore
+from batchfile.testing import FaultyStore, MemoryStore
 
 
 def counted(store: MeteredStore) -> dict[tuple[str, str], int]:

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from batchfile import open_store
 from batchfile.errors import SettingsError
-from batchfile.open_ledger import existing_ledger
-from batchfile.settings import load_settings
-from batchfile.store.directory import DirectoryStore
-from batchfile.store.memory import MemoryStore
-from batchfile.store.open import local_path, open_store
+from batchfile.store.open import local_path
+from batchfile.testing import MemoryStore
+from tests.helpers.settings import load_settings
+from tests.helpers.store import DirectoryStore, existing_ledger
 
 
 @pytest.mark.parametrize("form", ["{}", "file:{}", "file://{}", "file://localhost{}"])

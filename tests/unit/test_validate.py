@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchfile.lines.diagnostics import locate
-from batchfile.lines.validate import Problem, Scan, validate
 from batchfile.types import Defaults, RoutingTable
+from tests.helpers.lines import LineProblem, Scan, validate
 
 TABLE = RoutingTable(stages={"subject": "mistral"}, pools={"mistral": ("small",), "llama": ()})
 
@@ -19,7 +19,7 @@ def line(custom_id: str = "a", metadata: Any = None, **params: Any) -> str:
     return json.dumps({"custom_id": custom_id, "params": inside} | ({"metadata": metadata} if metadata else {}))
 
 
-def check(*lines: str, scan: Scan | None = None) -> list[Problem]:
+def check(*lines: str, scan: Scan | None = None) -> list[LineProblem]:
     data = "\n".join(lines).encode()
     return list(validate(lambda: [data], scan or Scan()))
 

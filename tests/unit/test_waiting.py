@@ -4,13 +4,11 @@ from typing import Any
 
 import pytest
 
-from batchfile.clock import ManualClock
-from batchfile.ledger.base import Ledger
+from batchfile import Ledger
 from batchfile.ledger.batch_status import PoolProgress, Waiting
-from batchfile.ledger.heartbeats import Roster, Seen, read_roster, write_heartbeat
-from batchfile.ledger.records import HeartbeatRecord
 from batchfile.ledger.waiting import waiting_for
-from batchfile.store.memory import MemoryStore
+from batchfile.testing import ManualClock, MemoryStore
+from tests.helpers.ledger import HeartbeatRecord, Roster, Seen, read_roster, write_heartbeat
 from tests.unit.statuses import status
 
 NOW = 10_000.0

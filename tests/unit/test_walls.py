@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from collections import Counter, defaultdict
 from functools import cache
 from pathlib import Path
 
@@ -91,8 +92,8 @@ PLACES = {
     "batchfile/engine/vllm/": "errors endpoints types request_media request_options child_env schemas engine.base "
     "engine.control_tokens engine.fit engine.identity engine.prompts engine.tool_wire",
     "batchfile/ledger/": "errors types clock store.base lines.envelope lines.failures lines.framing lines.result",
-    "batchfile/settings_tables.py": "types ledger.keys",
-    "batchfile/settings.py": "errors types env_aliases schemas.rules ledger.base ledger.keys settings_tables",
+    "batchfile/settings_tables.py": "types ledger.keys media.rules",
+    "batchfile/settings.py": "errors types env_aliases routing schemas.rules ledger.base ledger.keys settings_tables",
     # testing.crash_points: where a variable names one
     "batchfile/open_ledger.py": "errors store ledger.base settings testing.crash_points",
     "batchfile/files/": "errors ledger",
@@ -144,6 +145,12 @@ PLACES = {
 }
 
 
+# What tests import besides tests/helpers: the public modules. So the move of another module changes the helpers alone.
+PUBLIC = ("batchfile/__init__.py", "batchfile/errors.py", "batchfile/testing/__init__.py", "batchfile/types.py")
+PUBLIC += ("batchfile/engine/base.py",)
+UNIT_FILES_MAX = 3  # unit tests that import the same inner module directly: those of the module itself
+
+OWN_NAMES = {"Checked", "Connection"}  # classes inside one engine
 LINES_MAX, TEST_LINES_MAX = 400, 450
 
 
@@ -269,6 +276,50 @@ def test_an_application_imports_itself_relatively(folder: str) -> None:
         for node in _import_nodes(path):
             if isinstance(node, ast.ImportFrom) and node.level == 0:
                 assert (node.module or "").split(".")[0] != folder, path
+
+
+def test_a_class_name_has_one_meaning() -> None:
+    """Models of bodies and lines have the names of their API."""
+    found = defaultdict[str, list[str]](list)
+    for path in (path for folder in APPLICATIONS for path in _files(folder)):
+        if path.name != "schemas.py" and path.parent.name != "formats":
+            for node in ast.parse(path.read_text()).body:
+                if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                    found[node.name].append(path.relative_to(ROOT).as_posix())
+    assert {name: places for name, places in found.items() if len(places) > 1 and name not in OWN_NAMES} == {}
+
+
+def _inner(path: Path) -> set[str]:
+    """The files of the modules that a test imports, other than the public ones."""
+    return {file for module in _imports(path) if (file := _module(module)) is not None and file not in PUBLIC}
+
+
+def _tests(*, is_unit: bool) -> list[Path]:
+    helpers = {ROOT / "tests/conftest.py", *_files("tests/helpers")}
+    found = [path for path in _files("tests") if path not in helpers]
+    return [path for path in found if (path.parent.name == "unit") == is_unit]
+
+
+def test_tests_import_public_modules_and_helpers_alone() -> None:
+    offenders = {path.relative_to(ROOT).as_posix(): sorted(_inner(path)) for path in _tests(is_unit=False)}
+    assert {name: modules for name, modules in offenders.items() if modules} == {}
+
+
+def test_a_unit_test_imports_the_module_that_it_tests() -> None:
+    """What many unit tests need comes from the helpers."""
+    num = Counter(file for path in _tests(is_unit=True) for file in _inner(path))
+    assert {file: count for file, count in num.items() if count > UNIT_FILES_MAX} == {}
+
+
+def test_a_helper_imports_only_what_tests_need() -> None:
+    offered = {
+        f"tests.helpers.{path.stem}.{alias.asname or alias.name}"
+        for path in _files("tests/helpers")
+        for node in _import_nodes(path)
+        for alias in node.names
+    }
+    used = {name for is_unit in (True, False) for path in _tests(is_unit=is_unit) for name in _imports(path)}
+    assert offered - used == set()
 
 
 def _loaded(code: str) -> set[str]:

@@ -5,13 +5,13 @@ from typing import Any, cast
 
 import pytest
 
-from batchfile.clock import ManualClock
+from batchfile import Ledger, RunnerOptions
 from batchfile.engine.vllm.steps import COLD as COLD_ENGINE
 from batchfile.engine.vllm.steps import Stall
-from batchfile.ledger.base import Ledger, Limits
-from batchfile.runner.state import PendingRequest, RunnerOptions, SharedState
+from batchfile.ledger.base import Limits
 from batchfile.runner.watchdog import COLD, COMMIT_S_MAX, Watchdog
-from batchfile.store.memory import MemoryStore
+from batchfile.testing import ManualClock, MemoryStore
+from tests.helpers.runner import PendingRequest, SharedState
 
 
 class World:

@@ -237,8 +237,8 @@ class Generating:
     def _with_media(self, media: MediaPrompts, request: Request, token_ids: list[int]) -> Any:
         try:
             return media.prompt(token_ids, request.media)
-        except refusals() as error:
-            raise InvalidRequest(f"The model cannot read these media: {error}") from error
+        except Exception as error:  # of any kind: each model has its own processor
+            raise InvalidRequest(f"The model cannot read these media: {str(error) or type(error).__name__}") from error
 
     def outcome(self, outputs: list[Any], prepared: VllmPrepared) -> Outcome:
         [output], [prompt], options = outputs, prepared.prompts, prepared.options

@@ -86,6 +86,7 @@ class _Line(msgspec.Struct, gc=False):
     token_ids: _Copied = msgspec.UNSET
     prompt_logprobs: _Copied = msgspec.UNSET
     prompt_token_ids: _Copied = msgspec.UNSET
+    media: _Copied = msgspec.UNSET
 
 
 class _Usage(msgspec.Struct, gc=False):
@@ -124,12 +125,13 @@ class _Message(msgspec.Struct, gc=False):
     diagnostics: None = None
     input_transformations: None = None
     stop_details: _Refusal | None = None
-    # Not Anthropic's: what a request in the native format may ask for, as in native results.
+    # Not Anthropic's: what a request may ask for, and the digests of its media, as in native results.
     choices: _Copied = msgspec.UNSET
     logprobs: _Copied = msgspec.UNSET
     token_ids: _Copied = msgspec.UNSET
     prompt_logprobs: _Copied = msgspec.UNSET
     prompt_token_ids: _Copied = msgspec.UNSET
+    media: _Copied = msgspec.UNSET
 
 
 class _Succeeded(msgspec.Struct, gc=False):
@@ -216,6 +218,7 @@ def _message(line: _Line, message_id: str) -> _Message:
         token_ids=line.token_ids,
         prompt_logprobs=line.prompt_logprobs,
         prompt_token_ids=line.prompt_token_ids,
+        media=line.media,
     )
 
 

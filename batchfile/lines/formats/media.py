@@ -16,6 +16,8 @@ from batchfile.request_media import Media, MediaKind
 from batchfile.types import Message
 
 _SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*):")
+_BASE64 = re.compile(r"[A-Za-z0-9+/\s]+=*")
+BASE64_CHARS_MIN = 80  # a path of that length has a dot, a hyphen or an underscore
 _SCHEMES = ("data", "http", "https", "s3")
 _DATA_URL = re.compile(r"data:([^;,]*)(;[^,]*)?,")
 _BY_ID = "files are not referred to by ID; put the file into the request, or name its URL or path"
@@ -25,8 +27,13 @@ _NOT_TEXT = "documents of type {mime} cannot be read; only text can: extract the
 
 def _media(kind: MediaKind, source: str, detail: str | None = None) -> Media:
     """Raises: ValueError for a source of an unknown form, or one that cannot be of this kind."""
+    source = source.strip()
     scheme = _SCHEME.match(source)
     if scheme is None:
+        if len(source) >= BASE64_CHARS_MIN and _BASE64.fullmatch(source):
+            raise ValueError(
+                f"looks like base64 without the start of a data URL; put data:{kind}/TYPE;base64, before it"
+            )
         return Media(kind=kind, source=source, detail=detail)
     if scheme[1].lower() not in _SCHEMES:
         raise ValueError(
@@ -34,8 +41,12 @@ def _media(kind: MediaKind, source: str, detail: str | None = None) -> Media:
         )
     if scheme[1].lower() != "data":
         return Media(kind=kind, source=source, detail=detail)
+    if scheme[1] != "data":
+        source = f"data:{source[scheme.end() :]}"
+    if any(space in source for space in " \n\r\t"):  # base64 is often wrapped in lines
+        source = "".join(source.split())
     head = _DATA_URL.match(source)
-    if head is None or not (head[2] or "").endswith(";base64"):
+    if head is None or not (head[2] or "").lower().endswith(";base64"):
         raise ValueError("must be a data URL in base64, such as data:image/png;base64,iVBORw0...")
     return Media(kind=kind, source=source, mime=head[1].lower(), detail=detail)
 
@@ -47,7 +58,7 @@ def _document(media: Media) -> str | Media:
     if not media.source.startswith("data:"):
         return media
     try:
-        return b64decode(media.source.partition(",")[2], validate=True).decode()
+        return b64decode(media.source.partition(",")[2], validate=True).decode("utf-8-sig")
     except ValueError:
         raise ValueError("is not text in UTF-8 and base64") from None
 

@@ -322,7 +322,7 @@ def to_request(custom_id: str, params: PlainParams, defaults: Defaults) -> Reque
             is_max_tokens_given=params.max_tokens is not None,
             temperature=temperature,
             top_p=params.top_p,
-            top_k=None if params.top_k in {-1, 0} else params.top_k,  # both mean: all tokens
+            top_k=params.top_k,  # -1 and 0: all tokens, whatever the model's default is
             min_p=params.min_p,
             stop=tuple(params.stop_sequences or ()),
             seed=params.seed,

@@ -28,7 +28,17 @@ def response_of(result: NativeResult, stem: str, created: int) -> dict[str, obje
         "tools": [],
         "top_p": None,
         "usage": _usage(result),
+    } | (details_of(result) | ({} if result.token_ids is None else {"token_ids": result.token_ids}))
+
+
+def details_of(result: NativeResult) -> dict[str, object]:
+    """Not OpenAI's: what a request may ask for, and the digests of its media, as in native results."""
+    details = {
+        "prompt_logprobs": result.prompt_logprobs,
+        "prompt_token_ids": result.prompt_token_ids,
+        "media": result.media,
     }
+    return {name: value for name, value in details.items() if value is not None}
 
 
 def _output(result: NativeResult, stem: str, status: str) -> list[dict[str, object]]:

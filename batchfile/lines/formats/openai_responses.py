@@ -26,6 +26,7 @@ from batchfile.types import Defaults, Request
 URL = "/v1/responses"
 
 _VENDOR_ALONE = UnsupportedKey((None,), "is not supported; remove it")
+_LOGPROBS = "message.output_text.logprobs"  # of `include`
 _ALONE = "requests of a batch cannot refer to earlier ones; put the whole conversation into input"
 
 
@@ -145,6 +146,7 @@ class Body(GeneratingOptions):
     ignore_eos: bool = False
     chat_template_kwargs: TemplateArguments | None = None
     top_logprobs: NumLogprobs | None = None
+    include: list[Name] | None = None
     text: Text | None = None
     reasoning: Reasoning | None = None
     include_reasoning: bool | None = None
@@ -155,7 +157,6 @@ class Body(GeneratingOptions):
     metadata: Annotated[Any, Effectless("a label for the vendor")] = None
     user: Annotated[Any, Effectless("a label for the vendor")] = None
     safety_identifier: Annotated[Any, Effectless("a label for the vendor")] = None
-    include: Annotated[Any, Effectless("results have everything that the engine reports")] = None
     max_tool_calls: Annotated[Any, Effectless("about tools that the vendor runs itself")] = None
     prompt_cache_key: Annotated[Any, _CACHED] = None
     prompt_cache_options: Annotated[Any, _CACHED] = None
@@ -228,7 +229,7 @@ def chat_of(body: Body) -> openai_chat.Body:
         "response_format": None if body.text is None or body.text.format is None else _format(body.text.format),
         "tools": None if body.tools is None else [_tool(tool) for tool in body.tools],
         "tool_choice": _choice(body.tool_choice),
-        "logprobs": True if body.top_logprobs else None,
+        "logprobs": True if body.top_logprobs or _LOGPROBS in (body.include or ()) else None,
     }
     return openai_chat.Body.model_validate(chat | {key: value for key, value in optional.items() if value is not None})
 

@@ -7,7 +7,7 @@ from itertools import accumulate
 import msgspec
 
 from batchfile.lines.formats.anthropic import message_of
-from batchfile.lines.formats.openai_response_results import response_of
+from batchfile.lines.formats.openai_response_results import details_of, response_of
 from batchfile.lines.framing import iter_lines
 from batchfile.lines.result import (
     RESULT_BYTES_MAX,
@@ -146,7 +146,6 @@ def _completion(result: NativeResult, stem: str, created: int) -> dict[str, obje
         choices = [
             NativeChoice(message=message, stop_reason=reason, logprobs=result.logprobs, token_ids=result.token_ids)
         ]
-    details = {"prompt_logprobs": result.prompt_logprobs, "prompt_token_ids": result.prompt_token_ids}
     return {
         "id": f"{'chatcmpl' if is_chat else 'cmpl'}-{stem}",
         "object": "chat.completion" if is_chat else "text_completion",
@@ -154,7 +153,7 @@ def _completion(result: NativeResult, stem: str, created: int) -> dict[str, obje
         "model": result.model or "",
         "choices": [_choice(index, choice, is_chat=is_chat) for index, choice in enumerate(choices)],
         "usage": _usage(result),
-    } | {name: value for name, value in details.items() if value is not None}
+    } | details_of(result)
 
 
 def _choice(index: int, choice: NativeChoice, *, is_chat: bool) -> dict[str, object]:

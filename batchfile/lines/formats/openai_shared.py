@@ -155,7 +155,7 @@ def _sampling_of(
         limit_key=limit_key,
         temperature=temperature,
         top_p=body.top_p,
-        top_k=None if body.top_k in {-1, 0} else body.top_k,  # both mean: all tokens
+        top_k=body.top_k,  # -1 and 0: all tokens, whatever the model's default is
         min_p=body.min_p,
         stop=(body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ()),
         seed=body.seed,
