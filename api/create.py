@@ -45,23 +45,22 @@ NUMBER = re.compile(r"[0-9]{1,9}")
 LINE_EXAMPLE = '{"custom_id": "a", "params": {...}}'
 LINE_TYPES = {"application/x-ndjson", "application/ndjson", "application/jsonl", "application/x-jsonlines"}
 
-REUSE_RULE = (
-    "The id of an ended batch, or `auto` for the latest ones that the same model made: requests that are the same as "
-    "one that succeeded there get its result and do not run. With `auto` only requests with temperature 0 or a seed."
-)
-
 # Which rules apply to a body: native; stage, where a batch has a stage; Anthropic's, where it has none.
 Contract = Literal["native", "stage", "anthropic"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Upload:
-    """An opened body: JSONL in chunks, the stage of all requests, and how errors name the place of a request."""
+    """An opened body: JSONL in chunks, the stage of all requests, and how errors name the place of a request.
+
+    `adapter`: of requests that name no model, if the batch's hint is one.
+    """
 
     stage: str | None
     routing: RoutingTable
     chunks: Iterable[bytes]
     place: Place
+    adapter: str | None = None
 
 
 def create_options(request: AnyRequest, service: Service, caller: Caller, **asked: Any) -> CreateOptions:
@@ -140,7 +139,7 @@ def create_batch(
     )
 
     def make(keyed: KeyedBatch) -> BatchRecord:
-        defaults = replace(own, output_schema=settings.schema_of(options.stage))
+        defaults = replace(own, output_schema=settings.schema_of(options.stage), model=upload.adapter)
         draft = options.draft(keyed.batch_id, keyed.created_at, routing, defaults)
         return submit(
             ledger, draft, upload.chunks, size=spooled.size, policy=policy, is_shared=keyed.is_shared, reuse=reuse
@@ -185,10 +184,12 @@ def _open(
     found = _known_stage(routing, document.stage or stage, "use one of")
     if stage not in {None, found}:
         raise InvalidFile(f"stage: is {found!r} in the body and {stage!r} in the query; send only one of them")
-    if document.model_hint is not None:
+    hint = document.model_hint
+    adapter = hint if hint in routing.adapters else None
+    if hint is not None:
         # The batch's hint replaces the pool of its stage; a request's own hint still takes precedence.
-        routing = replace(routing, stages={found: _pool_of(routing, document.model_hint)})
-    return _Upload(stage=found, routing=routing, chunks=chunks, place=by_number)
+        routing = replace(routing, stages={found: _pool_of(routing, hint)})
+    return _Upload(stage=found, routing=routing, chunks=chunks, place=by_number, adapter=adapter)
 
 
 def _check_kind(data: memoryview, name: str, *, is_lines: bool = False) -> None:

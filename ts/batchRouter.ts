@@ -3,6 +3,8 @@
 import { isInCanary, leadIdOf, readSwitches, type Switches } from './canary.js';
 import { notComplete } from './errors.js';
 import { collectRequests } from './lines.js';
+import type { NativeResult } from './native.js';
+import type { TextBlock } from './params.js';
 import type {
   BatchClient,
   BatchCreated,
@@ -14,18 +16,19 @@ import type {
   CallOptions,
   CreateOptions,
   ProcessingStatus,
+  ResultBlock,
   Stage,
 } from './types.js';
 import { waitUntilEnded } from './wait.js';
 
-export interface RouterOptions {
-  local: BatchClient;
-  hosted: BatchClient;
+export interface RouterOptions<Block extends ResultBlock = TextBlock> {
+  local: BatchClient<Block>;
+  hosted: BatchClient<Block>;
   /** Called at each createBatch; default: the environment. Read them from a source that can change without a deploy. */
   switches?: () => Switches;
 }
 
-export interface BatchRouter extends BatchClient {
+export interface BatchRouter<Block extends ResultBlock = TextBlock> extends BatchClient<Block> {
   /** The requests that createBatch would send to each side, for applications that prefer two batches. */
   split(stage: Stage, requests: readonly BatchRequest[]): Sides;
 }
@@ -33,6 +36,11 @@ export interface BatchRouter extends BatchClient {
 export interface Sides {
   local: BatchRequest[];
   hosted: BatchRequest[];
+}
+
+interface Part<Block extends ResultBlock> {
+  client: BatchClient<Block>;
+  id: string;
 }
 
 const LOCAL_ID = /^batch_[0-9a-f]{12}$/;
@@ -44,8 +52,12 @@ const ORDER: readonly ProcessingStatus[] = ['collected', 'submitted', 'processin
  * A batch with leads on both sides has one id made of two. Its status is the sum of both, and it ends when both have
  * ended. Its results are the local ones, then the hosted ones.
  */
-export function createBatchRouter({ local, hosted, switches = readSwitches }: RouterOptions): BatchRouter {
-  function partsOf(id: string): { client: BatchClient; id: string }[] {
+export function createBatchRouter<Block extends ResultBlock = TextBlock>({
+  local,
+  hosted,
+  switches = readSwitches,
+}: RouterOptions<Block>): BatchRouter<Block> {
+  function partsOf(id: string): Part<Block>[] {
     return id.split(JOINT).map((part) => ({ client: LOCAL_ID.test(part) ? local : hosted, id: part }));
   }
 
@@ -77,15 +89,27 @@ export function createBatchRouter({ local, hosted, switches = readSwitches }: Ro
     return { ...(await Promise.all(parts)).reduce(join), id };
   }
 
-  async function getBatchResults(id: string, options?: CallOptions): Promise<BatchResults> {
+  async function getBatchResults(id: string, options?: CallOptions): Promise<BatchResults<Block>> {
     const parts = partsOf(id).map((part) => part.client.getBatchResults(part.id, options));
     return { results: (await Promise.all(parts)).flatMap((part) => part.results) };
   }
 
-  async function* streamBatchResults(id: string, options?: CallOptions): AsyncGenerator<BatchResult> {
+  function streamBatchResults(id: string, options?: CallOptions): AsyncGenerator<BatchResult<Block>> {
+    return streamBoth(id, options, (part) => part.client.streamBatchResults(part.id, options));
+  }
+
+  function streamNativeResults(id: string, options?: CallOptions): AsyncGenerator<NativeResult> {
+    return streamBoth(id, options, (part) => part.client.streamNativeResults(part.id, options));
+  }
+
+  async function* streamBoth<T>(
+    id: string,
+    options: CallOptions | undefined,
+    read: (part: Part<Block>) => AsyncIterable<T>,
+  ): AsyncGenerator<T> {
     const parts = partsOf(id);
     if (parts.length > 1) await Promise.all(parts.map((part) => requireEnd(part.client, part.id, options)));
-    for (const part of parts) yield* part.client.streamBatchResults(part.id, options);
+    for (const part of parts) yield* read(part);
   }
 
   return {
@@ -93,13 +117,14 @@ export function createBatchRouter({ local, hosted, switches = readSwitches }: Ro
     getBatchStatus,
     getBatchResults,
     streamBatchResults,
+    streamNativeResults,
     waitForBatch: (id, maxWaitMs, options) => waitUntilEnded(getBatchStatus, id, maxWaitMs, options),
     split: (stage, requests) => split(stage, requests),
   };
 }
 
 /** Otherwise half a stream would look complete. */
-async function requireEnd(client: BatchClient, id: string, options: CallOptions | undefined): Promise<void> {
+async function requireEnd(client: Pick<BatchClient, 'getBatchStatus'>, id: string, options: CallOptions | undefined): Promise<void> {
   const status = await client.getBatchStatus(id, options);
   if (status.processing_status !== 'ended') throw notComplete(id);
 }

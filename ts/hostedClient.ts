@@ -2,10 +2,11 @@
 
 import { BatchConnectionError, BatchError, BatchHttpError, notComplete } from './errors.js';
 import { collectRequests } from './lines.js';
+import type { NativeBlock, NativeFailure, NativeResult, StopReason } from './native.js';
+import type { TextBlock, ToolUseBlock } from './params.js';
 import type {
   BatchClient,
   BatchCreated,
-  BatchParams,
   BatchRequest,
   BatchRequests,
   BatchResult,
@@ -13,6 +14,7 @@ import type {
   BatchStatus,
   CallOptions,
   ErroredResult,
+  ResultBlock,
   Stage,
 } from './types.js';
 import { waitUntilEnded } from './wait.js';
@@ -26,12 +28,11 @@ export interface HostedBatches {
   results(id: string): PromiseLike<AsyncIterable<HostedResult>>;
 }
 
+/** `params` has every key of the request; these are the ones that every version of the SDK requires. */
 export interface HostedRequest {
   custom_id: string;
-  params: Omit<BatchParams, 'messages'> & { messages: HostedMessage[]; model: string; max_tokens: number };
+  params: { model: string; max_tokens: number; messages: readonly object[] };
 }
-
-export type HostedMessage = BatchParams['messages'][number];
 
 export interface HostedBatch {
   id: string;
@@ -52,7 +53,9 @@ export interface HostedResult {
 }
 
 export interface HostedAnswer {
+  model?: string;
   stop_reason?: string | null;
+  stop_sequence?: string | null;
   content: readonly { type: string }[];
   usage: {
     input_tokens: number;
@@ -74,7 +77,11 @@ export interface HostedClientOptions {
 }
 
 /** Results are in the hosted API's order: match them by custom_id. An abort does not end the SDK's own request. */
-export function createHostedClient({ batches, model, sampling = 'send' }: HostedClientOptions): BatchClient {
+export function createHostedClient<Block extends ResultBlock = TextBlock>({
+  batches,
+  model,
+  sampling = 'send',
+}: HostedClientOptions): BatchClient<Block> {
   async function createBatch(stage: Stage, requests: BatchRequests, options?: CallOptions): Promise<BatchCreated> {
     const all = await collectRequests(requests);
     const hosted = all.map((request) => toHosted(request, model(stage, request), sampling === 'send'));
@@ -86,7 +93,19 @@ export function createHostedClient({ batches, model, sampling = 'send' }: Hosted
     return toStatus(await ask(() => batches.retrieve(id), `reading hosted batch ${id}`, options));
   }
 
-  async function* streamBatchResults(id: string, options?: CallOptions): AsyncGenerator<BatchResult> {
+  function streamBatchResults(id: string, options?: CallOptions): AsyncGenerator<BatchResult<Block>> {
+    return stream(id, options, (line) => toResult(line) as BatchResult<Block>);
+  }
+
+  function streamNativeResults(id: string, options?: CallOptions): AsyncGenerator<NativeResult> {
+    return stream(id, options, toNative);
+  }
+
+  async function* stream<T>(
+    id: string,
+    options: CallOptions | undefined,
+    convert: (line: HostedResult) => T,
+  ): AsyncGenerator<T> {
     const status = await getBatchStatus(id, options);
     if (status.processing_status !== 'ended') throw notComplete(id);
     const what = `reading the results of hosted batch ${id}`;
@@ -96,15 +115,15 @@ export function createHostedClient({ batches, model, sampling = 'send' }: Hosted
       for (;;) {
         const next = await ask(() => iterator.next(), what, options);
         if (next.done) return;
-        yield toResult(next.value);
+        yield convert(next.value);
       }
     } finally {
       void iterator.return?.();
     }
   }
 
-  async function getBatchResults(id: string, options?: CallOptions): Promise<BatchResults> {
-    const results: BatchResult[] = [];
+  async function getBatchResults(id: string, options?: CallOptions): Promise<BatchResults<Block>> {
+    const results: BatchResult<Block>[] = [];
     for await (const result of streamBatchResults(id, options)) results.push(result);
     return { results };
   }
@@ -114,6 +133,7 @@ export function createHostedClient({ batches, model, sampling = 'send' }: Hosted
     getBatchStatus,
     getBatchResults,
     streamBatchResults,
+    streamNativeResults,
     waitForBatch: (id, maxWaitMs, options) => waitUntilEnded(getBatchStatus, id, maxWaitMs, options),
   };
 }
@@ -136,28 +156,55 @@ function toStatus(batch: HostedBatch): BatchStatus {
   };
 }
 
-function toResult({ custom_id, result }: HostedResult): BatchResult {
-  if (result.type === 'succeeded') {
-    const { content, usage, stop_reason } = result.message;
-    if (stop_reason === 'refusal') return toErrored(custom_id, refusalOf(content));
-    const cached = (usage.cache_creation_input_tokens ?? 0) + (usage.cache_read_input_tokens ?? 0);
-    return {
-      custom_id,
-      status: 'succeeded',
-      message: { content: content.filter(isText).map(({ text }) => ({ type: 'text', text })) },
-      usage: { input_tokens: usage.input_tokens + cached, output_tokens: usage.output_tokens },
-      error: null,
-    };
-  }
-  const error =
-    result.type === 'errored'
-      ? { type: result.error.error.type, message: result.error.error.message }
-      : { type: result.type, message: `The hosted batch ${result.type} before this request ran` };
-  return toErrored(custom_id, error);
+function toResult({ custom_id, result }: HostedResult): BatchResult<ResultBlock> {
+  if (result.type !== 'succeeded') return toErrored(custom_id, errorOf(result));
+  const { content, usage, stop_reason } = result.message;
+  if (stop_reason === 'refusal') return toErrored(custom_id, refusalOf(content));
+  return {
+    custom_id,
+    status: 'succeeded',
+    message: { content: content.flatMap(toBlock) },
+    usage: { input_tokens: usage.input_tokens + cachedOf(usage), output_tokens: usage.output_tokens },
+    error: null,
+  };
 }
+
+function toNative({ custom_id, result }: HostedResult): NativeResult {
+  if (result.type !== 'succeeded') {
+    const status = result.type;
+    return { custom_id, status, ...NOTHING, error: errorOf(result) };
+  }
+  const { content, usage, stop_reason, stop_sequence, model = '' } = result.message;
+  return {
+    custom_id,
+    status: 'succeeded',
+    message: { content: content as NativeBlock[] }, // with blocks of other types and keys, if there are any
+    stop_reason: (stop_reason ?? 'end_turn') as StopReason,
+    model,
+    usage: {
+      input_tokens: usage.input_tokens + cachedOf(usage),
+      output_tokens: usage.output_tokens,
+      cached_tokens: usage.cache_read_input_tokens ?? 0,
+    },
+    error: null,
+    ...(typeof stop_sequence === 'string' && { stop_sequence }),
+  };
+}
+
+const NOTHING: Pick<NativeFailure, 'message' | 'stop_reason' | 'model' | 'usage'> = {
+  message: null,
+  stop_reason: null,
+  model: null,
+  usage: null,
+};
 
 function toErrored(custom_id: string, error: ErroredResult['error']): ErroredResult {
   return { custom_id, status: 'errored', message: null, usage: null, error };
+}
+
+function errorOf(result: Exclude<HostedResult['result'], { type: 'succeeded' }>): ErroredResult['error'] {
+  if (result.type === 'errored') return { type: result.error.error.type, message: result.error.error.message };
+  return { type: result.type, message: `The hosted batch ${result.type} before this request ran` };
 }
 
 /** The same error as the service's, because the contract has no field for refusals. */
@@ -166,8 +213,23 @@ function refusalOf(content: HostedAnswer['content']): ErroredResult['error'] {
   return { type: 'refusal', message: `The model refused to answer${text ? `: ${text}` : '.'}` };
 }
 
-function isText(block: { type: string }): block is { type: 'text'; text: string } {
+function cachedOf(usage: HostedAnswer['usage']): number {
+  return (usage.cache_creation_input_tokens ?? 0) + (usage.cache_read_input_tokens ?? 0);
+}
+
+/** Thinking is left out, as by the service, because callers take the first block for the text. */
+function toBlock(block: { type: string }): ResultBlock[] {
+  if (isText(block)) return [{ type: 'text', text: block.text }];
+  if (!isToolUse(block)) return [];
+  return [{ type: 'tool_use', id: block.id, name: block.name, input: block.input }];
+}
+
+function isText(block: { type: string }): block is TextBlock {
   return block.type === 'text';
+}
+
+function isToolUse(block: { type: string }): block is ToolUseBlock {
+  return block.type === 'tool_use';
 }
 
 async function ask<T>(request: () => PromiseLike<T>, what: string, options: CallOptions | undefined): Promise<T> {

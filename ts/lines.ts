@@ -1,7 +1,7 @@
 /** Converts bytes to lines and requests to bytes. Independent of HTTP. */
 
 import { BatchError } from './errors.js';
-import type { BatchRequest, BatchRequests } from './types.js';
+import type { BatchRequest, BatchRequests, ModelHint } from './types.js';
 
 export const LINE_CHARS_MAX = 64 * 1024 * 1024;
 const UPLOAD_CHUNK_CHARS = 64 * 1024;
@@ -53,11 +53,13 @@ export class RequestLines {
   /** What the source threw, if anything: the caller's own error, not a connection error. */
   failure: { error: unknown } | null = null;
   readonly #source: AsyncIterator<BatchRequest>;
+  readonly #modelHint: ModelHint | undefined;
   #isClosed = false;
 
-  /** `onPull` is called for each piece that is sent. */
-  constructor(requests: AsyncIterable<BatchRequest>, onPull: () => void = () => undefined) {
+  /** `onPull` is called for each piece that is sent. `modelHint`: of requests without their own. */
+  constructor(requests: AsyncIterable<BatchRequest>, onPull: () => void = () => undefined, modelHint?: ModelHint) {
     this.#source = requests[Symbol.asyncIterator]();
+    this.#modelHint = modelHint;
     const encoder = new TextEncoder();
     this.stream = new ReadableStream<Uint8Array>(
       {
@@ -85,9 +87,14 @@ export class RequestLines {
       const next = await this.#next();
       if (this.#isClosed) throw new BatchError('The upload was closed before its last request');
       if (next.done) break;
-      text += `${JSON.stringify(next.value)}\n`;
+      text += `${JSON.stringify(this.#hinted(next.value))}\n`;
     }
     return text;
+  }
+
+  #hinted(request: BatchRequest): BatchRequest {
+    if (this.#modelHint === undefined) return request;
+    return { ...request, metadata: { model_hint: this.#modelHint, ...request.metadata } };
   }
 
   async #next(): Promise<IteratorResult<BatchRequest>> {

@@ -1,14 +1,15 @@
-/** The client of a batchfile service: the four calls of the stage contract. */
+/** The client of a batchfile service: the calls of the stage contract, and the native results and status. */
 
 import { randomUUID } from 'node:crypto';
 
 import { systemClock, type Clock } from './clock.js';
 import { BatchConnectionError, BatchError, isTransient, retryAfterMsOf } from './errors.js';
 import { RequestLines, splitLines, type Line } from './lines.js';
+import type { NativeResult, NativeStatus } from './native.js';
+import type { TextBlock } from './params.js';
 import { retryDelayMs } from './retry.js';
 import { MAX_RETRIES, send, type Body, type Call, type Endpoint } from './transport.js';
 import type {
-  BatchClient,
   BatchCreated,
   BatchRequest,
   BatchRequests,
@@ -17,12 +18,16 @@ import type {
   BatchStatus,
   CallOptions,
   CreateOptions,
+  LocalClient,
+  ModelHint,
+  ResultBlock,
   Stage,
   WaitOptions,
 } from './types.js';
 import { waitUntilEnded } from './wait.js';
 
 const BATCHES = '/v1/messages/batches';
+const NATIVE = '/api/batches';
 const TIMEOUT_MS = 60_000;
 /** A create responds only after the whole body is stored. */
 const CREATE_TIMEOUT_MS = 600_000;
@@ -44,10 +49,13 @@ export interface LocalClientOptions {
   random?: () => number;
 }
 
-export function createLocalClient(options: LocalClientOptions = {}): BatchClient {
+/** A client with its own address, key and limits. It has no state: make as many as you like. */
+export function createLocalClient<Block extends ResultBlock = TextBlock>(
+  options: LocalClientOptions = {},
+): LocalClient<Block> {
   const call = (path: string, accept: string, callOptions: CallOptions): Call => ({
     method: 'GET',
-    path: BATCHES + path,
+    path,
     headers: { accept, 'batchfile-dialect': 'stage' },
     signal: callOptions.signal,
     maxRetries: callOptions.maxRetries,
@@ -60,7 +68,7 @@ export function createLocalClient(options: LocalClientOptions = {}): BatchClient
     createOptions: CreateOptions = {},
   ): Promise<BatchCreated> {
     const isArray = Array.isArray(requests);
-    const base = call(isArray ? '' : `?stage=${encodeURIComponent(stage)}`, JSON_TYPE, createOptions);
+    const base = call(BATCHES + queryOf(isArray ? undefined : stage, createOptions), JSON_TYPE, createOptions);
     const create: Call = {
       ...base,
       method: 'POST',
@@ -70,7 +78,7 @@ export function createLocalClient(options: LocalClientOptions = {}): BatchClient
         // One key for all attempts, so that they create one batch.
         'idempotency-key': createOptions.idempotencyKey ?? randomUUID(),
       },
-      body: bodyOf(stage, requests),
+      body: bodyOf(stage, requests, createOptions.modelHint),
       timeoutMs: createOptions.timeoutMs ?? options.createTimeoutMs ?? CREATE_TIMEOUT_MS,
     };
     if (!isArray && typeof requests !== 'function') create.maxRetries = 0;
@@ -79,20 +87,34 @@ export function createLocalClient(options: LocalClientOptions = {}): BatchClient
   }
 
   async function getBatchStatus(id: string, callOptions: CallOptions = {}): Promise<BatchStatus> {
-    const asked = call(`/${encodeURIComponent(id)}`, JSON_TYPE, callOptions);
+    const asked = call(`${BATCHES}/${encodeURIComponent(id)}`, JSON_TYPE, callOptions);
     const answer = await send(endpointOf(options), asked, (good) => good.json());
     return expect<BatchStatus>(answer, 'processing_status', 'counts');
   }
 
-  async function getBatchResults(id: string, callOptions: CallOptions = {}): Promise<BatchResults> {
-    const asked = call(`/${encodeURIComponent(id)}/results`, JSON_TYPE, callOptions);
+  async function getNativeStatus(id: string, callOptions: CallOptions = {}): Promise<NativeStatus> {
+    const asked = call(`${NATIVE}/${encodeURIComponent(id)}`, JSON_TYPE, callOptions);
     const answer = await send(endpointOf(options), asked, (good) => good.json());
-    return expect<BatchResults>(answer, 'results');
+    return expect<NativeStatus>(answer, 'state', 'total');
   }
 
-  async function* streamBatchResults(id: string, callOptions: CallOptions = {}): AsyncGenerator<BatchResult> {
+  async function getBatchResults(id: string, callOptions: CallOptions = {}): Promise<BatchResults<Block>> {
+    const asked = call(`${BATCHES}/${encodeURIComponent(id)}/results`, JSON_TYPE, callOptions);
+    const answer = await send(endpointOf(options), asked, (good) => good.json());
+    return expect<BatchResults<Block>>(answer, 'results');
+  }
+
+  function streamBatchResults(id: string, callOptions?: CallOptions): AsyncGenerator<BatchResult<Block>> {
+    return streamLines(`${BATCHES}/${encodeURIComponent(id)}/results`, callOptions);
+  }
+
+  function streamNativeResults(id: string, callOptions?: CallOptions): AsyncGenerator<NativeResult> {
+    return streamLines(`${NATIVE}/${encodeURIComponent(id)}/results`, callOptions);
+  }
+
+  async function* streamLines<T>(path: string, callOptions: CallOptions = {}): AsyncGenerator<T> {
     // One loop retries both failed requests and interrupted responses.
-    const asked = call(`/${encodeURIComponent(id)}/results`, LINES_TYPE, { ...callOptions, maxRetries: 0 });
+    const asked = call(path, LINES_TYPE, { ...callOptions, maxRetries: 0 });
     const maxResumes = callOptions.maxRetries ?? options.maxRetries ?? MAX_RETRIES;
     const clock = options.clock ?? systemClock;
     const random = options.random ?? Math.random;
@@ -101,7 +123,7 @@ export function createLocalClient(options: LocalClientOptions = {}): BatchClient
     for (;;) {
       try {
         for await (const line of resultLines(endpointOf(options), asked, numGiven)) {
-          yield parseResult(line);
+          yield parseResult<T>(line);
           numGiven++;
           numFailures = 0;
         }
@@ -120,7 +142,15 @@ export function createLocalClient(options: LocalClientOptions = {}): BatchClient
     return waitUntilEnded(getBatchStatus, id, maxWaitMs, { ...waitOptions, clock: options.clock });
   }
 
-  return { createBatch, getBatchStatus, getBatchResults, streamBatchResults, waitForBatch };
+  return {
+    createBatch,
+    getBatchStatus,
+    getBatchResults,
+    streamBatchResults,
+    waitForBatch,
+    streamNativeResults,
+    getNativeStatus,
+  };
 }
 
 async function* resultLines(endpoint: Endpoint, call: Call, numSkipped: number): AsyncGenerator<Line> {
@@ -131,24 +161,36 @@ async function* resultLines(endpoint: Endpoint, call: Call, numSkipped: number):
   }
 }
 
-function parseResult(line: Line): BatchResult {
+function parseResult<T>(line: Line): T {
   try {
-    return JSON.parse(line.text) as BatchResult;
+    return JSON.parse(line.text) as T;
   } catch (error) {
     if (!line.isTerminated) throw new BatchConnectionError('The results were cut off within a line', { cause: error });
     throw new BatchError('A line of the results is not JSON. Check LOCAL_BATCH_URL.', { cause: error });
   }
 }
 
+/** `?stage=...&reuse=...`, empty without options. `stage`: of a body that cannot contain it. */
+function queryOf(stage: Stage | undefined, options: CreateOptions): string {
+  const { pool, priority, reuse, strict, metadata = {} } = options;
+  const query = new URLSearchParams();
+  for (const [name, value] of Object.entries({ stage, pool, priority, reuse, strict })) {
+    if (value !== undefined) query.append(name, String(value));
+  }
+  for (const [name, value] of Object.entries(metadata)) query.append('metadata', `${name}=${value}`);
+  const text = query.toString();
+  return text && `?${text}`;
+}
+
 /** Reuses the body of an array for all attempts; creates a new stream for each. */
-function bodyOf(stage: Stage, requests: BatchRequests): (onSent: () => void) => Body {
+function bodyOf(stage: Stage, requests: BatchRequests, modelHint?: ModelHint): (onSent: () => void) => Body {
   if (Array.isArray(requests)) {
-    const body = { content: JSON.stringify({ stage, requests }) };
+    const body = { content: JSON.stringify({ stage, model_hint: modelHint, requests }) };
     return () => body;
   }
   const source = requests as Exclude<BatchRequests, readonly BatchRequest[]>;
   return (onSent) => {
-    const lines = new RequestLines(typeof source === 'function' ? source() : source, onSent);
+    const lines = new RequestLines(typeof source === 'function' ? source() : source, onSent, modelHint);
     return { content: lines.stream, failure: () => lines.failure, close: () => lines.close() };
   };
 }

@@ -13,7 +13,8 @@ from litestar.params import FromPath, QueryParameter
 from batchfile.lines.formats.anthropic import anthropic_lines
 from batchfile.lines.formats.stage import stage_document, stage_lines
 
-from ..create import REUSE_RULE, Contract, create_from, create_options
+from ..create import Contract, create_from, create_options
+from ..http.create_query import IsStrict, Metadata, PoolName, Priority, Reuse, metadata_of
 from ..http.errors import AnyRequest, Refusal
 from ..http.negotiation import BATCHES, Problem
 from ..http.openapi import JSON_LINES, OR_LINES, plain
@@ -38,7 +39,11 @@ async def create(
     stage: Annotated[
         str | None, QueryParameter(description="The stage of an `application/x-ndjson` body, which cannot contain one.")
     ] = None,
-    reuse: Annotated[str | None, QueryParameter(description=REUSE_RULE)] = None,
+    priority: Priority = 5,
+    metadata: Metadata = None,
+    strict: IsStrict = True,
+    pool: PoolName = None,
+    reuse: Reuse = None,
     *,
     background: NamedDependency[BackgroundTasks],
 ) -> native_schemas.BatchId | anthropic_schemas.MessageBatch:
@@ -47,7 +52,17 @@ async def create(
     All requests belong to one stage. With `anthropic-version` and no `stage`, each request names its model in
     `params.model`.
     """
-    options = create_options(request, service, caller, stage=stage, reuse=reuse)
+    options = create_options(
+        request,
+        service,
+        caller,
+        stage=stage,
+        priority=priority,
+        metadata=metadata_of(metadata),
+        is_strict=strict,
+        pool=pool,
+        reuse=reuse,
+    )
     contract: Contract = "anthropic" if negotiated.api_format == "anthropic" else "stage"
     batch = await create_from(request, service, caller, options, contract)
     if batch.is_all_reused:

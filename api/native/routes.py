@@ -8,14 +8,13 @@ from litestar.di import NamedDependency
 from litestar.enums import HttpMethod
 from litestar.params import FromPath, QueryParameter
 
-from batchfile.errors import InvalidFile
 from batchfile.ledger.batch_status import BatchStatus, BatchStatusPage, Pool
 from batchfile.ledger.records import BatchRecord, FileRef
 from batchfile.plan.submit import check_key, rerun_before
 from batchfile.plan.submit import rerun as rerun_batch
-from batchfile.types import METADATA_MAX, METADATA_NAME_CHARS_MAX, METADATA_VALUE_CHARS_MAX
 
-from ..create import REUSE_RULE, create_from, create_options
+from ..create import create_from, create_options
+from ..http.create_query import IsStrict, Metadata, PoolName, Priority, Reuse, metadata_of
 from ..http.errors import AnyRequest, Refusal
 from ..http.openapi import FILE, JSON_LINES
 from ..http.request_bodies import JSON_OR_LINES
@@ -26,11 +25,6 @@ from ..ops.background import BackgroundTasks
 from ..ops.pools import PoolStatus
 from ..service import PAGE_MAX, Service, ServiceDep
 from . import schemas, serializers
-
-METADATA_RULE = (
-    f"metadata: use name=value, at most {METADATA_MAX} times; names up to {METADATA_NAME_CHARS_MAX} characters, "
-    f"values up to {METADATA_VALUE_CHARS_MAX}"
-)
 
 batches = Routes("/api/batches", tag="batches")
 pools = Routes("/api", tag="pools")
@@ -44,26 +38,21 @@ async def create(
     stage: Annotated[
         str | None, QueryParameter(description="The stage of an `application/x-ndjson` body. Optional.")
     ] = None,
-    priority: Annotated[int, QueryParameter(ge=0, le=9, description="0 runs first, 9 last.")] = 5,
-    metadata: Annotated[list[str] | None, QueryParameter(description="`name=value`; repeat it for several.")] = None,
-    strict: Annotated[
-        bool, QueryParameter(description="`false`: invalid lines become errored results and do not reject the batch.")
-    ] = True,
-    pool: Annotated[
-        str | None, QueryParameter(description="The pool for all requests. Overrides what they name.")
-    ] = None,
-    reuse: Annotated[str | None, QueryParameter(description=REUSE_RULE)] = None,
+    priority: Priority = 5,
+    metadata: Metadata = None,
+    strict: IsStrict = True,
+    pool: PoolName = None,
+    reuse: Reuse = None,
     *,
     background: NamedDependency[BackgroundTasks],
 ) -> BatchStatus:
-    pairs = _pairs(metadata or [])
     options = create_options(
         request,
         service,
         caller,
         stage=stage,
         priority=priority,
-        metadata=pairs,
+        metadata=metadata_of(metadata),
         is_strict=strict,
         pool=pool,
         reuse=reuse,
@@ -199,18 +188,6 @@ def list_runners(
     pool_status: NamedDependency[PoolStatus], pool: Annotated[str | None, QueryParameter()] = None
 ) -> list[ops_schemas.Runner]:
     return pool_status.runners(pool)
-
-
-def _pairs(given: list[str]) -> dict[str, str]:
-    found = {}
-    for name, sign, value in (pair.partition("=") for pair in given):
-        if sign and 0 < len(name) <= METADATA_NAME_CHARS_MAX and len(value) <= METADATA_VALUE_CHARS_MAX:
-            found[name] = value
-        else:
-            raise InvalidFile(METADATA_RULE)
-    if len(given) > METADATA_MAX:
-        raise InvalidFile(METADATA_RULE)
-    return found
 
 
 def _file(request: AnyRequest, service: Service, file: FileRef | None) -> Response[Any]:

@@ -38,14 +38,10 @@ class ToolUse(BaseModel):
     input: dict[str, Any]
 
 
-class Thinking(BaseModel):
-    type: Literal["thinking"]
-    thinking: str
-    signature: str
-
-
 class StageMessage(BaseModel):
-    content: list[Text | ToolUse | Thinking]
+    """Without thinking, because callers take the first block for the text. Native results have it."""
+
+    content: list[Text | ToolUse]
 
 
 class StageUsage(BaseModel):

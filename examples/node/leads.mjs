@@ -9,7 +9,7 @@ import assert from 'node:assert/strict';
 import { readFileSync } from 'node:fs';
 import { parseArgs } from 'node:util';
 
-import { createBatch, getBatchResults, waitForBatch } from '../../ts/dist/llmAdapter.js';
+import { createBatch, getBatchResults, streamNativeResults, waitForBatch } from '../../ts/dist/llmAdapter.js';
 
 const POLISH_EVERY = 5; // of the emails
 const MIXED = 20; // requests of the batch for both pools
@@ -40,15 +40,11 @@ function readLeads(count) {
   return Object.fromEntries(Object.entries(byStage).map(([stage, requests]) => [stage, repeat(stage, requests)]));
 }
 
-async function ask(path) {
-  const answer = await fetch(url + path, { headers });
-  assert.equal(answer.status, 200, `${path}: ${answer.status}`);
-  return answer.text();
-}
-
 /** pool -> the model that its runners serve. */
 async function readModels() {
-  const runners = JSON.parse(await ask('/api/runners'));
+  const answer = await fetch(`${url}/api/runners`, { headers });
+  assert.equal(answer.status, 200, `/api/runners: ${answer.status}`);
+  const runners = await answer.json();
   return Object.fromEntries(runners.map((runner) => [runner.pool, runner.model]));
 }
 
@@ -69,11 +65,12 @@ async function runBatch(name, stage, requests, models) {
   );
   assert.equal(counts.total, requests.length);
   assert.equal(counts.succeeded, requests.length, `${counts.errored} requests of ${name} did not succeed`);
-  const lines = (await ask(`/api/batches/${id}/results`)).trim().split('\n').map((line) => JSON.parse(line));
-  requests.forEach((request, n) => assert.equal(lines[n].model, models[request.metadata.model_hint], name));
+  const used = [];
+  for await (const { model } of streamNativeResults(id)) used.push(model);
+  requests.forEach((request, n) => assert.equal(used[n], models[request.metadata.model_hint], name));
   const tokens = results.reduce((sum, result) => sum + result.usage.output_tokens, 0);
-  const used = [...new Set(lines.map((line) => line.model))].join(' and ');
-  return { name, id, results, requests: results.length, tokens, used, seconds: (Date.now() - startedMs) / 1000 };
+  const seconds = (Date.now() - startedMs) / 1000;
+  return { name, id, results, requests: results.length, tokens, used: [...new Set(used)].join(' and '), seconds };
 }
 
 /** The second pass: every fifth email goes to the large model. */

@@ -20,7 +20,10 @@ from tests.helpers.store import Store
 STAGES = {"sales_intel": "llama-70b", "subject": "mistral", "email": "mistral", "polish": "llama-70b"}
 SETTINGS = load_settings().model_copy(
     update={
-        "pools": {"mistral": PoolSettings(model="m"), "llama-70b": PoolSettings(model="l", aliases=("big",))},
+        "pools": {
+            "mistral": PoolSettings(model="m", lora={"short": "/adapters/short"}),
+            "llama-70b": PoolSettings(model="l", aliases=("big",)),
+        },
         "stages": STAGES,
         "api": Api(requests_max=50_000),
     }

@@ -195,6 +195,12 @@ def test_a_hint_of_the_whole_is_for_requests_that_say_none(service: Service) -> 
     assert service.pools(batch) == {"llama-70b": 2, "mistral": 1}
 
 
+def test_a_hint_of_the_whole_may_be_an_adapter(service: Service) -> None:
+    batch = service.post(document([request(1)], model_hint="short"))
+    assert (service.pools(batch), batch.defaults.model) == ({"mistral": 1}, "short")
+    assert service.post(document([request(1)], model_hint="big")).defaults.model is None
+
+
 def test_planner_and_runners_route_a_hinted_batch_alike(service: Service) -> None:
     requests = [request(n, **({"metadata": {"model_hint": "mistral"}} if n % 3 else {})) for n in range(100)]
     batch = service.post(document(requests, model_hint="big"))

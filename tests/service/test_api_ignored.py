@@ -55,7 +55,7 @@ def test_unknown_query_parameters_are_rejected_on_our_own_routes(api: Any, make_
         ("GET", "/api/pools", "it has none"),
         ("GET", "/api/pools/mistral/scale", "it has none"),
         ("GET", "/api/runners", "use pool"),
-        ("POST", STAGE, "use reuse, stage"),
+        ("POST", STAGE, "use metadata, pool, priority, reuse, stage, strict"),
     ]
     for method, path, takes in routes:
         sent = body if method == "POST" and path in {NATIVE, STAGE} else None

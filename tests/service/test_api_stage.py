@@ -81,6 +81,28 @@ def test_a_hint_sends_one_request_to_another_pool_and_the_order_stays(api: Any, 
     assert [line["custom_id"] for line in found] == [f"lead_{number}" for number in range(20)]
 
 
+@pytest.mark.parametrize("headers", [{}, {"anthropic-version": "2026-10-21"}], ids=["stage", "anthropic"])
+def test_a_create_takes_the_options_of_the_native_api(api: Any, make_request: Any, headers: dict[str, str]) -> None:
+    def create(*requests: Any, **options: Any) -> Any:
+        body = {"requests": requests} if headers else {"stage": "email", "requests": requests}
+        return api.http.post(BATCHES, params=options, json=body, headers=headers)
+
+    params = {"model": "mistral", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 4}
+    asked = {"custom_id": "a", "params": params}
+    first = create(asked, pool="llama-70b", priority=2, metadata=["team=sales", "run=7"]).json()["id"]
+    api.work(first, "llama-70b")
+    status = api.http.get(f"/api/batches/{first}").json()
+    assert (status["succeeded"], status["priority"], status["metadata"]) == (1, 2, {"team": "sales", "run": "7"})
+    second = create({**asked, "custom_id": "b"}, pool="llama-70b", reuse=first).json()["id"]
+    assert api.http.get(f"/api/batches/{second}").json()["reused"] == {first: 1}
+    bad = {"custom_id": "c", "params": 3}
+    assert create(asked, bad).status_code == 400
+    assert create(asked, bad, strict=False).status_code == 200
+    assert create(asked, priority=10).status_code == 400
+    assert create(asked, metadata="team").status_code == 400
+    assert "reuse: there is no batch" in create(asked, reuse="batch_0").text
+
+
 @pytest.mark.parametrize("path", [BATCHES, "/api/batches"])
 @pytest.mark.parametrize(
     ("body", "words"),

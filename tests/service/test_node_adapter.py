@@ -13,38 +13,19 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-TS = ROOT / "ts"
-NODE_MIN = 18
+from tests.service.node_kit import CONSUMER, ROOT, TS, find_node, install, run
+
 POOLS = ("mistral", "llama-70b")
 KEY = "a-key-of-acme"
-RUN_S = 240.0
-
-
-def run(command: list[str], **variables: str) -> str:
-    """In `ts/`. What it wrote is shown where it fails."""
-    environ = {**os.environ, **variables}
-    done = subprocess.run(command, cwd=TS, env=environ, capture_output=True, text=True, timeout=RUN_S)
-    if done.returncode != 0:
-        pytest.fail(f"`{' '.join(command)}` in ts/ failed:\n{done.stdout[-6000:]}\n{done.stderr[-3000:]}")
-    return done.stdout
 
 
 @pytest.fixture(scope="module")
 def node() -> str:
     """The `node` to use, with the adapter and its tests built."""
-    node, npm = shutil.which("node"), shutil.which("npm")
-    if node is None or npm is None:
-        pytest.fail(
-            f"the adapter's tests need Node {NODE_MIN} or newer and npm, and they are not on PATH: install Node"
-        )
-    version = run([node, "--version"]).strip()
-    if int(version.removeprefix("v").split(".")[0]) < NODE_MIN:
-        pytest.fail(f"the adapter needs Node {NODE_MIN} or newer, and {node} is {version}: install a newer one")
-    if not (TS / "node_modules" / ".bin" / "tsc").exists():
-        run([npm, "ci", "--no-audit", "--no-fund"])
+    node = find_node()
+    install(TS)
     shutil.rmtree(TS / "build", ignore_errors=True)
-    run([npm, "run", "--silent", "build:test"])
+    run(["npm", "run", "--silent", "build:test"])
     return node
 
 
@@ -85,6 +66,12 @@ def start_runner(start: Callable[..., subprocess.Popen[bytes]]) -> Callable[[str
 
 def test_the_adapter_does_what_its_own_tests_say(node: str) -> None:
     run([node, "--test", *files_in("test")])
+
+
+def test_the_adapter_works_on_the_oldest_node(node: str) -> None:
+    oldest = str(install(CONSUMER) / "node")
+    assert run([oldest, "--version"]).startswith("v18.")
+    run([oldest, "--test", *files_in("test")])
 
 
 def test_the_package_is_what_node_and_bundlers_expect(node: str) -> None:

@@ -121,8 +121,7 @@ PLACES = {
     "api/create.py": "errors types routing settings lines.kinds lines.split_document ledger plan api.http api.service",
     "api/ops/": "batchfile errors settings settings_tables safe_http open_ledger store lines.formats.stage ledger "
     "plan.pending inbox api.http",
-    "api/native/": "errors types lines.formats.stage ledger plan.submit inbox.records api.http api.service api.create "
-    "api.ops",
+    "api/native/": "lines.formats.stage ledger plan.submit inbox.records api.http api.service api.create api.ops",
     "api/openai/": "endpoints routing types lines.formats.openai_results lines.parse files ledger plan api.http "
     "api.service api.create api.ops.background",
     # api.native: the responses of the stage contract, which has the same paths
@@ -155,7 +154,7 @@ LINES_MAX, TEST_LINES_MAX = 400, 450
 
 
 def _files(folder: str) -> list[Path]:
-    return sorted(path for path in (ROOT / folder).rglob("*.py"))
+    return sorted(path for path in (ROOT / folder).rglob("*.py") if "node_modules" not in path.parts)
 
 
 @cache

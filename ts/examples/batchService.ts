@@ -1,10 +1,7 @@
 /**
- * An application's batch service with both sides behind it. The whole swap is `const batches`: call it instead of
- * `anthropic.messages.batches`; `processBatchResults` stays unchanged.
- *
- *     USE_LOCAL_LLM=true LOCAL_LLM_CANARY=10 LOCAL_BATCH_URL=http://127.0.0.1:8000 node batchService.js
- *
- * In an application, import from '@batchfile/adapter'.
+ * A module for your application, with both sides behind it. The whole swap is `batches`: call it instead of
+ * `anthropic.messages.batches`; `processBatchResults` stays unchanged. It reads USE_LOCAL_LLM, LOCAL_LLM_CANARY,
+ * LOCAL_BATCH_URL and LOCAL_BATCH_API_KEY, and for the hosted side ANTHROPIC_API_KEY. Needs @anthropic-ai/sdk.
  */
 
 import {
@@ -16,7 +13,7 @@ import {
   type BatchResult,
   type HostedBatches,
   type Stage,
-} from '../llmAdapter.js';
+} from '@batchfile/adapter';
 
 const HOSTED_MODELS: Record<string, string> = {
   sales_intel: 'claude-sonnet-5-5',

@@ -8,6 +8,7 @@ import {
   type BatchRequest,
   type BatchResult,
   type BatchStatus,
+  type NativeResult,
   type Switches,
 } from '../llmAdapter.js';
 import { collectRequests } from '../lines.js';
@@ -45,6 +46,9 @@ function side(id: string, created_at: string): Side {
     async *streamBatchResults() {
       yield* it.requests.map(toResult);
     },
+    async *streamNativeResults() {
+      yield* it.requests.map(toNative);
+    },
     waitForBatch: (asked, maxWaitMs) => waitUntilEnded(it.getBatchStatus, asked, maxWaitMs),
   };
   return it;
@@ -52,6 +56,11 @@ function side(id: string, created_at: string): Side {
 
 function toResult({ custom_id }: BatchRequest): BatchResult {
   return { custom_id, status: 'errored', message: null, usage: null, error: { type: 'x', message: 'y' } };
+}
+
+function toNative({ custom_id }: BatchRequest): NativeResult {
+  const nothing = { message: null, stop_reason: null, model: null, usage: null };
+  return { custom_id, status: 'canceled', ...nothing, error: { type: 'canceled', message: 'y' } };
 }
 
 function setUp(switches: Switches) {
@@ -110,6 +119,9 @@ test('a canary batch is split by lead, has one id, one status and every result',
   const streamed: BatchResult[] = [];
   for await (const result of router.streamBatchResults(id)) streamed.push(result);
   assert.deepEqual(ids(streamed), all);
+  const native: string[] = [];
+  for await (const result of router.streamNativeResults(id)) native.push(result.custom_id ?? '');
+  assert.deepEqual(native.sort(), all);
 });
 
 test('a split batch is as far as its slower side, and gives no result before both have ended', async () => {
@@ -118,6 +130,7 @@ test('a split batch is as far as its slower side, and gives no result before bot
   hosted.state = 'processing';
   assert.equal((await router.getBatchStatus(id)).processing_status, 'processing');
   await assert.rejects(router.streamBatchResults(id)[Symbol.asyncIterator]().next(), { status: 400 });
+  await assert.rejects(router.streamNativeResults(id)[Symbol.asyncIterator]().next(), { status: 400 });
 });
 
 test('a batch whose leads all go to one side is an ordinary batch of it, also from a stream', async () => {

@@ -9,6 +9,8 @@ import {
   type BatchClient,
   type BatchRequest,
   type BatchResult,
+  type NativeResult,
+  type ResultBlock,
 } from '../llmAdapter.js';
 import { freeUrl, json, serve, silence, type Reply } from './fakeServer.js';
 
@@ -37,7 +39,7 @@ function batch(processing_status: string, counts: Partial<Record<string, number>
 }
 
 /** Through the SDK itself, so that what it really takes and gives is what is tested. */
-function hosted(baseURL: string, sampling?: 'send' | 'drop'): BatchClient {
+function hosted(baseURL: string, sampling?: 'send' | 'drop'): BatchClient<ResultBlock> {
   const { messages } = new Anthropic({ baseURL, apiKey: 'hosted', maxRetries: 0 });
   return createHostedClient({
     batches: messages.batches,
@@ -132,9 +134,47 @@ test('results have the shape of the stage contract, whatever became of them', as
     { custom_id: 'd', ...errored, error: { type: 'refusal', message: 'The model refused to answer: Hello' } },
   ];
   assert.deepEqual((await hosted(server.url).getBatchResults(ID)).results, expected);
-  const streamed: BatchResult[] = [];
+  const streamed: BatchResult<ResultBlock>[] = [];
   for await (const result of hosted(server.url).streamBatchResults(ID)) streamed.push(result);
   assert.deepEqual(streamed, expected);
+});
+
+test('tool calls are in results, and native results have everything', async () => {
+  const call = { type: 'tool_use', id: 'toolu_1', name: 'look_up', input: { name: 'Ada' } };
+  const content = [
+    { type: 'thinking', thinking: 'hm', signature: 's' },
+    { type: 'text', text: 'Wait.', citations: null },
+    { ...call, caller: { type: 'direct' } },
+  ];
+  const usage = { input_tokens: 10, output_tokens: 5, cache_read_input_tokens: 100, cache_creation_input_tokens: 1 };
+  const message = { model: 'm', stop_reason: 'tool_use', stop_sequence: null, content, usage };
+  const lines = [
+    { custom_id: 'a', result: { type: 'succeeded', message } },
+    { custom_id: 'b', result: { type: 'canceled' } },
+    { custom_id: 'c', result: { type: 'succeeded', message: { ...message, stop_reason: 'refusal' } } },
+  ];
+  const reply: Reply = (response, seen) =>
+    seen.path.endsWith('/results')
+      ? void response.writeHead(200).end(lines.map((line) => `${JSON.stringify(line)}\n`).join(''))
+      : batch('ended')(response, seen);
+  const { url } = await serve(reply);
+  const { results } = await hosted(url).getBatchResults(ID);
+  assert.deepEqual(results[0]!.message?.content, [{ type: 'text', text: 'Wait.' }, call]);
+
+  const native: NativeResult[] = [];
+  for await (const result of hosted(url).streamNativeResults(ID)) native.push(result);
+  const answer = {
+    custom_id: 'a',
+    status: 'succeeded',
+    message: { content },
+    stop_reason: 'tool_use',
+    model: 'm',
+    usage: { input_tokens: 111, output_tokens: 5, cached_tokens: 100 },
+    error: null,
+  };
+  assert.deepEqual(native[0], answer);
+  assert.deepEqual(native[2], { ...answer, custom_id: 'c', stop_reason: 'refusal' });
+  assert.deepEqual([native[1]!.status, native[1]!.message, native[1]!.error?.type], ['canceled', null, 'canceled']);
 });
 
 test('results before the end are refused as the contract says', async () => {

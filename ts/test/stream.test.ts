@@ -55,6 +55,18 @@ test('an interrupted stream resumes after the last result, without a gap or a re
   assert.equal(server.seen.length, 5);
 });
 
+test('native results stream and resume in the same way, and the native status has everything', async () => {
+  const all = many(100);
+  const server = await serve(cut(all.slice(0, 1_003), LINES), lines(all), json(200, { id: ID, state: 'ended', total: 1 }));
+  const client = createLocalClient({ baseUrl: server.url, clock: testClock() });
+  let numResults = 0;
+  for await (const result of client.streamNativeResults(ID)) assert.equal(result.custom_id, `lead_${numResults++}`);
+  assert.equal(numResults, 100);
+  assert.equal((await client.getNativeStatus(ID)).state, 'ended');
+  const paths = server.seen.map(({ path }) => path);
+  assert.deepEqual(paths, [`/api/batches/${ID}/results`, `/api/batches/${ID}/results`, `/api/batches/${ID}`]);
+});
+
 test('a last line without its newline counts if it is whole, and is a cut if it is not', async () => {
   const all = many(3);
   assert.equal((await collect((await serve(lines(all.trimEnd()))).url)).length, 3);

@@ -2,7 +2,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
 import { BatchConnectionError, createLocalClient, type BatchRequest } from '../llmAdapter.js';
-import { hangUp, json, serve } from './fakeServer.js';
+import { hangUp, json, serve, type Seen } from './fakeServer.js';
 import { golden, goldenReply } from './golden.js';
 import { testClock } from './testClock.js';
 
@@ -30,6 +30,27 @@ test('an AsyncIterable is sent as lines, with the stage in the query', async () 
     REQUESTS,
   );
 });
+
+test('options are in the query, and a hint reaches the requests without their own', async () => {
+  const server = await serve(goldenReply('create'));
+  const [first, second] = REQUESTS as [BatchRequest, BatchRequest];
+  const requests = [{ ...first, metadata: { model_hint: 'mistral' } }, { ...second, metadata: { leadId: 'x' } }];
+  const options = { priority: 0, pool: 'a&b', strict: false, metadata: { team: 'A=B', run: '7' }, reuse: 'auto' };
+  const query = 'pool=a%26b&priority=0&reuse=auto&strict=false&metadata=team%3DA%3DB&metadata=run%3D7';
+  const { createBatch } = client(server.url);
+  await createBatch('email', requests, { ...options, modelHint: 'llama-70b' });
+  await createBatch('email', () => streamOf(requests), { ...options, modelHint: 'llama-70b' });
+  const [whole, lines] = server.seen as [Seen, Seen];
+  assert.equal(whole.path, `/v1/messages/batches?${query}`);
+  assert.deepEqual(JSON.parse(whole.body), { stage: 'email', model_hint: 'llama-70b', requests });
+  assert.equal(lines.path, `/v1/messages/batches?stage=email&${query}`);
+  const sent = lines.body.trimEnd().split('\n').map((line) => JSON.parse(line));
+  assert.deepEqual(sent, [requests[0], { ...second, metadata: { model_hint: 'llama-70b', leadId: 'x' } }]);
+});
+
+async function* streamOf(requests: BatchRequest[]): AsyncGenerator<BatchRequest> {
+  yield* requests;
+}
 
 test('a function is called for each attempt, under one idempotency key', async () => {
   const server = await serve(json(503, {}), hangUp, goldenReply('create'));

@@ -13,6 +13,7 @@ import {
   getBatchResults,
   getBatchStatus,
   streamBatchResults,
+  streamNativeResults,
   waitForBatch,
   type BatchRequest,
   type BatchResult,
@@ -41,18 +42,14 @@ function requests(stage: Stage, num: number): BatchRequest[] {
 const idsOf = (list: readonly { custom_id: string }[]): string[] => list.map(({ custom_id }) => custom_id);
 
 /** What the contract leaves out. */
-async function modelsOf(id: string): Promise<string[]> {
-  const key = process.env['LOCAL_BATCH_API_KEY'];
-  const headers: Record<string, string> = key ? { authorization: `Bearer ${key}` } : {};
-  const answer = await fetch(`${process.env['LOCAL_BATCH_URL']}/api/batches/${id}/results`, { headers });
-  return (await answer.text())
-    .trimEnd()
-    .split('\n')
-    .map((line) => JSON.parse(line).model);
+async function modelsOf(id: string): Promise<(string | null)[]> {
+  const models: (string | null)[] = [];
+  for await (const result of streamNativeResults(id)) models.push(result.model);
+  return models;
 }
 
 test('leads go through all four stages, every custom_id comes back, in order, from the stage’s own pool', async () => {
-  const models = new Map<Stage, Set<string>>();
+  const models = new Map<Stage, Set<string | null>>();
   for (const stage of STAGES) {
     const sent = requests(stage, LEADS);
     const { id } = await createBatch(stage, sent);
