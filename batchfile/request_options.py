@@ -71,3 +71,4 @@ class Options(Struct, frozen=True, kw_only=True):
     priority: int | None = None
     cache_salt: str | None = None
     use_activation: bool | None = None
+    task: str | None = None  # of the model's pooler, by vLLM's name

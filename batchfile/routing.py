@@ -1,9 +1,10 @@
 """Decides which pool a request goes to. Pure; used by planner and runner."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
+from batchfile.endpoints import SERVED, URLS, listed, tasks_for
 from batchfile.errors import InvalidRequest, SettingsError
-from batchfile.types import RoutingTable
+from batchfile.types import Kind, RoutingTable
 
 
 class NamesNoPool(InvalidRequest):
@@ -36,6 +37,47 @@ def route(table: RoutingTable, *, stage: str | None, hint: str | None, model: st
     raise NamesNoPool(
         f"no pool given: set a stage ({_names(table.stages)}), metadata.model_hint or model ({pools})", pools
     )
+
+
+def check_adapter_names(table: RoutingTable, adapters: Mapping[str, Collection[str]]) -> None:
+    """A request names a pool, a model, an alias or an adapter in one field, so each name has one meaning.
+
+    `adapters`: those of each pool. Raises: ValueError for an adapter whose name has another meaning.
+    """
+    owners: dict[str, str] = {}
+    for pool, names in adapters.items():
+        for name in names:
+            if name in owners:
+                where = f"both in pools.{owners[name]} and in pools.{pool}"
+                raise ValueError(f"lora: the adapter {name!r} is {where}; give one of them another name")
+            owners[name] = pool
+    for pool, (model, *aliases) in table.pools.items():
+        meanings = dict.fromkeys(aliases, "an alias") | {model: "the model", pool: "the name"}
+        for taken in sorted(meanings.keys() & owners.keys()):
+            what = f"{meanings[taken]} of the pool {pool!r}"
+            raise ValueError(f"pools.{owners[taken]}.lora: {taken!r} is {what} too; give the adapter another name")
+
+
+def check_endpoint(table: RoutingTable, pool: str, kind: Kind | None) -> None:
+    """`kind`: of a request that goes to the pool; None: unknown.
+
+    Raises: InvalidRequest where its model cannot serve it, as far as that is known before the model is loaded.
+    """
+    task = table.tasks.get(pool)
+    if task is None or kind is None or kind in SERVED[task]:
+        return
+    url, served, fitting = URLS[kind], listed(SERVED[task]), tasks_for(kind)
+    if table.everything is not None:
+        needed = f"it needs task = {fitting} (`--task` of a run)"
+        raise InvalidRequest(f"{url} is not served with task = '{task}', which serves {served}; {needed}")
+    raise InvalidRequest(
+        f"{url} is not served by the pool {pool!r}, which serves {served}; use one with task = {fitting}"
+    )
+
+
+def pools_for(table: RoutingTable, kind: Kind) -> list[str]:
+    """The pools that may serve requests of this kind."""
+    return [pool for pool in table.pools if pool not in table.tasks or kind in SERVED[table.tasks[pool]]]
 
 
 def check_stage(stages: Collection[str], stage: str) -> None:

@@ -28,6 +28,7 @@ from batchfile import env_aliases
 from batchfile.errors import SettingsError
 from batchfile.ledger.base import LOCAL, Limits
 from batchfile.ledger.keys import is_pool_name
+from batchfile.routing import check_adapter_names
 from batchfile.schemas.rules import schema_problem
 from batchfile.settings_tables import (
     Api,
@@ -149,6 +150,7 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _stages_have_pools(self) -> "Settings":
+        check_adapter_names(self.routing(), {name: pool.lora for name, pool in self.pools.items()})
         for stage, pool in self.stages.items():
             if pool not in self.pools:
                 known = ", ".join(sorted(self.pools))
@@ -180,6 +182,7 @@ class Settings(BaseSettings):
             stages=dict(self.stages),
             pools={name: (pool.model, *pool.aliases) for name, pool in self.pools.items()},
             adapters={adapter: name for name, pool in self.pools.items() for adapter in pool.lora},
+            tasks={name: pool.task for name, pool in self.pools.items() if pool.engine != "http"},
         )
 
     @property

@@ -95,7 +95,10 @@ class PoolSettings(BaseModel):
     )
     task: Task = Field(
         default="generate",
-        description="What the model is for: `generate` for text, `embed` for embeddings. An endpoint does not need it.",
+        description=(
+            "What the model is for: `generate` for text, `embed` for embeddings, `classify` for classes and the scores "
+            "of a cross-encoder. An endpoint does not need it."
+        ),
     )
     base_url: BaseUrl | None = Field(
         default=None, description="The address of the endpoint, such as `https://llm.example/v1`. Required with `http`."

@@ -18,14 +18,15 @@ LimitKey = Literal["max_tokens", "max_completion_tokens"]
 StopReason = Literal["end_turn", "max_tokens", "stop_sequence", "tool_use", "refusal", "content_filter"]
 ResultStatus = Literal["succeeded", "errored", "canceled", "expired"]
 InputFormat = Literal["native", "openai"]
-Kind = Literal["chat", "completion", "embedding", "score", "rerank"]  # for engines
+Kind = Literal["chat", "completion", "embedding", "score", "rerank", "classification", "pooling"]  # for engines
 Form = Literal["response", "message"]  # of results for a conversation, other than a chat completion
 ResultKind = Kind | Form
 EngineKind = Literal["vllm", "http", "echo"]
-Task = Literal["generate", "embed"]  # what a model is loaded for
+Task = Literal["generate", "embed", "classify"]  # what a model is loaded for
 
 Input = str | tuple[int, ...]  # a text, or token ids
-Vector = tuple[float, ...] | str  # numbers, or float32s (little-endian) in base64
+# Numbers, or vectors of them (one for each token), or float32s (little-endian) in base64.
+Vector = tuple[float | tuple[float, ...], ...] | str
 
 # The limits of one batch.
 REQUESTS_MAX = 10_000_000
@@ -118,11 +119,12 @@ class Raw(Struct, frozen=True, kw_only=True):
     """Input that goes to the model unchanged, instead of a conversation.
 
     A completion continues its one input. An embedding request returns a vector for each input, with `dimensions` if
-    given, and in base64 if requested. A score or a rerank compares the first `num_queries` inputs with the others, each
-    with its own or one with all; a rerank returns the `top_n` nearest.
+    given, and in base64 if requested; so does pooling, with whatever the model's pooler makes of an input. A
+    classification returns the probability of each class. A score or a rerank compares the first `num_queries` inputs
+    with the others, each with its own or one with all; a rerank returns the `top_n` nearest.
     """
 
-    kind: Literal["completion", "embedding", "score", "rerank"]
+    kind: Literal["completion", "embedding", "score", "rerank", "classification", "pooling"]
     inputs: tuple[Input, ...]
     num_queries: int = 0
     top_n: int = 0
@@ -247,10 +249,12 @@ class Usage(Struct, frozen=True, kw_only=True):
 
 
 class TopLogprob(Struct, frozen=True, kw_only=True):
-    """A token that was likely, with the natural logarithm of its probability. `bytes`: of its UTF-8 text, if known."""
+    """A token that was likely, with the natural logarithm of its probability; None for the first one of a prompt.
+    `bytes`: of its UTF-8 text, if known.
+    """
 
     token: str
-    logprob: float
+    logprob: float | None
     bytes: tuple[int, ...] | None = None
 
 
@@ -263,7 +267,8 @@ class TokenLogprob(TopLogprob, frozen=True, kw_only=True):
 class Choice(Struct, frozen=True):
     """`stop_sequence`: the one that ended it, if the engine reports it. `thinking`: the model's reasoning.
 
-    `logprobs`, `token_ids`: of each generated token, if requested.
+    `logprobs`, `token_ids`: of each generated token, if requested; the former of the prompt too if `text` begins with
+    it (`echo`).
 
     `stop_reason` refusal: `text` is what the model said instead of an answer. content_filter: `text` is what was
     generated before the filter stopped it.
@@ -285,6 +290,8 @@ PromptLogprobs = list[dict[str, dict[str, Any]] | None]
 class Completion(Struct, frozen=True, kw_only=True):
     """A request succeeded: one choice, or `num_choices` of them in order; an embedding has vectors instead.
     A score has a vector of one number for each pair, a rerank one of index and score for each document, nearest first.
+    A classification has the probabilities of each input; `labels` are the names of the likeliest classes, if they have
+    names. Pooling has a vector, or one for each token.
 
     `prompt_logprobs`, `prompt_token_ids`: if requested.
     """
@@ -293,6 +300,7 @@ class Completion(Struct, frozen=True, kw_only=True):
     usage: Usage
     kind: ResultKind = "chat"
     vectors: tuple[Vector, ...] = ()
+    labels: tuple[str | None, ...] = ()
     prompt_logprobs: PromptLogprobs | None = None
     prompt_token_ids: tuple[int, ...] | None = None
 
@@ -378,9 +386,11 @@ class RoutingTable:
     `stages`: stage -> pool. `pools`: pool -> the model names (its own and its aliases) that lead to it.
     `adapters`: LoRA adapter -> its pool.
     `everything`: a pool that takes all requests, regardless of their fields (a local run's one engine).
+    `tasks`: what the model of a pool is loaded for; not of an endpoint, which nobody knows.
     """
 
     stages: dict[str, str] = field(default_factory=dict)
     pools: dict[str, tuple[str, ...]] = field(default_factory=dict)
     everything: str | None = None
     adapters: dict[str, str] = field(default_factory=dict)
+    tasks: dict[str, Task] = field(default_factory=dict)

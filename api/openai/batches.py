@@ -10,16 +10,19 @@ from typing import Annotated
 from litestar.di import NamedDependency
 from litestar.params import FromPath, JSONBody, QueryParameter
 
+from batchfile.endpoints import tasks_for
 from batchfile.files import stored_files
 from batchfile.files.stored_files import file_input, source
 from batchfile.ledger.idempotency import KeyedBatch
 from batchfile.ledger.records import BatchRecord
 from batchfile.ledger.status import BatchSnapshot
+from batchfile.lines.parse import kind_of_url, why_unserved
 from batchfile.plan import pending
 from batchfile.plan.options import CreateOptions
 from batchfile.plan.reuse_sources import reuse_for, with_reuse
 from batchfile.plan.submit import create_once, made_before
-from batchfile.types import Defaults
+from batchfile.routing import pools_for
+from batchfile.types import Defaults, RoutingTable
 
 from ..create import create_options
 from ..http.auth import Caller
@@ -33,6 +36,7 @@ from . import schemas
 BATCH_ID = re.compile(r"batch_[0-9a-f]{32}")
 OF_FILES = Shown(ids_like=BATCH_ID, has=lambda found: file_input(found.batch) is not None)
 BODY_BYTES_MAX = 1024 * 1024
+OTHER_NAME = f"must be one of {', '.join(schemas.ENDPOINTS)}"  # for a path with a server, or the like
 
 batches = Routes("/v1/batches", tag="openai batches", problem=OpenAIProblem)
 
@@ -46,6 +50,7 @@ async def create(
     caller: CallerDep,
 ) -> schemas.Batch:
     """The file is validated after the response: if it is invalid, the batch becomes `failed` with the reasons."""
+    _check_endpoint(service.settings.routing(), data.endpoint)
     if "reuse" in request.query_params:
         raise Refusal(400, "reuse: send it in the body, next to input_file_id", param="reuse")
     options = create_options(request, service, caller, metadata=data.metadata or {}, reuse=data.reuse)
@@ -117,6 +122,16 @@ def _create(service: Service, caller: Caller, data: schemas.CreateBatch, options
         return pending.create(ledger, draft, replace(made_of, rules=with_reuse(made_of.rules, reuse)))
 
     return create_once(ledger, options, digest, f"batch_{secrets.token_hex(16)}", make).batch_id
+
+
+def _check_endpoint(routing: RoutingTable, endpoint: str) -> None:
+    """Raises: Refusal where it is unknown, or the model of no pool serves it."""
+    if endpoint not in schemas.ENDPOINTS:
+        raise Refusal(400, f"endpoint: {why_unserved(endpoint) or OTHER_NAME}", param="endpoint")
+    kind = kind_of_url(endpoint)
+    if kind is not None and not pools_for(routing, kind):
+        needed = f"it needs a pool with task = {tasks_for(kind)}, or with an endpoint that serves it"
+        raise Refusal(400, f"endpoint: no pool of this service serves {endpoint}; {needed}", param="endpoint")
 
 
 def _status(service: Service, caller: Caller, batch_id: str) -> BatchSnapshot:

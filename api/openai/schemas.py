@@ -26,16 +26,12 @@ _Key = Annotated[str, Field(min_length=1, max_length=METADATA_NAME_CHARS_MAX)]
 _Value = Annotated[str, Field(max_length=METADATA_VALUE_CHARS_MAX)]
 
 
-Endpoint = Literal[
-    "/v1/chat/completions",
-    "/v1/completions",
-    "/v1/embeddings",
-    "/v1/responses",
-    "/v1/messages",
-    "/v1/score",
-    "/v1/rerank",
-    "/chat/completions",  # Azure's
-]
+# The rest are Azure's and vLLM's names. Not a Literal, because the message for another value says what to do instead.
+ENDPOINTS = (
+    *("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses", "/v1/messages"),
+    *("/v1/score", "/v1/rerank", "/v1/classify", "/v1/pooling"),
+    *("/chat/completions", "/score", "/rerank", "/v2/rerank", "/classify", "/pooling"),
+)
 
 
 class ExpiresAfter(BaseModel):
@@ -49,7 +45,7 @@ class CreateBatch(BaseModel):
     model_config = _STRICT
 
     input_file_id: str
-    endpoint: Endpoint
+    endpoint: Annotated[str, Field(json_schema_extra={"enum": [*ENDPOINTS]})]
     completion_window: Literal["24h"]
     metadata: Annotated[dict[_Key, _Value], Field(max_length=METADATA_MAX)] | None = None
     output_expires_after: ExpiresAfter | None = None

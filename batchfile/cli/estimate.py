@@ -2,7 +2,7 @@
 
 import json
 import shlex
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from datetime import datetime
@@ -17,6 +17,7 @@ from batchfile.cli.numbers import Finite, Whole
 from batchfile.cli.progress import transfer
 from batchfile.cli.remote import Where, place_options
 from batchfile.cli.run_options import run_options
+from batchfile.cli.token_options import Tokenizer, token_options
 from batchfile.client.estimate import (
     CHARS_PER_TOKEN,
     FILLED,
@@ -40,8 +41,9 @@ from batchfile.local.tables import prepared, with_contents
 from batchfile.open_ledger import STORE_FOLDER
 from batchfile.routing import check_stage
 from batchfile.settings import Settings, load_settings
-from batchfile.types import Request, RoutingTable
+from batchfile.types import Defaults, Request, RoutingTable
 
+TOKEN_OPTIONS_OF_RUN = ("revision", "parse_control_tokens")
 TRIAL_REQUESTS = 20
 
 
@@ -58,20 +60,24 @@ TRIAL_REQUESTS = 20
 @click.option(
     "--model", metavar="MODEL", help="Estimate a run of MODEL on this machine.  [default: as for `batchfile run`]"
 )
-@click.option("--tokens", "tokenizer", metavar="MODEL", help="Count with MODEL's tokenizer.  [default: characters / 4]")
+@token_options("Count with MODEL's tokenizer.  [default: characters / 4]", also_of=TOKEN_OPTIONS_OF_RUN)
 @click.option("--gpu-hour", type=Finite(min=0), metavar="USD", help="The price of a GPU per hour.")
 @click.option("--gpus", type=Whole(min=1), metavar="N", help="The number of GPUs of each pool.")
 @click.option(
     "--against", multiple=True, metavar="MODEL", help="Compare with a hosted model, or provider:model; repeatable."
 )
-@run_options(INPUT_OPTIONS)
+@run_options((*INPUT_OPTIONS, "max_tokens", "lora"))
 @click.option("--json", "is_json", is_flag=True, help="Print one JSON object.")
 @place_options
 def estimate(
     file: str,
     stage: str | None,
     model: str | None,
-    tokenizer: str | None,
+    tokenizer: Tokenizer | None,
+    max_tokens: int | None,
+    lora: Mapping[str, str] | None,
+    revision: str | None,
+    parse_control_tokens: bool,
     gpu_hour: float | None,
     gpus: int | None,
     against: tuple[str, ...],
@@ -92,13 +98,13 @@ def estimate(
     options = with_contents(RunOptions(input=file, **inputs))
     with opened(file) as found:
         source = prepared(found, options)
-        sample, times = _looked_at(source, settings, stage, tokenizer, where if model is None else None)
+        sample, times = _looked_at(source, settings, stage, tokenizer, max_tokens, where if model is None else None)
     run = None if times is not None else model or _model_of_runs(settings)
     receipt = None if run is None else past_runs.last_run(run)
     local = None if receipt is None else local_time(sample, receipt)
     made = Estimate(
         sample=sample,
-        tokenizer=tokenizer,
+        tokenizer=None if tokenizer is None else tokenizer.model,
         times=times,
         expected_output_tokens=local.output_tokens if local else expected_output_tokens(sample, times or []),
         gpu_hour=gpu_hour,
@@ -111,10 +117,21 @@ def estimate(
         return
     time_lines = _time_lines(times or [])
     if times is None:
-        given = {"model": model, **inputs} | dict.fromkeys(("limit", "sample", "seed"))  # it has a limit of its own
-        named = [word for name, value in given.items() if value for word in (flag_of(name), value) if word is not True]
-        time_lines = _local_lines(local, run, shlex.join(["batchfile", "run", file, *named]), sample.num_requests)
+        given = {"model": model, "revision": revision, "max_tokens": max_tokens, **inputs}
+        given |= {"parse_control_tokens": parse_control_tokens}
+        given |= dict.fromkeys(("limit", "sample", "seed"))  # it has a limit of its own
+        command = ["batchfile", "run", file, *_options(given, lora or {})]
+        time_lines = _local_lines(local, run, shlex.join(command), sample.num_requests)
     click.echo("\n".join([source.shown, *_lines(made, stage, time_lines)]))
+
+
+def _options(given: Mapping[str, Any], lora: Mapping[str, str]) -> Iterator[str]:
+    """Those that are set, as `batchfile run` takes them."""
+    for name, value in given.items():
+        if value:
+            yield from [flag_of(name)] if value is True else [flag_of(name), str(value)]
+    for name, place in lora.items():
+        yield from ["--lora", f"{name}={place}"]
 
 
 def _model_of_runs(settings: Settings) -> str | None:
@@ -126,7 +143,12 @@ def _model_of_runs(settings: Settings) -> str | None:
 
 
 def _looked_at(
-    source: Source, settings: Settings, stage: str | None, tokenizer: str | None, where: Where | None
+    source: Source,
+    settings: Settings,
+    stage: str | None,
+    tokenizer: Tokenizer | None,
+    max_tokens: int | None,
+    where: Where | None,
 ) -> tuple[Sample, list[PoolTime] | None]:
     """The file's sample, and the times of its pools; None for a run on this machine.
 
@@ -140,26 +162,27 @@ def _looked_at(
                 routing = remote.routing()
                 if stage is not None:
                     check_stage(routing.stages, stage)
-                sample = _sampled(source, routing, stage, tokenizer)
+                defaults = Defaults() if max_tokens is None else Defaults(max_tokens=max_tokens)
+                sample = _sampled(source, routing, stage, tokenizer, defaults)
                 waiting = {pool.name: pool.pending_requests for pool in remote.pools()}
                 return sample, pool_times(sample, remote.runners(), waiting)
     if stage is not None:
         check_stage(settings.stages, stage)
-    return _sampled(source, None, None, tokenizer), None
+    return _sampled(source, None, None, tokenizer, Defaults(max_tokens=max_tokens or settings.run.max_tokens)), None
 
 
-def _sampled(source: Source, routing: RoutingTable | None, stage: str | None, tokenizer: str | None) -> Sample:
+def _sampled(
+    source: Source, routing: RoutingTable | None, stage: str | None, tokenizer: Tokenizer | None, defaults: Defaults
+) -> Sample:
     count: Callable[[Request], int] | None = None
     if tokenizer is not None:
-        from batchfile.engine.fit import token_counter
-
-        counts = token_counter(tokenizer).count
+        counts = tokenizer.counter().count
 
         def count(request: Request) -> int:
             return sum(counts(request))
 
     with transfer(source.shown, source.size or None) as on_bytes:
-        return read_sample(requests_of(source, on_bytes), routing=routing, stage=stage, count=count)
+        return read_sample(requests_of(source, on_bytes), routing=routing, stage=stage, count=count, defaults=defaults)
 
 
 def _lines(made: Estimate, stage: str | None, time_lines: Iterable[str]) -> Iterator[str]:

@@ -13,8 +13,10 @@ from pydantic import BaseModel
 from batchfile.lines.formats import (
     native,
     openai_chat,
+    openai_classify,
     openai_completions,
     openai_embeddings,
+    openai_pooling,
     openai_rerank,
     openai_responses,
     openai_scores,
@@ -31,6 +33,8 @@ MODELS: dict[str, type[BaseModel]] = {
     openai_responses.URL: openai_responses.Body,
     openai_scores.URL: openai_scores.Body,
     openai_rerank.URL: openai_rerank.Body,
+    openai_classify.URL: openai_classify.Body,
+    openai_pooling.URL: openai_pooling.Body,
 }
 # From `<!-- requests: NAME -->` to `<!-- end -->` the page has the table of this model.
 _BLOCK = re.compile(r"(<!-- requests: (\S+) -->\n).*?(<!-- end -->)", re.S)
@@ -49,13 +53,14 @@ _VARIABLE = "a variable of the chat template; rejected if the template does not 
 NOTES = {
     "cache_salt": "vLLM's prefix cache is separate for each value",
     "chat_template_kwargs": "variables of the chat template; a template ignores those that it does not use",
-    "echo": "the answer begins with the prompt; on vLLM, not together with `logprobs`",
+    "echo": "the answer begins with the prompt, of a conversation with its last turn",
     "guided_choice": "the older form of `structured_outputs`",
     "guided_grammar": "the older form of `structured_outputs`",
     "guided_json": "the older form of `structured_outputs`",
     "guided_regex": "the older form of `structured_outputs`",
     "guided_whitespace_pattern": "the older form of `structured_outputs`",
     "include": "`message.output_text.logprobs` asks for log probabilities; other values have no effect",
+    "instruction": "a variable of the template around a pair; on vLLM, the pool sets `chat_template`",
     "include_reasoning": "false: the result is without the thinking",
     "logprobs": "vLLM reports at most 20 tokens in each place, unless the pool sets `max_logprobs`",
     "output_config": "`format` guides the answer; `effort` is `reasoning_effort` of OpenAI's format",
@@ -94,7 +99,8 @@ def rows_of(model: type[BaseModel]) -> list[KeyRow]:
         else:
             is_variable = key == "documents" and model in (native.Params, openai_chat.Body)
             is_followed = key in ECHO and not is_variable
-            note = _VARIABLE if is_variable else NOTES.get(key, "")
+            is_of_pair = key == "chat_template_kwargs" and issubclass(model, openai_scores.ScoringOptions)
+            note = _VARIABLE if is_variable else NOTES.get("instruction" if is_of_pair else key, "")
             rows.append(KeyRow(key, "served", "vllm, http" + (", echo" if is_followed else ""), note))
     order: tuple[State, ...] = ("served", "http only", "no effect", "rejected")
     return sorted(rows, key=lambda row: order.index(row.state))

@@ -2,13 +2,14 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import click
 
 from batchfile import logs
 from batchfile.cli.help import epilog
 from batchfile.cli.progress import transfer
+from batchfile.cli.token_options import Tokenizer, token_options
 from batchfile.client.estimate import CHARS_PER_TOKEN
 from batchfile.lines.kinds import command_for
 from batchfile.lines.prefixes import STEP_CHARS
@@ -17,7 +18,7 @@ from batchfile.local.display import counted
 from batchfile.local.inputs import Source, lines_of
 from batchfile.local.originals import opened, pieces_of
 from batchfile.settings import load_settings
-from batchfile.types import Defaults, Request
+from batchfile.types import Defaults
 
 SHOWN_MAX = 5  # values of a counter
 VALUE_CHARS_MAX = 60
@@ -32,9 +33,9 @@ VALUE_CHARS_MAX = 60
     ),
 )
 @click.argument("input")
-@click.option("--tokens", "model", metavar="MODEL", help="Count tokens with MODEL's tokenizer, not only characters.")
+@token_options("Count tokens with MODEL's tokenizer, not only characters.")
 @click.option("--json", "is_json", is_flag=True, help="Print one JSON object.")
-def stats(input: str, model: str | None, is_json: bool) -> None:
+def stats(input: str, tokenizer: Tokenizer | None, is_json: bool) -> None:
     """Show what is in the file INPUT (- is stdin): requests, endpoints, models, prompts and limits.
 
     Of rows and text, show their number, their columns and the command that runs them. INPUT may be compressed as .gz or
@@ -43,11 +44,8 @@ def stats(input: str, model: str | None, is_json: bool) -> None:
     """
     logs.for_command()
     max_tokens = load_settings().run.max_tokens
-    count: Callable[[Request], list[int]] | None = None
-    if model is not None:
-        from batchfile.engine.fit import token_counter
-
-        count = token_counter(model).count
+    model = None if tokenizer is None else tokenizer.model
+    count = None if tokenizer is None else tokenizer.counter().count
     with opened(input) as original, transfer(original.shown, original.size) as on_bytes:
         if original.kind.content == "rows":
             as_json, lines = _of_rows(original, input)

@@ -14,6 +14,7 @@ from batchfile.cli.exits import Exit, say_json
 from batchfile.cli.help import epilog
 from batchfile.cli.numbers import Whole
 from batchfile.cli.run_options import run_options
+from batchfile.cli.token_options import Tokenizer, token_options
 from batchfile.errors import InvalidFile
 from batchfile.lines.validate import LineProblem, Summary
 from batchfile.local.check import FileCheck, Rules, token_problems, valid_lines
@@ -40,9 +41,7 @@ PROMPT_SHOWN_MAX = 2000  # characters of a turn
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
 @click.option("--stage", help="Check the routing too, for a batch of this stage and the pools of the settings.")
 @click.option("--routing", is_flag=True, help="Check the routing too: model_hint and model must be known.")
-@click.option(
-    "--tokens", "model", metavar="MODEL", help="Count tokens with MODEL's tokenizer; report requests that do not fit."
-)
+@token_options("Count tokens with MODEL's tokenizer; report requests that do not fit.")
 @click.option(
     "--max-model-len", type=Whole(min=16), help="With --tokens: the context length.  [default: the model's own]"
 )
@@ -53,7 +52,7 @@ def validate(
     files: tuple[str, ...],
     stage: str | None,
     routing: bool,
-    model: str | None,
+    tokenizer: Tokenizer | None,
     max_model_len: int | None,
     max_tokens: int | None,
     is_json: bool,
@@ -70,7 +69,7 @@ def validate(
     if stage is not None:
         check_stage(settings.stages, stage)
     rules = Rules(table=settings.routing() if routing or stage else None, stage=stage, defaults=defaults)
-    tokens = None if model is None else _Tokens(model, max_model_len)
+    tokens = None if tokenizer is None else _Tokens(tokenizer, max_model_len)
     is_fine = True
     for name in files:
         try:
@@ -123,10 +122,8 @@ def _show_first(name: str, source: Source, defaults: Defaults, *, is_json: bool)
 class _Tokens:
     """Counts tokens with a model's tokenizer, and checks whether a request fits the model."""
 
-    def __init__(self, model: str, max_model_len: int | None) -> None:
-        from batchfile.engine.fit import token_counter
-
-        counter = token_counter(model)
+    def __init__(self, tokenizer: Tokenizer, max_model_len: int | None) -> None:
+        counter = tokenizer.counter()
         self.total = 0
         self.longest = 0
         self.bound = max_model_len or counter.max_model_len

@@ -21,6 +21,7 @@ CHARS_PER_TOKEN = 4  # of English, about; other languages and code have fewer
 STEP = 10
 FULL_MAX = 10_000  # requests that are all counted; the next stretch is ten times as long
 FILLED = 2  # times the slots of an engine: fewer requests do not show its speed
+NO_DEFAULTS = Defaults()
 FULL_MAX_TOKENIZED = 1_000  # a tokenizer takes about a millisecond a request
 
 
@@ -191,6 +192,7 @@ def read_sample(
     stage: str | None,
     count: Callable[[Request], int] | None,
     full_max: int | None = None,
+    defaults: Defaults = NO_DEFAULTS,
 ) -> Sample:
     """`count`: a request's input tokens; None: its characters by CHARS_PER_TOKEN. Raises: InvalidFile."""
     left = full = full_max or (FULL_MAX if count is None else FULL_MAX_TOKENIZED)
@@ -200,7 +202,7 @@ def read_sample(
         if found.num_requests % weight == 0:
             found.num_looked_at += 1
             weights += weight
-            _add(found, line.data or b"", weight, routing, stage, count or _by_characters)
+            _add(found, line.data or b"", weight, routing, stage, count or _by_characters, defaults)
             left -= 1
             if not left:
                 left, weight = full - full // STEP, weight * STEP
@@ -217,10 +219,11 @@ def _add(
     routing: RoutingTable | None,
     stage: str | None,
     count: Callable[[Request], int],
+    defaults: Defaults,
 ) -> None:
     try:
         envelope = decode_envelope(line)
-        request = parse_request(envelope, Defaults())
+        request = parse_request(envelope, defaults)
         tokens = count(request)
     except InvalidRequest:
         found.num_bad += weight

@@ -38,7 +38,8 @@ class Result:
     """The result of one request.
 
     `status`: `succeeded`; `errored`, then `error` says why; `canceled` or `expired`: the batch ended before it ran.
-    `choices`: one answer, or the requested `n`; empty if it did not succeed. `vectors`: of an embedding.
+    `choices`: one answer, or the requested `n`; empty if it did not succeed. `vectors`: of an embedding, or
+    the scores, probabilities or vectors of other requests without text. `labels`: of a classification.
     `usage`: in tokens. `line`: the line in the input file, if the request has no custom_id.
 
     >>> [(result.custom_id, result.text) for result in done.results()]
@@ -49,6 +50,7 @@ class Result:
     status: ResultStatus
     choices: tuple[Choice, ...]
     vectors: tuple[Vector, ...]
+    labels: tuple[str | None, ...]
     model: str | None
     usage: Usage
     error: ResultError | None
@@ -77,6 +79,7 @@ def read_result(line: bytes) -> Result:
         status=cast(ResultStatus, found.status),
         choices=_choices(found),
         vectors=tuple(msgspec.json.decode(one, type=Vector) for one in found.vectors or ()),
+        labels=tuple(found.labels or ()),
         model=found.model,
         usage=_usage(found),
         error=_error(found.error),

@@ -21,8 +21,9 @@ from typing import Any
 from msgspec.structs import replace as replace_fields
 
 from batchfile.clock import Clock, SystemClock
+from batchfile.endpoints import SERVED
 from batchfile.engine.base import EngineInfo, EngineStats, Finished, Prepared, in_flight_for
-from batchfile.engine.fit import check_options, check_size, check_task, compared, vector_of
+from batchfile.engine.fit import check_options, check_served, check_size, compared, vector_of
 from batchfile.engine.identity import EngineIdentity
 from batchfile.engine.prompts import prefix_of
 from batchfile.engine.tool_wire import NO_THINKING, NO_TOOLS, call_stem, made_calls
@@ -41,6 +42,7 @@ from batchfile.types import (
     TokenLogprob,
     TopLogprob,
     Usage,
+    Vector,
 )
 
 PREFIX = "BATCHFILE_ECHO_"
@@ -117,6 +119,7 @@ def identity_of(
 # On the system clock, a step returns at least this often.
 STEP_WAIT_S_MAX = 0.05
 DIMENSIONS = 32  # of a vector, unless the request sets it
+LABELS = ("LABEL_0", "LABEL_1")  # of a classification
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -294,11 +297,11 @@ class EchoEngine:
 
     def _raw_answer(self, request: Request) -> tuple[int, Completion]:
         """Like `_answer`, for a raw prompt or an embedding. Raises: InvalidRequest if another pool serves it."""
-        check_task(request, self._task)
+        check_served(request, SERVED[self._task], self.info.model)
         raw = request.raw
         assert raw is not None, "an engine that generates answers conversations"
         if not request.generates:
-            return 1, _vectors(raw)
+            return 1, _classes(raw) if raw.kind == "classification" else _vectors(raw)
         text = text_of(raw.inputs[0])
         num_tokens, completion = self._echo(request, text, text.count(" ") + 1)
         return num_tokens, replace_fields(completion, kind="completion")
@@ -376,8 +379,18 @@ def _vectors(raw: Raw) -> Completion:
         singles = struct.pack(f"<{num}f", *[number / length for number in numbers])
         vectors.append(struct.unpack(f"<{num}f", singles))
     usage = Usage(input_tokens=sum(text_of(given).count(" ") + 1 for given in raw.inputs))
-    if raw.kind == "embedding":
+    made: tuple[Vector, ...]
+    if raw.kind in ("embedding", "pooling"):
         made = tuple(vector_of(vector, is_base64=raw.is_base64) for vector in vectors)
     else:
         made = compared(raw, vectors)
     return Completion(choices=(), usage=usage, kind=raw.kind, vectors=made)
+
+
+def _classes(raw: Raw) -> Completion:
+    """The probabilities of two classes from the digest of each input."""
+    shares = [shake_128(text_of(given).encode("utf-8", "replace")).digest(1)[0] / 256 for given in raw.inputs]
+    usage = Usage(input_tokens=sum(text_of(given).count(" ") + 1 for given in raw.inputs))
+    labels = tuple(LABELS[share > 0.5] for share in shares)
+    vectors = tuple((1 - share, share) for share in shares)
+    return Completion(choices=(), usage=usage, kind=raw.kind, vectors=vectors, labels=labels)

@@ -5,16 +5,17 @@ Counts the tokens of a request as the model sees them, without loading the model
 
 import base64
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from math import hypot
 from typing import Any
 
 from msgspec.structs import replace
 
+from batchfile.endpoints import URLS, listed, tasks_for
 from batchfile.engine.prompts import MistralPrompts, RawPrompts, prompts_of, template_arguments
 from batchfile.errors import InvalidRequest, SettingsError
-from batchfile.types import Raw, Request, Sampling, Task, Vector
+from batchfile.types import Kind, Raw, Request, Sampling, Vector
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,22 +29,30 @@ class TokenCounter:
     max_model_len: int | None
 
 
-def token_counter(model: str) -> TokenCounter:
-    """For a folder or a hub id. Raises: SettingsError if the model does not exist.
+def token_counter(
+    model: str,
+    *,
+    revision: str | None = None,
+    chat_template: str | None = None,
+    parses_control_tokens: bool = False,
+) -> TokenCounter:
+    """For a folder or a hub id. `chat_template`: used instead of the model's own. `parses_control_tokens`: those in
+    texts count as what they mean. Raises: SettingsError if the model does not exist, or cannot use the template.
 
     `count` raises InvalidRequest for a conversation if the model has no chat template.
     """
     import transformers
 
     try:
-        tokenizer = _tokenizer_of(model)
+        tokenizer = _tokenizer_of(model, revision)
         # A model with Mistral's files alone has no such configuration, and its limit is unknown.
         has_config = not MistralPrompts.fits(tokenizer)
-        config = transformers.AutoConfig.from_pretrained(model) if has_config else None
+        config = transformers.AutoConfig.from_pretrained(model, revision=revision) if has_config else None
     except (OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
-        raise SettingsError(f"the tokenizer of {model} cannot be loaded: {first}") from error
-    prompts = prompts_of(tokenizer, model)
+        named = model if revision is None else f"{model} at revision {revision!r}"
+        raise SettingsError(f"the tokenizer of {named} cannot be loaded: {first}") from error
+    prompts = prompts_of(tokenizer, model, chat_template=chat_template, parses_control_tokens=parses_control_tokens)
     raw = RawPrompts(tokenizer)
     bound = getattr(config, "max_position_embeddings", None)
 
@@ -60,15 +69,16 @@ def token_counter(model: str) -> TokenCounter:
     return TokenCounter(count=count, max_model_len=bound if isinstance(bound, int) else None)
 
 
-def _tokenizer_of(model: str) -> Any:
+def _tokenizer_of(model: str, revision: str | None) -> Any:
     """That of transformers, or of mistral_common if the model has no other. Raises: OSError, ValueError."""
     import transformers
 
+    given = {} if revision is None else {"revision": revision}
     try:
-        return transformers.AutoTokenizer.from_pretrained(model)
+        return transformers.AutoTokenizer.from_pretrained(model, **given)
     except (OSError, ValueError):
         try:
-            return transformers.MistralCommonBackend.from_pretrained(model)
+            return transformers.MistralCommonBackend.from_pretrained(model, **given)
         except Exception:  # noqa: BLE001 - the first error says more, and not every version has this one
             pass
         raise
@@ -129,16 +139,14 @@ def check_options(request: Request) -> None:
 
 VALUES_MAX = 1_000_000  # numbers in the vectors of one request: about 20 MB of JSON
 
-_NO_EMBEDDINGS = "This pool's model generates text, not embeddings: name a pool with task = 'embed'."
-_NO_TEXT = "This pool's model makes embeddings, not text: name another pool."
 
-
-def check_task(request: Request, task: Task) -> None:
-    """Raises: InvalidRequest if a model loaded for `task` cannot serve the request."""
-    if task == "embed" and request.generates:
-        raise InvalidRequest(_NO_TEXT)
-    if task == "generate" and not request.generates:
-        raise InvalidRequest(_NO_EMBEDDINGS)
+def check_served(request: Request, kinds: Collection[Kind], model: str) -> None:
+    """`kinds`: of requests that the model serves. Raises: InvalidRequest for any other."""
+    if request.kind not in kinds:
+        raise InvalidRequest(
+            f"{URLS[request.kind]} is not served by the model {model}, which serves {listed(kinds)}: use a pool or a "
+            f"run with task = {tasks_for(request.kind)}, or another model."
+        )
 
 
 def check_size(num_inputs: int, dimensions: int) -> None:
@@ -154,7 +162,11 @@ def compared(raw: Raw, vectors: Sequence[Sequence[float]]) -> tuple[Vector, ...]
     """The answer to a score or a rerank, by the cosine of the inputs' `vectors`, as vLLM's server makes it."""
     first, second = [*vectors[: raw.num_queries]], vectors[raw.num_queries :]
     pairs = zip(first * len(second) if len(first) == 1 else first, second, strict=True)
-    scores = [_dot(one, other) / ((hypot(*one) * hypot(*other)) or 1.0) for one, other in pairs]
+    return ranked(raw, [_dot(one, other) / ((hypot(*one) * hypot(*other)) or 1.0) for one, other in pairs])
+
+
+def ranked(raw: Raw, scores: Sequence[float]) -> tuple[Vector, ...]:
+    """The answer to a score or a rerank. `scores`: of each pair."""
     if raw.kind == "score":
         return tuple((score,) for score in scores)
     nearest = sorted(range(len(scores)), key=lambda index: -scores[index])[: raw.top_n]
@@ -165,7 +177,7 @@ def _dot(one: Sequence[float], other: Sequence[float]) -> float:
     return sum([a * b for a, b in zip(one, other, strict=True)])
 
 
-def vector_of(values: Sequence[float], *, is_base64: bool) -> Vector:
+def vector_of(values: Sequence[float], *, is_base64: bool) -> tuple[float, ...] | str:
     if not is_base64:
         return tuple(values)
     return base64.b64encode(struct.pack(f"<{len(values)}f", *values)).decode()

@@ -10,8 +10,10 @@ from batchfile.lines.diagnostics import Diagnostic, Path, shown
 from batchfile.lines.formats import (
     native,
     openai_chat,
+    openai_classify,
     openai_completions,
     openai_embeddings,
+    openai_pooling,
     openai_rerank,
     openai_responses,
     openai_scores,
@@ -34,7 +36,7 @@ from batchfile.lines.key_advice import Advice, advice, typo_of
 _MISSING: Any = object()
 _BODIES = (
     *(native.Params, openai_chat.Body, openai_completions.Body, openai_embeddings.Body, openai_responses.Body),
-    *(openai_scores.Body, openai_rerank.Body),
+    *(openai_scores.Body, openai_rerank.Body, openai_classify.Body, openai_pooling.Body),
 )
 _FIELDS = frozenset[str]().union(*(model.model_fields for model in _BODIES))
 _SCHEMA_FORM = '{"type": "json_schema", "json_schema": {"name": "...", "schema": {...}}}'

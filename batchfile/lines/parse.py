@@ -17,9 +17,11 @@ from batchfile.lines.envelope import Envelope, Unreadable, decode_envelope
 from batchfile.lines.formats import (
     native,
     openai_chat,
+    openai_classify,
     openai_completions,
     openai_embeddings,
     openai_messages,
+    openai_pooling,
     openai_rerank,
     openai_responses,
     openai_scores,
@@ -32,7 +34,7 @@ from batchfile.lines.json_scan import (
     has_repeats,
     repeats,
 )
-from batchfile.types import Defaults, Request
+from batchfile.types import Defaults, Kind, Request
 
 METHOD = "POST"
 
@@ -44,6 +46,8 @@ Carried = (
     | openai_responses.Body
     | openai_scores.PlainBody
     | openai_rerank.PlainBody
+    | openai_classify.PlainBody
+    | openai_pooling.PlainBody
 )
 
 
@@ -53,8 +57,28 @@ _OPENAI: dict[str, ModuleType] = {
     module.URL: module
     for module in (
         *(openai_chat, openai_completions, openai_embeddings, openai_responses, openai_messages),
-        *(openai_scores, openai_rerank),
+        *(openai_scores, openai_rerank, openai_classify, openai_pooling),
     )
+}
+_KINDS: dict[str, Kind] = {
+    openai_completions.URL: "completion",
+    openai_embeddings.URL: "embedding",
+    openai_scores.URL: "score",
+    openai_rerank.URL: "rerank",
+    openai_classify.URL: "classification",
+    openai_pooling.URL: "pooling",
+}
+_OTHER_PATHS = {"/v1/v2/rerank": openai_rerank.URL}  # Cohere's version, which vLLM's server has too
+_HEARS = "send the recording as an input_audio part of a chat completion, to a model that takes audio"
+# Endpoints that other batch systems accept, and what to do instead.
+UNSERVED = {
+    "/v1/audio/transcriptions": _HEARS,
+    "/v1/audio/translations": f"{_HEARS}, and ask for the translation",
+    "/v1/audio/speech": "this service generates text",
+    "/v1/images/generations": "this service generates text",
+    "/v1/images/edits": "this service generates text",
+    "/v1/videos": "this service generates text",
+    "/v1/moderations": "use /v1/classify and a pool with a classifier",
 }
 _URLS = " or ".join([", ".join(f'"{url}"' for url in [*_OPENAI][:-1]), f'"{[*_OPENAI][-1]}"'])
 
@@ -113,7 +137,28 @@ def path_of(url: str | None) -> str:
     if url is None:
         return openai_chat.URL
     path = _AZURE.sub("", _SERVER.sub("", url).partition("?")[0].strip("/"))
-    return f"/{path}" if path.startswith("v1/") else f"/v1/{path}"
+    whole = f"/{path}" if path.startswith("v1/") else f"/v1/{path}"
+    return _OTHER_PATHS.get(whole, whole)
+
+
+def kind_of(envelope: Envelope, url: str | None = None) -> Kind | None:
+    """The kind of its request; None if it is not served. `url`: of a line without one."""
+    return "chat" if envelope.format == "native" else kind_of_url(envelope.url or url)
+
+
+def kind_of_url(url: str | None) -> Kind | None:
+    path = path_of(url)
+    return _KINDS.get(path, "chat") if path in _OPENAI else None
+
+
+def why_unserved(url: str | None) -> str | None:
+    """None for the endpoints that are served."""
+    path = path_of(url)
+    if path in _OPENAI:
+        return None
+    if path in UNSERVED:
+        return f"{shown(url)} is not served; {UNSERVED[path]}"
+    return f"must be {_URLS}, got {shown(url)}"
 
 
 def find_problems(line: bytes | Envelope) -> list[Diagnostic]:
@@ -150,10 +195,8 @@ def _outside(envelope: Envelope) -> list[Diagnostic]:
     if envelope.method is not None and envelope.method.upper() != METHOD:
         message = f'must be "{METHOD}", got {shown(envelope.method)}'
         diagnostics.append(Diagnostic(("method",), message, "No other value is supported."))
-    if path_of(envelope.url) not in _OPENAI:
-        diagnostics.append(
-            Diagnostic(("url",), f"must be {_URLS}, got {shown(envelope.url)}", "No other value is supported.")
-        )
+    if (why := why_unserved(envelope.url)) is not None:
+        diagnostics.append(Diagnostic(("url",), why, "" if "; " in why else "No other value is supported."))
     return diagnostics
 
 

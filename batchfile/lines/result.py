@@ -90,8 +90,9 @@ class NativeResult:
     """A decoded result line. `choices`: only if the request asked for several; `message` is then the first.
 
     `usage`: None also for a success if the endpoint did not report it. `stop_sequence`: only if a known one ended the
-    (first) answer. `kind`: "chat" is not written. `vectors`: only for an embedding or a score, which have no
-    message; each as it was written. `line`: of the file, only for a request without a custom_id.
+    (first) answer. `kind`: "chat" is not written. `vectors`: only for an embedding, a score, a classification or
+    pooling, which have no message; each as it was written. `labels`: of the likeliest classes. `line`: of the file,
+    only for a request without a custom_id.
     `logprobs` (a list of TokenLogprob) and `token_ids`: of the answer, if requested and if there is one choice; each of
     several `choices` has its own. `prompt_logprobs`, `prompt_token_ids`: if requested.
     `media`: of the request, in its order.
@@ -108,6 +109,7 @@ class NativeResult:
     stop_sequence: str | None = None
     kind: ResultKind = "chat"
     vectors: list[msgspec.Raw] | None = None
+    labels: list[str | None] | None = None
     line: int | None = None
     logprobs: list[msgspec.Raw] | None = None
     token_ids: list[int] | None = None
@@ -192,6 +194,8 @@ def _succeeded(outcome: Completion, model: str) -> dict[str, object]:
     line: dict[str, object] = {"model": model, "usage": _usage(outcome.usage)}
     if outcome.kind != "chat":
         line["kind"] = outcome.kind
+    if outcome.labels:
+        line["labels"] = outcome.labels
     if outcome.vectors:
         return line | {"vectors": outcome.vectors}
     first = outcome.choices[0]

@@ -16,8 +16,10 @@ from batchfile.lines.diagnostics import Diagnostic, locate, short
 from batchfile.lines.envelope import Envelope, Unreadable, custom_id_of, decode_envelope
 from batchfile.lines.formats import (
     openai_chat,
+    openai_classify,
     openai_completions,
     openai_embeddings,
+    openai_pooling,
     openai_rerank,
     openai_responses,
     openai_scores,
@@ -25,9 +27,9 @@ from batchfile.lines.formats import (
 from batchfile.lines.formats.shared import TextBlock
 from batchfile.lines.framing import NO_REQUEST, NUL_TAIL, Line, iter_lines
 from batchfile.lines.json_scan import find_any_repeats, repeats
-from batchfile.lines.parse import Carried, find_problems, read_carried
-from batchfile.routing import route
-from batchfile.types import LINE_BYTES_MAX, REQUESTS_MAX, Defaults, Input, InputFormat, RoutingTable
+from batchfile.lines.parse import Carried, find_problems, kind_of, read_carried
+from batchfile.routing import check_endpoint, route
+from batchfile.types import LINE_BYTES_MAX, REQUESTS_MAX, Defaults, Input, InputFormat, Kind, RoutingTable
 
 
 @dataclass(slots=True, kw_only=True)
@@ -115,9 +117,8 @@ class Scan:
         self._table = table
         self._stage = stage
         self._max_tokens = (defaults or Defaults()).max_tokens
-        self._routes: dict[
-            tuple[str | None, str | None], str | None
-        ] = {}  # by hint and model: why they are rejected, or None
+        # By hint, model and kind: why they are rejected, or None.
+        self._routes: dict[tuple[str | None, str | None, Kind | None], str | None] = {}
 
     def problems(self, chunks: Iterable[bytes], start: int = 0) -> Iterator[LineProblem]:
         """Ordered by line and column. `start`: the offset of the chunks in the file."""
@@ -146,9 +147,9 @@ class Scan:
         try:
             carried = read_carried(envelope)
         except InvalidRequest:
-            return diagnostics + find_problems(envelope) + self._check_route(envelope.hint, envelope.model)
+            return diagnostics + find_problems(envelope) + self._check_route(envelope, envelope.model)
         if self._table is not None:
-            diagnostics += self._check_route(envelope.hint, carried.model)
+            diagnostics += self._check_route(envelope, carried.model)
         self._count(envelope, carried)
         return diagnostics
 
@@ -162,13 +163,15 @@ class Scan:
         message = f"is in the {envelope.format} format, but the file starts in the {first} format"
         return [Diagnostic((), message, "Use one format per file.")]
 
-    def _check_route(self, hint: str | None, model: str | None) -> list[Diagnostic]:
+    def _check_route(self, envelope: Envelope, model: str | None) -> list[Diagnostic]:
         if self._table is None:
             return []
-        key = (hint, model)
+        hint, kind = envelope.hint, kind_of(envelope)
+        key = (hint, model, kind)
         if key not in self._routes:
             try:
-                route(self._table, stage=self._stage, hint=hint, model=model)
+                pool = route(self._table, stage=self._stage, hint=hint, model=model)
+                check_endpoint(self._table, pool, kind)
                 self._routes[key] = None
             except InvalidRequest as error:
                 self._routes[key] = str(error)
@@ -291,8 +294,9 @@ class _Asks(NamedTuple):
 
 def _asks(carried: Carried, max_tokens_else: int) -> _Asks:
     if isinstance(carried, openai_completions.PlainBody):
-        return _Asks(_num_input_chars([carried.prompt]), carried.max_tokens or openai_completions.MAX_TOKENS)
-    if isinstance(carried, openai_embeddings.PlainBody):
+        limit = openai_completions.MAX_TOKENS if carried.max_tokens is None else carried.max_tokens
+        return _Asks(_num_input_chars([carried.prompt]), limit)
+    if isinstance(carried, openai_embeddings.PlainBody | openai_classify.PlainBody | openai_pooling.PlainBody):
         return _Asks(_num_input_chars(carried.input), 0)
     if isinstance(carried, openai_scores.PlainBody | openai_rerank.PlainBody):
         inputs = (carried.pair or ((), ())) if isinstance(carried, openai_scores.PlainBody) else (carried.documents,)

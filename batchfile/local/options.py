@@ -169,7 +169,10 @@ class RunOptions:
     max_model_len: int | None = _option("The context length: tokens of prompt and answer together.", least=16)
     max_num_seqs: int | None = _option("How many requests run at the same time.", least=1)
     task: Task = _option(
-        "What to load the model for: embed for lines of /v1/embeddings, /v1/score and /v1/rerank.", default="generate"
+        "What to load the model for: generate; embed for lines of /v1/embeddings, /v1/score and /v1/rerank; classify "
+        "for /v1/classify and the scores of a cross-encoder. Both serve /v1/pooling.  [default: generate]",
+        default="generate",
+        metavar="TASK",
     )
     dtype: Dtype | None = _option(
         "The data type of vLLM: bfloat16, float16, float32, or auto: the model's own, or float32 if the CPU "

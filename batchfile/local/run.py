@@ -244,7 +244,9 @@ class _Run:
         ledger, source, options = self.ledger, self.source, self.options
         key = keys.input_key(batch_id, ledger.new_id()[:12])
         defaults = Defaults(max_tokens=options.max_tokens or Defaults().max_tokens, temperature=options.temperature)
-        draft = CreateOptions(stage=options.stage).draft(batch_id, None, RoutingTable(everything=POOL), defaults)
+        # Of an endpoint's model, nobody knows the task.
+        routing = RoutingTable(everything=POOL, tasks={} if options.engine == "http" else {POOL: options.task})
+        draft = CreateOptions(stage=options.stage).draft(batch_id, None, routing, defaults)
         old = () if previous is None else tuple(one for one in previous.all if one.batch_id in sources)
         if self.shares_results:
             others = earlier_runs(ledger, self.engine, is_asked=options.reuse)

@@ -20,13 +20,14 @@ from batchfile.lines.diagnostics import short
 from batchfile.lines.envelope import Envelope, custom_id_of, decode_envelope
 from batchfile.lines.failures import merged, tally_of
 from batchfile.lines.framing import NO_REQUEST, Line, iter_lines
+from batchfile.lines.parse import kind_of
 from batchfile.lines.result import FinishedLine, encode_result
 from batchfile.lines.validate import DuplicateFinder
 from batchfile.plan.hash_file import HashFileWriter
 from batchfile.plan.policy import PROBLEMS_MAX, REFUSE, REJECT, LinesRefused, Policy, by_line, line_error, located
 from batchfile.plan.ranges import RANGE_BYTES_MAX, RANGE_LINES_MIN, Cut, Span, range_lines
 from batchfile.plan.reuse import NewBatch, Reuse, Taken, reuse_results
-from batchfile.routing import route
+from batchfile.routing import check_endpoint, route
 from batchfile.store.base import Writer
 from batchfile.types import LINE_BYTES_MAX, Defaults, Failure, InputFormat, RoutingTable
 
@@ -249,6 +250,7 @@ class _Planner:
                 self._num_hints += 1
             is_inside = hint is None and self._stage is None
             pool = self._pool_of(envelope)
+            check_endpoint(self._routing, pool, kind_of(envelope, self._policy.endpoint))
             span.pools[pool] = span.pools.get(pool, 0) + 1
             if self._hashes is not None:
                 self._hashes.add(envelope, pool, hint if hint in self._routing.adapters else None)

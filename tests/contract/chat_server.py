@@ -147,7 +147,13 @@ def running(port: int = 0) -> Iterator[ChatServer]:
 
     async def serve() -> None:
         app = web.Application()
-        for path in (*ANSWERS, "/v1/score", "/v1/rerank"):  # for the last two, a test scripts the answer
+        for path in (
+            *ANSWERS,
+            "/v1/score",
+            "/v1/rerank",
+            "/classify",
+            "/pooling",
+        ):  # a test scripts the answers of these
             app.router.add_post(path, server.handle)
         app.router.add_get("/v1/models", server.tell_models)
         runner = web.AppRunner(app, shutdown_timeout=0.1)

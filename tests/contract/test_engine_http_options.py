@@ -43,7 +43,7 @@ def test_logprobs_of_a_completion_have_the_same_form(server: Any, engine: HttpEn
     [made] = run(engine, asked("/v1/completions", prompt="x", logprobs=2))
     assert isinstance(made, Completion)
     first, second = made.choices[0].logprobs or ()
-    assert (first.token, first.logprob, first.top_logprobs) == ("a", -9999.0, ())
+    assert (first.token, first.logprob, first.top_logprobs) == ("a", None, ())
     assert [top.token for top in second.top_logprobs] == ["b", "c"]
 
 
@@ -80,3 +80,21 @@ def test_scores_and_ranks_are_the_endpoints_own(server: Any, engine: HttpEngine)
     first, second = (seen["body"] for seen in server.seen)
     assert first == {"model": "served", "text_1": ["a"], "text_2": ["b", "c"], "max_tokens_per_doc": 5}
     assert second == {"model": "served", "query": "a", "documents": ["b", "c", "d"], "top_n": 2}
+
+
+def test_classes_and_vectors_of_poolers_are_the_endpoints_own(server: Any, engine: HttpEngine) -> None:
+    classes = [{"index": 0, "label": "calm", "probs": [0.25, 0.75], "num_classes": 2}]
+    server.script.append(says({"data": classes, "usage": {"prompt_tokens": 3, "total_tokens": 3}}))
+    server.script.append(says({"data": [{"index": 0, "data": [[0.5, 1], [2, 3]]}, {"index": 1, "data": [[4, 5]]}]}))
+    [classified] = run(engine, asked("/v1/classify", input="a", use_activation=True))
+    [pooled] = run(engine, asked("/v1/pooling", input=["a", "b"], task="token_embed"))
+    assert isinstance(classified, Completion)
+    assert isinstance(pooled, Completion)
+    assert (classified.kind, classified.vectors, classified.labels) == ("classification", ((0.25, 0.75),), ("calm",))
+    assert classified.usage.input_tokens == 3
+    assert (pooled.kind, pooled.vectors) == ("pooling", (((0.5, 1.0), (2.0, 3.0)), ((4.0, 5.0),)))
+    assert [seen["path"] for seen in server.seen] == ["/classify", "/pooling"], "vLLM has them outside of /v1"
+    assert [seen["body"] for seen in server.seen] == [
+        {"model": "served", "input": ["a"], "use_activation": True},
+        {"model": "served", "input": ["a", "b"], "encoding_format": "float", "task": "token_embed"},
+    ]

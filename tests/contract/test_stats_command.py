@@ -98,6 +98,6 @@ def test_what_is_no_file_of_requests_is_refused_with_its_name(tmp_path: Path) ->
 
 def test_a_tokenizer_counts_the_tokens_of_every_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
     counter = fit.TokenCounter(count=lambda request: [7], max_model_len=None)
-    monkeypatch.setattr(fit, "token_counter", lambda model: counter)
+    monkeypatch.setattr(fit, "token_counter", lambda model, **options: counter)
     done = CliRunner().invoke(root, ["stats", "-", "--tokens", "mistral"], input=jsonl())
     assert "  input tokens  700 tokens, 7 per request, 7 at most (mistral's tokenizer)\n" in done.output

@@ -81,6 +81,12 @@ def test_scores_are_the_cosines_of_the_vectors(engine: Any) -> None:
     assert len(ranked) == 2
 
 
+def test_pooling_returns_what_the_model_makes(engine: Any) -> None:
+    plain, pooled = run(engine, request("red"), replace(request(), raw=Raw(kind="pooling", inputs=("red",))))
+    assert (pooled.kind, pooled.labels) == ("pooling", ())
+    assert pooled.vectors[0] == pytest.approx(plain.vectors[0], abs=0.02)
+
+
 def test_a_long_input_is_cut_where_the_request_says(engine: Any) -> None:
     cut = Options(sent={}, truncate_prompt_tokens=3)
     [made] = run(engine, replace(request("one two three four five six"), options=cut))
@@ -95,7 +101,7 @@ def test_what_can_not_be_served_is_that_requests_error_alone(engine: Any) -> Non
         custom_id="r", messages=(), raw=Raw(kind="completion", inputs=("Hi",)), sampling=Sampling(max_tokens=4)
     )
     for one in (chat, prompt):
-        with pytest.raises(InvalidRequest, match="makes embeddings, not text"):
+        with pytest.raises(InvalidRequest, match=r"is not served by the model .*, which serves /v1/embeddings, /v1/sc"):
             engine.prepare(one)
     for one in (request("a", dimensions=8), request("fine", (2**30,)), request("fine", (1,) * 300)):
         with pytest.raises(InvalidRequest):

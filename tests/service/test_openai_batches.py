@@ -196,8 +196,24 @@ def test_responses_come_back_as_the_client_reads_them_and_other_endpoints_are_re
     batch = work(served, client, submit(client, one, endpoint="/v1/responses").id)
     (row,) = rows(client, batch.output_file_id)
     assert Response.model_validate(row["response"]["body"]).output_text == "hi"
-    with pytest.raises(openai.BadRequestError, match=r"endpoint: .*must be"):
-        submit(client, one | {"url": "/v1/images/generations"}, endpoint="/v1/images/generations")
+    for endpoint, told in (
+        ("/v1/chat", r"endpoint: .*must be"),
+        ("/v1/audio/transcriptions", r"endpoint: .* is not served; send the recording as an input_audio part"),
+        ("/v1/classify", r"endpoint: no pool of this service serves /v1/classify; it needs a pool with task = 'class"),
+    ):
+        with pytest.raises(openai.BadRequestError, match=told):
+            submit(client, one | {"url": endpoint}, endpoint=endpoint)
+
+
+def test_a_line_for_a_pool_that_cannot_serve_it_fails_the_batch_before_it_runs(client: Any) -> None:
+    one = {"custom_id": "a", "method": "POST", "url": EMBEDDINGS, "body": {"model": "mistral", "input": "hi"}}
+    failed = until(client, submit(client, one, endpoint=EMBEDDINGS).id, "failed")
+    [error] = failed.errors.data
+    assert (error.line, error.message) == (
+        1,
+        "/v1/embeddings is not served by the pool 'mistral', which serves /v1/chat/completions and /v1/completions; "
+        "use one with task = 'embed'",
+    )
 
 
 def test_a_raw_prompt_is_gone_on_from(served: Any, client: Any) -> None:
@@ -236,12 +252,11 @@ def test_texts_become_vectors_on_a_pool_that_embeds(served: Any, client: Any) ->
         one("texts", input=["hello", "there", "hello"]),
         one("ids", input=[[1, 2], [3]]),
         one("packed", input="hello", dimensions=4, encoding_format="base64"),
-        one("generating", model="mistral", input="hello"),
         one("empty", input=""),
     ]
     batch = submit(client, *given, endpoint=EMBEDDINGS)
     until(client, batch.id, "in_progress")
-    served.work(batch.id, "mistral", embedding="vectors")
+    served.work(batch.id, embedding="vectors")
     batch = until(client, batch.id, "completed")
     output = {row["custom_id"]: row["response"]["body"] for row in rows(client, batch.output_file_id)}
     packed = output.pop("packed")
@@ -253,9 +268,8 @@ def test_texts_become_vectors_on_a_pool_that_embeds(served: Any, client: Any) ->
     (vector,) = (one.embedding for one in answers["text"].data)
     assert struct.unpack("<4f", base64.b64decode(packed["data"][0]["embedding"])) == pytest.approx(vector)
     assert answers["text"].usage.total_tokens == answers["text"].usage.prompt_tokens > 0
-    assert (batch.usage.output_tokens, batch.request_counts.failed) == (0, 2)
+    assert (batch.usage.output_tokens, batch.request_counts.failed) == (0, 1)
     errors = {row["custom_id"]: row["response"] for row in rows(client, batch.error_file_id)}
-    assert "generates text, not embeddings" in errors["generating"]["body"]["error"]["message"]
     assert "body.input: must not be empty" in errors["empty"]["body"]["error"]["message"]
     assert {error["status_code"] for error in errors.values()} == {400}
 

@@ -82,7 +82,8 @@ def test_the_recorded_exchanges_are_what_client_and_service_say(
     start_api: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("BATCHFILE_ECHO_TOOL_INPUT", '{"city": "Zürich"}')
-    api = start_api()
+    pools = {"mistral": {"model": "org/mistral"}, "llama-70b": {"model": "org/vectors", "task": "embed"}}
+    api = start_api(BATCHFILE_POOLS=json.dumps(pools))
     recorder = Recorder()
     http = openai.DefaultHttpxClient(trust_env=False, event_hooks={"response": [recorder.hear]})
     with openai.OpenAI(base_url=f"{api.url}/v1", api_key="x", http_client=http, max_retries=0) as client:
@@ -128,7 +129,10 @@ def talk_of_kinds(api: Any, client: openai.OpenAI, recorder: Recorder) -> None:
         client.files.content(file.id)
         made = client.batches.create(input_file_id=file.id, endpoint=endpoint, completion_window="24h")  # type: ignore[arg-type]
         until(made.id, "in_progress")
-        api.work(made.id, embedding="llama-70b" if kind == "embeddings" else None)
+        if kind == "embeddings":
+            api.work(made.id, embedding="llama-70b")
+        else:
+            api.work(made.id)
         batch = until(made.id, "completed")
         recorder.name = f"{kind}_output"
         client.files.content(batch.output_file_id)

@@ -101,7 +101,7 @@ except batchfile.errors.EngineDead as error:
     ("options", "message"),
     [
         ({"engine": "ech"}, "engine: 'ech' is unknown; use one of vllm, http, echo"),
-        ({"task": "embedding"}, "task: 'embedding' is unknown; use one of generate, embed"),
+        ({"task": "embedding"}, "task: 'embedding' is unknown; use one of generate, embed, classify"),
         ({"dtype": "int8", "engine": "vllm"}, "dtype: 'int8' is unknown"),
         ({"limit": 0}, "limit: 0 must be at least 1"),
         ({"temperature": 3}, "temperature: 3 must be from 0 to 2"),

@@ -81,6 +81,7 @@ def test_results_have_what_their_lines_have() -> None:
     assert untold.usage == batchfile.Usage(unknown=1)
     vectors = read_result(
         b'{"custom_id":"a","status":"succeeded","message":null,"stop_reason":null,"model":"m","usage":null,"error":null,'
-        b'"kind":"embedding","vectors":[[0.5,1],"AAA="]}'
+        b'"kind":"embedding","vectors":[[0.5,1],"AAA=",[[1,2]]],"labels":["a",null]}'
     )
-    assert (vectors.vectors, vectors.text) == (((0.5, 1.0), "AAA="), None)
+    assert (vectors.vectors, vectors.text) == (((0.5, 1.0), "AAA=", ((1.0, 2.0),)), None)
+    assert vectors.labels == ("a", None)

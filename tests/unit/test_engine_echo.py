@@ -197,11 +197,21 @@ def test_vectors_are_made_of_the_text_and_have_length_1_and_the_dimensions_that_
 
 
 def test_a_pool_does_what_its_model_is_loaded_for_and_refuses_the_rest():
-    with pytest.raises(InvalidRequest, match="generates text, not embeddings: name a pool"):
+    told = r"^/v1/embeddings is not served by the model echo, which serves /v1/chat/completions and /v1/completions: "
+    with pytest.raises(InvalidRequest, match=told):
         EchoEngine().prepare(raw("embedding", "a"))
-    for one in (request("x"), raw("completion", "x")):
-        with pytest.raises(InvalidRequest, match="makes embeddings, not text"):
+    for one in (request("x"), raw("completion", "x"), raw("classification", "x")):
+        with pytest.raises(InvalidRequest, match="which serves /v1/embeddings, /v1/score, /v1/rerank and /v1/pooling"):
             EchoEngine(task="embed").prepare(one)
+    with pytest.raises(InvalidRequest, match="use a pool or a run with task = 'embed', or another model"):
+        EchoEngine(task="classify").prepare(raw("embedding", "x"))
+
+
+def test_classes_are_made_of_the_text():
+    [made] = run(EchoEngine(task="classify"), raw("classification", "a", "b", "a"))
+    assert [sum(shares) for shares in made.outcome.vectors] == [1, 1, 1]
+    assert made.outcome.vectors[0] == made.outcome.vectors[2] != made.outcome.vectors[1]
+    assert set(made.outcome.labels) <= {"LABEL_0", "LABEL_1"}
 
 
 def test_a_result_of_too_many_numbers_is_refused():

@@ -136,12 +136,12 @@ def test_keys_that_ask_for_nothing_are_ignored() -> None:
 
 
 URLS = (
-    '"/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses", "/v1/messages", "/v1/score" or '
-    '"/v1/rerank"'
+    '"/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses", "/v1/messages", "/v1/score", '
+    '"/v1/rerank", "/v1/classify" or "/v1/pooling"'
 )
 BAD = [
     ({"method": "GET"}, 'method: must be "POST", got "GET"'),
-    ({"url": "/v1/classify"}, f'url: must be {URLS}, got "/v1/classify"'),
+    ({"url": "/v1/tokenize"}, f'url: must be {URLS}, got "/v1/tokenize"'),
     ({"url": "/v1/chat"}, f'url: must be {URLS}, got "/v1/chat"'),
     ({"n": 0}, "body.n: must be at least 1, got 0"),
     ({"n": 129}, "body.n: must be at most 128, got 129"),

@@ -97,7 +97,7 @@ BAD = [
     (EMBEDDINGS, {"input": "a", "dimensions": 0}, "body.dimensions: must be at least 1, got 0"),
     (EMBEDDINGS, {"input": "a", "encoding_format": "hex"}, 'body.encoding_format: must be "float" or "base64"'),
     (EMBEDDINGS, {"input": "a", "max_tokens": 5}, "body.max_tokens: is not a field of this format"),
-    ("/v1/classify", {"input": "a"}, "url: must be"),
+    ("/v1/tokenize", {"input": "a"}, "url: must be"),
 ]
 
 

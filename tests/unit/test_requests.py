@@ -3,6 +3,7 @@
 import ast
 import importlib.util
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,15 @@ from batchfile.cli.requests_reference import ECHO, MODELS, NOTES, rows_of, with_
 from batchfile.engine.http.wire import request_body
 from batchfile.errors import InvalidRequest
 from batchfile.lines.formats import (
+    openai_classify,
     openai_completions,
     openai_embeddings,
+    openai_pooling,
     openai_rerank,
     openai_responses,
     openai_scores,
 )
+from batchfile.lines.parse import why_unserved
 from batchfile.types import Defaults, Request
 from tests.helpers.lines import openai_chat, parse_request
 
@@ -31,6 +35,8 @@ LEAST: dict[str, dict[str, Any]] = {
     openai_responses.URL: {"input": "hi"},
     openai_scores.URL: {"text_1": "hi", "text_2": ["ho"]},
     openai_rerank.URL: {"query": "hi", "documents": ["ho", "ha"]},
+    openai_classify.URL: {"input": "hi"},
+    openai_pooling.URL: {"input": "hi"},
 }
 TOOL = {"type": "function", "function": {"name": "f"}}
 SCHEMA = {"type": "object"}
@@ -56,10 +62,12 @@ SAMPLES: dict[str, dict[str, Any]] = {
     "ignore_eos": {"ignore_eos": True},
     "include": {"include": ["message.output_text.logprobs"]},
     "include_reasoning": {"include_reasoning": False},
+    "instruction": {"instruction": "x"},
     "instructions": {"instructions": "x"},
     "max_output_tokens": {"max_output_tokens": 7},
     "query": {"query": "x"},
     "reasoning": {"reasoning": {"effort": "low"}},
+    "task": {"task": "embed"},
     "text": {"text": {"format": {"type": "json_object"}}},
     "text_1": {"text_1": "x"},
     "text_2": {"text_2": "x"},
@@ -182,12 +190,28 @@ def fields_in(module: str, *names: str) -> set[str]:
     return {field for field in fields if not field.startswith("_")}
 
 
-_EMBED = ("PoolingBasicRequestMixin", "CompletionRequestMixin", "EmbedRequestMixin", "ChatRequestMixin")
+_POOLED = ("PoolingBasicRequestMixin", "CompletionRequestMixin", "ChatRequestMixin")
+_SCORED = ("PoolingBasicRequestMixin", "ClassifyRequestMixin")
+_EMBED = (*_POOLED, "EmbedRequestMixin")
+_BASE = "entrypoints/pooling/base/protocol.py"
+# The classes of a request are in one file, and their bases in another.
+MORE = {
+    openai_scores.URL: (
+        "entrypoints/pooling/scoring/protocol.py",
+        *(f"Score{one}Request" for one in ("Data", "QueriesDocuments", "QueriesItems", "Text")),
+    ),
+    openai_rerank.URL: ("entrypoints/pooling/scoring/protocol.py", "RerankRequest"),
+    openai_pooling.URL: ("entrypoints/pooling/pooling/protocol.py", "PoolingCompletionRequest", "IOProcessorRequest"),
+}
 THEIRS = {
     openai_responses.URL: ("entrypoints/openai/responses/protocol.py", "ResponsesRequest"),
     openai_chat.URL: ("entrypoints/openai/chat_completion/protocol.py", "ChatCompletionRequest"),
     openai_completions.URL: ("entrypoints/openai/completion/protocol.py", "CompletionRequest"),
-    openai_embeddings.URL: ("entrypoints/pooling/base/protocol.py", *_EMBED),
+    openai_embeddings.URL: (_BASE, *_EMBED),
+    openai_classify.URL: (_BASE, *_POOLED, "ClassifyRequestMixin"),
+    openai_pooling.URL: (_BASE, *_EMBED, "ClassifyRequestMixin"),
+    openai_scores.URL: (_BASE, *_SCORED),
+    openai_rerank.URL: (_BASE, *_SCORED),
 }
 
 
@@ -195,7 +219,8 @@ THEIRS = {
 def test_every_field_of_vllms_requests_is_in_the_table(place: str) -> None:
     """Compared with vLLM 0.32, which is installed for tests, and once by hand with 0.33."""
     theirs = fields_in(*THEIRS[place])
-    assert len(theirs) > 10
+    theirs |= fields_in(*MORE[place]) if place in MORE else set()
+    assert len(theirs) > 9
     assert theirs - MODELS[place].model_fields.keys() == set()
 
 
@@ -330,3 +355,15 @@ def test_a_structural_tag_is_sent_as_it_is_and_given_to_vllm_as_text() -> None:
     assert request.options.guide is not None
     assert json.loads(request.options.guide.structural_tag or "") == tag
     assert json.loads(request_body(request, "m", 5))["response_format"] == tag
+
+
+def test_every_endpoint_of_vllms_run_batch_is_served_or_refused_by_name() -> None:
+    found = importlib.util.find_spec("vllm")
+    if found is None or not found.submodule_search_locations:
+        pytest.skip("vLLM is not installed")
+    source = Path(found.submodule_search_locations[0], "entrypoints/launchers/run_batch.py").read_text()
+    paths = set(re.findall(r"url(?: == |\.endswith\()\"([^\"]+)\"", source))
+    assert paths >= {"/v1/embeddings", "/score", "/rerank", "/v1/audio/transcriptions"}
+    for path in paths:
+        told = why_unserved(path)
+        assert told is None or told.startswith(f'"{path}" is not served; '), path

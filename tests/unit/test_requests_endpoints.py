@@ -10,10 +10,25 @@ from openai.types.chat import ChatCompletion
 from openai.types.responses import Response
 
 from batchfile.errors import InvalidRequest
-from batchfile.lines.formats import openai_completions, openai_rerank, openai_responses, openai_scores
+from batchfile.lines.formats import (
+    openai_classify,
+    openai_completions,
+    openai_pooling,
+    openai_rerank,
+    openai_responses,
+    openai_scores,
+)
 from batchfile.testing import EchoEngine
-from batchfile.types import Choice, Completion, Defaults, Usage
-from tests.helpers.lines import Media, anthropic_lines, encode_result, openai_chat, openai_file, parse_request
+from batchfile.types import Choice, Completion, Defaults, TokenLogprob, TopLogprob, Usage
+from tests.helpers.lines import (
+    Media,
+    anthropic_lines,
+    encode_result,
+    openai_chat,
+    openai_embeddings,
+    openai_file,
+    parse_request,
+)
 from tests.unit.test_requests import HI, LEAST, SCHEMA, parsed
 
 RESPONSE = {
@@ -86,7 +101,12 @@ def test_token_ids_and_the_digests_of_media_are_in_the_results_of_every_format(k
         (openai_scores.URL, {"queries": "a"}, "body: needs text_1 and text_2"),
         (openai_rerank.URL, {"documents": []}, "body.documents"),
         (openai_rerank.URL, {"top_n": -1}, "body.top_n: must be at least 0, got -1"),
-        ("/v1/classify", {}, 'url: must be "/v1/chat/completions", '),
+        ("/v1/tokenize", {}, 'url: must be "/v1/chat/completions", '),
+        ("/v1/audio/transcriptions", {}, 'url: "/v1/audio/transcriptions" is not served; send the recording as an'),
+        (openai_classify.URL, {"messages": HI}, "body.messages: conversations are not supported here; put the text"),
+        (openai_pooling.URL, {"task": "plugin"}, 'body.task: must be "embed", "classify", '),
+        (openai_pooling.URL, {"dimensions": 8}, "body.dimensions: pooling has no dimensions; use /v1/embeddings"),
+        (openai_completions.URL, {"max_tokens": 0}, "body.max_tokens: must be at least 1, got 0"),
     ],
 )
 def test_what_is_wrong_with_a_body_is_named(url: str, body: dict[str, Any], message: str) -> None:
@@ -106,6 +126,34 @@ def test_a_message_in_openais_format_is_read_as_params() -> None:
     line["body"] = {"messages": HI, "speed": "fast"}
     with pytest.raises(InvalidRequest, match=r"^body\.speed: "):
         parse_request(json.dumps(line).encode(), Defaults())
+
+
+def test_vllms_other_urls_are_the_same_endpoints() -> None:
+    for url in ("/rerank", "/v2/rerank", "https://host/v2/rerank"):
+        line = {"custom_id": "a", "method": "POST", "url": url, "body": LEAST[openai_rerank.URL]}
+        assert parse_request(json.dumps(line).encode(), Defaults()) == parsed(openai_rerank.URL, {})
+
+
+def test_a_prompt_may_be_echoed_without_an_answer() -> None:
+    made = parsed(openai_completions.URL, {"max_tokens": 0, "echo": True, "logprobs": 1})
+    assert made.sampling.max_tokens == 0
+    alone = results(openai_completions.URL, {"prompt": "a b", "max_tokens": 0, "echo": True}, EchoEngine())
+    assert alone["choices"][0]["text"] == "a b"
+
+
+def test_the_first_token_of_a_prompt_has_no_log_probability_in_results() -> None:
+    first = TokenLogprob(token="a", logprob=None)
+    second = TokenLogprob(token="b", logprob=-1.0, top_logprobs=(TopLogprob(token="c", logprob=-0.5),))
+    choice = Choice("ab", "max_tokens", logprobs=(first, second))
+    outcome = Completion(choices=(choice,), usage=Usage(), kind="completion")
+    lines = [encode_result("a", outcome, "m") + b"\n"]
+    [made] = openai_file(lines, batch_id="batch_1", created=1, is_output=None)
+    assert json.loads(made)["response"]["body"]["choices"][0]["logprobs"] == {
+        "tokens": ["a", "b"],
+        "token_logprobs": [None, -1.0],
+        "top_logprobs": [None, {"c": -0.5}],
+        "text_offset": [0, 1],
+    }
 
 
 @pytest.mark.parametrize(
@@ -158,6 +206,16 @@ def test_results_have_the_shape_of_their_endpoint() -> None:
     ranked = results(openai_rerank.URL, {"query": "a", "documents": ["b", "a", "c"], "top_n": 2}, comparing)
     assert [one["index"] for one in ranked["results"]][:1] == [1]
     assert len(ranked["results"]) == 2
+    pooled = results(openai_pooling.URL, {"input": ["a", "b"]}, comparing)
+    vectors = [one.pop("data") for one in pooled["data"]]
+    assert pooled["data"] == [{"index": index, "object": "pooling"} for index in (0, 1)]
+    embedded = results(openai_embeddings.URL, {"input": ["a", "b"]}, comparing)["data"]
+    assert [one["embedding"] for one in embedded] == vectors
+    classes = results(openai_classify.URL, {"input": ["a", "b"]}, EchoEngine(task="classify"))
+    assert classes["id"].startswith("classify-")
+    for index, one in enumerate(classes["data"]):
+        assert (one["index"], one["num_classes"], sum(one["probs"])) == (index, 2, 1)
+        assert one["label"] == f"LABEL_{one['probs'].index(max(one['probs']))}"
 
     chat = results(openai_chat.URL, {"messages": HI, "logprobs": True, "top_logprobs": 1, "n": 2}, talking)
     ChatCompletion.model_validate(chat, strict=True)

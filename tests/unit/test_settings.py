@@ -76,6 +76,26 @@ def test_a_variable_changes_one_value_of_a_default_pool(monkeypatch: pytest.Monk
         ("[pools.a]\nmodel = 'a'\nengine = 'http'\n[stages]\n", ["pools.a", "base_url"]),
         ("[pools.a]\nmodel = 'a'\nlora = {a = '/x'}\n[stages]\n", ["pools.a", "'a' is the name of the model"]),
         (
+            "[pools.a]\nmodel = 'm'\nlora = {x = '/x'}\n[pools.b]\nmodel = 'm'\nlora = {x = '/y'}\n[stages]\n",
+            ["lora: the adapter 'x' is both in pools.a and in pools.b; give one of them another name"],
+        ),
+        (
+            "[pools.a]\nmodel = 'm'\nlora = {b = '/x'}\n[pools.b]\nmodel = 'n'\n[stages]\n",
+            ["pools.a.lora: 'b' is the name of the pool 'b' too; give the adapter another name"],
+        ),
+        (
+            "[pools.a]\nmodel = 'm'\nlora = {a = '/x'}\n[stages]\n",
+            ["pools.a.lora: 'a' is the name of the pool 'a' too; give the adapter another name"],
+        ),
+        (
+            "[pools.a]\nmodel = 'm'\nlora = {n = '/x'}\n[pools.b]\nmodel = 'n'\n[stages]\n",
+            ["pools.a.lora: 'n' is the model of the pool 'b' too"],
+        ),
+        (
+            "[pools.a]\nmodel = 'm'\nlora = {n = '/x'}\n[pools.b]\nmodel = 'k'\naliases = ['n']\n[stages]\n",
+            ["pools.a.lora: 'n' is an alias of the pool 'b' too"],
+        ),
+        (
             "[pools.a]\nmodel = 'a'\nengine = 'http'\nbase_url = 'http://h'\nlora = {b = '/x'}\n[stages]\n",
             ["pools.a", "lora is for models that are loaded here"],
         ),

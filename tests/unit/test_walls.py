@@ -71,11 +71,12 @@ PLACES = {
     "batchfile/request_media.py": "",
     "batchfile/request_options.py": "",
     "batchfile/types.py": "request_media request_options",
+    "batchfile/endpoints.py": "types",
     "batchfile/clock.py": "",
     "batchfile/logs.py": "",
     "batchfile/env_aliases.py": "",
     "batchfile/child_env.py": "",
-    "batchfile/routing.py": "errors types",
+    "batchfile/routing.py": "errors endpoints types",
     "batchfile/safe_http.py": "",
     "batchfile/store/": "errors clock child_env",
     "batchfile/lines/": "errors types request_media child_env routing lines.formats",
@@ -85,15 +86,14 @@ PLACES = {
     "batchfile/schemas/": "child_env",
     "batchfile/media/": "errors types request_media clock safe_http store",
     # testing.faulty_echo: where a variable asks for faults
-    "batchfile/engine/": "errors types request_media request_options clock engine.http.engine engine.vllm.engine "
-    "engine.vllm.identity engine.vllm.tasks testing.faulty_echo",
+    "batchfile/engine/": "errors endpoints types request_media request_options clock engine.http.engine "
+    "engine.vllm.engine engine.vllm.identity engine.vllm.tasks testing.faulty_echo",
     "batchfile/engine/http/": "errors types request_media engine.base engine.fit engine.prompts engine.tool_wire",
-    "batchfile/engine/vllm/": "errors types request_media request_options child_env schemas engine.base engine.fit "
-    "engine.identity "
-    "engine.prompts engine.tool_wire",
+    "batchfile/engine/vllm/": "errors endpoints types request_media request_options child_env schemas engine.base "
+    "engine.control_tokens engine.fit engine.identity engine.prompts engine.tool_wire",
     "batchfile/ledger/": "errors types clock store.base lines.envelope lines.failures lines.framing lines.result",
     "batchfile/settings_tables.py": "types ledger.keys media.rules",
-    "batchfile/settings.py": "errors types env_aliases schemas.rules ledger.base ledger.keys settings_tables",
+    "batchfile/settings.py": "errors types env_aliases routing schemas.rules ledger.base ledger.keys settings_tables",
     # testing.crash_points: where a variable names one
     "batchfile/open_ledger.py": "errors store ledger.base settings testing.crash_points",
     "batchfile/files/": "errors ledger",
@@ -122,8 +122,8 @@ PLACES = {
     "api/ops/": "batchfile errors settings settings_tables safe_http open_ledger store lines.formats.stage ledger "
     "plan.pending inbox api.http",
     "api/native/": "lines.formats.stage ledger plan.submit inbox.records api.http api.service api.create api.ops",
-    "api/openai/": "types lines.formats.openai_results files ledger plan api.http api.service api.create "
-    "api.ops.background",
+    "api/openai/": "endpoints routing types lines.formats.openai_results lines.parse files ledger plan api.http "
+    "api.service api.create api.ops.background",
     # api.native: the responses of the stage contract, which has the same paths
     "api/anthropic/": "errors routing settings_tables lines.formats ledger api.http api.service api.create "
     "api.ops.background api.native",

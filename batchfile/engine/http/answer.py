@@ -253,14 +253,34 @@ def _vectors(body: dict[str, Any], wanted: ExpectedAnswer) -> Completion:
         raise Odd(f"it has {len(found)} vectors instead of {wanted.num_vectors}.")
     if [int(one["index"]) for one in found] != list(range(len(found))):
         raise Odd("the indexes of its vectors do not match the inputs.")
+    usage, labels = _usage(body, "prompt_tokens"), tuple[str | None, ...]()
     if wanted.kind == "score":
         vectors: tuple[Vector, ...] = tuple((float(one["score"]),) for one in found)
+    elif wanted.kind == "classification":
+        vectors = tuple(_vector(one["probs"], wanted) for one in found)
+        labels = tuple(None if one.get("label") is None else str(one["label"]) for one in found)
+    elif wanted.kind == "pooling":
+        vectors = tuple(_vector_or_more(one["data"], wanted) for one in found)
     else:
         vectors = tuple(_vector(one["embedding"], wanted) for one in found)
-    return Completion(choices=(), usage=_usage(body, "prompt_tokens"), kind=wanted.kind, vectors=vectors)
+    return Completion(choices=(), usage=usage, kind=wanted.kind, vectors=vectors, labels=labels)
 
 
-def _vector(given: Any, wanted: ExpectedAnswer) -> Vector:
+def _vector_or_more(given: Any, wanted: ExpectedAnswer) -> Vector:
+    """Some poolers make a vector for each token."""
+    if isinstance(given, list) and given and isinstance(given[0], list):
+        return tuple(tuple(map(_finite, one)) for one in given)
+    return _vector(given, wanted)
+
+
+def _finite(given: Any) -> float:
+    value = float(given)
+    if not isfinite(value):
+        raise Odd("it has a vector with a number that is not finite.")
+    return value
+
+
+def _vector(given: Any, wanted: ExpectedAnswer) -> tuple[float, ...] | str:
     """A vector in the requested encoding, whichever encoding the response has."""
     values = _unpacked(given) if isinstance(given, str) else tuple(map(float, given))
     if not all(map(isfinite, values)):

@@ -52,7 +52,8 @@ async def check(ask: Ask, subject: Subject, *, is_listing_enough: bool) -> Check
     return await _check_paths(ask, subject, names)
 
 
-CHECKED: tuple[Kind, ...] = ("chat", "completion", "embedding")  # an endpoint that scores makes embeddings too
+# An endpoint that scores makes embeddings or classes too, and so does every one with a pooler.
+CHECKED: tuple[Kind, ...] = ("chat", "completion", "embedding", "classification")
 
 
 async def _check_paths(ask: Ask, subject: Subject, names: Sequence[str]) -> Checked:
@@ -165,5 +166,7 @@ def smallest_body(kind: Kind, model: str) -> bytes:
         "embedding": {"input": ["Hi"]},
         "score": {"text_1": "Hi", "text_2": ["Hi"]},
         "rerank": {"query": "Hi", "documents": ["Hi"]},
+        "classification": {"input": ["Hi"]},
+        "pooling": {"input": ["Hi"]},
     }
     return json.dumps({"model": model, **about[kind]}).encode()

@@ -12,7 +12,7 @@ from typing import Literal, Self
 
 import aiohttp
 
-from batchfile.engine.http.wire import Said, unwrapped
+from batchfile.engine.http.wire import OUTSIDE_V1, Said, unwrapped
 
 CONNECT_TIMEOUT_S = 10.0
 RESPONSE_BYTES_MAX = 16 * 1024 * 1024
@@ -76,7 +76,8 @@ class Connection:
             return NoAnswer("broken", str(error) or type(error).__name__)
 
     async def _ask(self, method: str, path: str, body: bytes | None) -> Said:
-        async with self._session.request(method, self._root + path, data=body, allow_redirects=False) as response:
+        root = self._root.removesuffix("/v1") if path in OUTSIDE_V1 else self._root
+        async with self._session.request(method, root + path, data=body, allow_redirects=False) as response:
             data = b""
             while len(data) <= RESPONSE_BYTES_MAX and (more := await response.content.readany()):
                 data += more

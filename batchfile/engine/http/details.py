@@ -11,8 +11,6 @@ from msgspec.structs import replace
 
 from batchfile.types import Choice, Completion, PromptLogprobs, TokenLogprob, TopLogprob
 
-LOGPROB_MIN = -9999.0  # vLLM's value for a token without a known one
-
 
 def with_details(completion: Completion, body: dict[str, Any], choices: Sequence[dict[str, Any]]) -> Completion:
     """`choices`: of the response, in the order of the completion's."""
@@ -48,7 +46,7 @@ def _logprobs(given: Any) -> tuple[TokenLogprob, ...] | None:
     return tuple(
         TokenLogprob(
             token=str(token),
-            logprob=LOGPROB_MIN if logprob is None else float(logprob),
+            logprob=None if logprob is None else float(logprob),
             top_logprobs=tuple(TopLogprob(token=name, logprob=float(one)) for name, one in (top or {}).items()),
         )
         for token, logprob, top in zip(tokens, given["token_logprobs"], tops, strict=True)

@@ -99,7 +99,10 @@ PATHS: dict[Kind, str] = {
     "embedding": "/embeddings",
     "score": "/score",
     "rerank": "/rerank",
+    "classification": "/classify",
+    "pooling": "/pooling",
 }
+OUTSIDE_V1 = ("/classify", "/pooling")  # vLLM's server has them at its root alone
 MODELS_PATH = "/models"  # which every endpoint has
 Answer = Outcome | Unserved | Throttled | Failed
 _NAMES: dict[Kind, str] = {
@@ -108,6 +111,8 @@ _NAMES: dict[Kind, str] = {
     "embedding": "list of embeddings",
     "score": "list of scores",
     "rerank": "list of documents in order",
+    "classification": "list of classes",
+    "pooling": "list of vectors",
 }
 
 _TAG = re.compile(r"<(script|style)\b.*?</\1>|<!--.*?-->|<[^>]*>", re.DOTALL | re.IGNORECASE)
@@ -287,6 +292,8 @@ def _pooling_body(raw: Raw, model: str) -> dict[str, Any]:
     if raw.kind == "rerank":
         return {"model": model, "query": first[0], "documents": second, "top_n": raw.top_n}
     body: dict[str, Any] = {"model": model, "input": raw.inputs}
+    if raw.kind == "classification":
+        return body
     if raw.dimensions is not None:
         body["dimensions"] = raw.dimensions
     return body | {"encoding_format": "base64" if raw.is_base64 else "float"}

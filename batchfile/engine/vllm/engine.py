@@ -9,7 +9,6 @@ import os
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import structlog
@@ -19,6 +18,7 @@ from batchfile.engine.vllm.adapters import Adapter, Adapters, check_adapters, lo
 from batchfile.engine.vllm.guides import Guides
 from batchfile.engine.vllm.identity import CPU_ENVIRONMENT, choose_on_cpu, identity_of
 from batchfile.engine.vllm.media import media_kinds
+from batchfile.engine.vllm.pooling import Pooling
 from batchfile.engine.vllm.preflight import TRANSFORMERS_FILES, check_vllm, commit_of
 from batchfile.engine.vllm.processes import (
     CLOSE_S,
@@ -31,7 +31,7 @@ from batchfile.engine.vllm.processes import (
     environment,
 )
 from batchfile.engine.vllm.steps import OutputWait, Stall, StepCounter, lacking
-from batchfile.engine.vllm.tasks import Embedding, Generating, VllmOptions, VllmPrepared, Work, refusals
+from batchfile.engine.vllm.tasks import Generating, VllmOptions, VllmPrepared, Work, refusals
 from batchfile.errors import EngineDead, InvalidRequest, SettingsError
 from batchfile.request_media import MediaUse
 from batchfile.types import Completion, Request
@@ -105,7 +105,7 @@ class VllmEngine:
         identity = identity_of(options, None if choice is None else choice.dtype)
         self.info = EngineInfo(
             name="vllm",
-            model=options.served_name or _display_name(options.model),
+            model=options.display_name,
             version=vllm.__version__,
             num_slots=num_slots,
             max_in_flight=in_flight_for(num_slots),
@@ -128,9 +128,9 @@ class VllmEngine:
         try:
             self._lora = {adapter.number: self._loaded(adapter) for adapter in adapters}
             self._work: Work = (
-                Embedding(self._llm, options.model, found)
-                if options.task == "embed"
-                else Generating(self._llm, options, self._guides, found)
+                Generating(self._llm, options, self._guides, found)
+                if options.task == "generate"
+                else Pooling(self._llm, options, found)
             )
         except BaseException:
             self.close()
@@ -150,7 +150,8 @@ class VllmEngine:
                 prompt = prepared.with_media or {"prompt_token_ids": token_ids}
                 prompt = {**prompt, **prepared.prompt_fields}
                 name, priority = f"{key}.{number}", prepared.priority
-                self._engine.add_request(name, prompt, prepared.params, priority=priority, **more)
+                params = prepared.params[number] if isinstance(prepared.params, list) else prepared.params
+                self._engine.add_request(name, prompt, params, priority=priority, **more)
                 names.append(f"{key}.{number}")
                 self._counter.added(names[-1], len(token_ids))
         except refusals() as error:
@@ -290,9 +291,9 @@ def _arguments(options: VllmOptions) -> dict[str, Any]:
         "load_format": options.load_format,
         "seed": options.seed,
         "reasoning_parser": options.reasoning_parser,
-        "runner": "pooling" if options.task == "embed" else "generate",
-        # Not every embedding model supports it; vLLM decides.
-        "enable_prefix_caching": None if options.task == "embed" else True,
+        "runner": "generate" if options.task == "generate" else "pooling",
+        # Not every pooling model supports it; vLLM decides.
+        "enable_prefix_caching": True if options.task == "generate" else None,
         "disable_log_stats": False,
         "use_tqdm_on_load": False,
     }
@@ -320,7 +321,3 @@ def _has_two_layouts(options: VllmOptions) -> bool:
     return is_mistral_model_repo(options.model, revision=revision) and all(
         file_or_path_exists(options.model, name, revision=revision) for name in TRANSFORMERS_FILES
     )
-
-
-def _display_name(model: str) -> str:
-    return Path(model).name if Path(model).is_dir() else model

@@ -95,7 +95,7 @@ def choose_on_cpu(options: VllmOptions, dtype: str) -> CpuChoice:
         read_cpu(),
         model_facts(options.model, revision=options.extra.get("revision")),
         dtype=dtype.removeprefix("torch."),
-        is_embedding=options.task == "embed",
+        is_embedding=options.task != "generate",
         environ=os.environ,
         kv_gib=kv_gib,
     )

@@ -1,6 +1,6 @@
 """The one place where options become vLLM's parameters, and where what vLLM tells about tokens becomes results."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -26,14 +26,16 @@ def check_priority(request: Request, policy: str) -> None:
         raise InvalidRequest(message)
 
 
-def sampling_arguments(options: Options) -> dict[str, Any]:
-    """Further arguments of SamplingParams. Raises: InvalidRequest; ValueError or TypeError as vLLM does."""
+def sampling_arguments(options: Options, *, is_raw: bool) -> dict[str, Any]:
+    """Further arguments of SamplingParams. `is_raw`: of a prompt without a template. Raises: ValueError or TypeError as
+    vLLM does.
+    """
     from vllm.sampling_params import RepetitionDetectionParams
 
-    if options.echo and options.logprobs is not None:
-        raise InvalidRequest("echo: cannot be combined with logprobs on this pool's engine; use prompt_logprobs.")
     given = {name: value for name in SAME if (value := getattr(options, name)) is not None}
     arguments = {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()}
+    if is_raw and options.echo and options.prompt_logprobs is None and options.logprobs is not None:
+        arguments["prompt_logprobs"] = options.logprobs
     if options.logprob_token_ids:
         arguments.pop("logprobs", None)  # as vLLM's API does: these tokens replace the likeliest ones
     if options.repetition_detection is not None:
@@ -56,14 +58,29 @@ def guide_of(request: Request) -> Any:
     return StructuredOutputsParams(**arguments) if arguments else None
 
 
-def with_details(completion: Completion, output: Any, prompt: Sequence[int], options: Options) -> Completion:
-    """Adds log probabilities and token ids, if requested. `output`: vLLM's, of this request."""
+def with_details(
+    completion: Completion,
+    output: Any,
+    prompt: Sequence[int],
+    options: Options,
+    text_of: Callable[[int], str],
+    *,
+    drops_answer: bool = False,
+) -> Completion:
+    """Adds log probabilities and token ids, if requested. `output`: vLLM's, of this request. `text_of`: a token.
+
+    A completion with `echo` has the log probabilities of its prompt too, or these alone if it `drops_answer`.
+    """
     choices = completion.choices
     if options.logprobs is not None or options.logprob_token_ids:
-        choices = tuple(
-            replace(choice, logprobs=_logprobs(given.token_ids, given.logprobs or (), options))
-            for choice, given in zip(choices, output.outputs, strict=True)
-        )
+        is_raw, made = completion.kind == "completion", []
+        for choice, given in zip(choices, output.outputs, strict=True):
+            token_ids, steps = given.token_ids, given.logprobs or ()
+            if is_raw and options.echo:
+                told = output.prompt_logprobs or ()
+                token_ids, steps = (prompt, told) if drops_answer else ([*prompt, *token_ids], [*told, *steps])
+            made.append(replace(choice, logprobs=_logprobs(token_ids, steps, options, text_of, is_raw=is_raw)))
+        choices = tuple(made)
     if options.return_token_ids:
         choices = tuple(
             replace(choice, token_ids=tuple(given.token_ids))
@@ -77,12 +94,21 @@ def with_details(completion: Completion, output: Any, prompt: Sequence[int], opt
     )
 
 
-def _logprobs(token_ids: Sequence[int], steps: Sequence[Any], options: Options) -> tuple[TokenLogprob, ...]:
-    """As vLLM's API makes them of the same outputs. `steps`: for each token, Logprobs by token id."""
+def _logprobs(
+    token_ids: Sequence[int], steps: Sequence[Any], options: Options, text_of: Callable[[int], str], *, is_raw: bool
+) -> tuple[TokenLogprob, ...]:
+    """As vLLM's API makes them of the same outputs. `steps`: for each token, Logprobs by token id; None for the first
+    of a prompt. A completion has one more of the likeliest tokens than a conversation, as in OpenAI's API.
+    """
     made = []
     num = -1 if options.logprob_token_ids else options.logprobs or 0
     for token_id, step in zip(token_ids, steps, strict=True):
-        likeliest = list(step.items()) if num == -1 else list(step.items())[:num]
+        if step is None:
+            text = text_of(token_id)
+            shown = f"token_id:{token_id}" if options.return_tokens_as_token_ids else text
+            made.append(TokenLogprob(token=shown, logprob=None, bytes=_bytes(text)))
+            continue
+        likeliest = list(step.items()) if num == -1 else list(step.items())[: num + is_raw]
         own = _shown(token_id, step[token_id], options)
         tops = tuple(TopLogprob(**_shown(other, found, options)) for other, found in likeliest)
         made.append(TokenLogprob(**own, top_logprobs=tops))
@@ -91,8 +117,11 @@ def _logprobs(token_ids: Sequence[int], steps: Sequence[Any], options: Options) 
 
 def _shown(token_id: int, found: Any, options: Options) -> dict[str, Any]:
     text = f"token_id:{token_id}" if options.return_tokens_as_token_ids else found.decoded_token or ""
-    data = (found.decoded_token or "").encode("utf-8", "replace")
-    return {"token": text, "logprob": max(found.logprob, LOGPROB_MIN), "bytes": tuple(data)}
+    return {"token": text, "logprob": max(found.logprob, LOGPROB_MIN), "bytes": _bytes(found.decoded_token or "")}
+
+
+def _bytes(text: str) -> tuple[int, ...]:
+    return tuple(text.encode("utf-8", "replace"))
 
 
 def _prompt_logprobs(steps: Sequence[Mapping[int, Any] | None]) -> PromptLogprobs:

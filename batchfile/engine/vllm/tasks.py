@@ -1,4 +1,4 @@
-"""The tasks of vLLM, text and embeddings: converts requests to prompts, and outputs to outcomes."""
+"""The tasks of vLLM, and text among them: converts requests to prompts, and outputs to outcomes."""
 
 import copy
 from collections.abc import Callable, Mapping
@@ -9,16 +9,13 @@ from typing import Any, Protocol
 
 from msgspec.structs import replace
 
+from batchfile.endpoints import SERVED
 from batchfile.engine.base import Prepared, SchemaUnchecked
 from batchfile.engine.fit import (
-    check_inputs,
     check_options,
-    check_size,
-    check_task,
-    compared,
+    check_served,
     fitting_max_tokens,
     truncated,
-    vector_of,
 )
 from batchfile.engine.prompts import RawPrompts, prefix_of_ids, prompts_of
 from batchfile.engine.vllm.adapters import Adapter, Adapters
@@ -43,7 +40,7 @@ class VllmOptions:
     `chat_template`: a file to use instead of the model's own.
     `parse_control_tokens`: those in texts keep their meaning, as in the model's own template.
     `tool_parser`, `reasoning_parser`: vLLM's names; None: detected by the chat template, and off.
-    `task`: what the model is loaded for; with "embed" it makes vectors instead of text.
+    `task`: what the model is loaded for; with "embed" or "classify" it makes vectors, scores or classes, not text.
     `lora`: the names of LoRA adapters, and their folders or repositories. `checks_model`: requests for another model
     than this one or an adapter are rejected.
     `stall_s`: the engine counts as dead after this time without progress while requests are in flight.
@@ -71,13 +68,19 @@ class VllmOptions:
     stall_s: float = 600.0
     extra: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def display_name(self) -> str:
+        return self.served_name or (Path(self.model).name if Path(self.model).is_dir() else self.model)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VllmPrepared(Prepared):
-    """`prompts`: token ids; more than one only for an embedding. `num_sequences`: the number of slots it takes.
+    """`prompts`: token ids; more than one only without text. `num_sequences`: the number of slots it takes. `params`:
+    vLLM's; without text a list of them, one for each prompt.
     `with_media`: the prompt with its images and recordings, as vLLM's processor made it.
 
-    `begun`: the text that the answer is to include, because the request has `echo`. `raw`: of an embedding or a score.
+    `begun`: the text that the answer is to include, because the request has `echo`; `drops_answer`: that is all that
+    the request wants, with max_tokens 0. `raw`: of a request without text.
     """
 
     prompts: list[list[int]]
@@ -90,6 +93,7 @@ class VllmPrepared(Prepared):
     reading: Reading | None = None
     begun: str = ""
     raw: Raw | None = None
+    drops_answer: bool = False
 
     @property
     def prompt_fields(self) -> dict[str, Any]:
@@ -159,6 +163,7 @@ class Generating:
 
     def __init__(self, llm: Any, options: VllmOptions, guides: Guides, adapters: Adapters) -> None:
         config = llm.llm_engine.vllm_config.model_config
+        self._model = options.display_name
         self._max_model_len: int = config.max_model_len
         self._guides = guides
         self._adapters = adapters
@@ -170,7 +175,7 @@ class Generating:
         self._prompts = prompts_of(
             tokenizer,
             options.model,
-            chat_template=None if options.chat_template is None else _read_template(options.chat_template),
+            chat_template=None if options.chat_template is None else read_template(options.chat_template),
             parses_control_tokens=options.parse_control_tokens,
         )
         self._raw_prompts = RawPrompts(tokenizer)
@@ -189,7 +194,7 @@ class Generating:
         """`owner`: whose time it takes to compile a schema. Raises: SchemaUnchecked if a schema is not compiled and no
         owner
         is given."""
-        check_task(request, "generate")
+        check_served(request, SERVED["generate"], self._model)
         check_options(request)
         check_priority(request, self._policy)
         adapter = self._adapters.of(request.model)
@@ -219,13 +224,14 @@ class Generating:
             prompts=[token_ids],
             with_media=with_media,
             media_bytes=sum(media_size(one) for one in request.media) if request.has_media else 0,
-            params=self._params(request, max_tokens, None if reading is None else reading.asked, owner),
+            params=self._params(request, max_tokens or 1, None if reading is None else reading.asked, owner),
             num_sequences=request.sampling.num_choices,
-            **_answered_by(adapter, prefix),
+            **answered_by(adapter, prefix),
             kind=request.result_kind,
             options=request.options,
             reading=reading,
             begun=self._begun(request) if options.echo else "",
+            drops_answer=max_tokens == 0,
         )
 
     def _with_media(self, media: MediaPrompts, request: Request, token_ids: list[int]) -> Any:
@@ -247,7 +253,9 @@ class Generating:
                 self._parsers.read(prepared.reading, choice, list(given.token_ids), index)
                 for index, (choice, given) in enumerate(zip(choices, output.outputs, strict=True))
             )
-        if prepared.begun:
+        if prepared.begun and prepared.drops_answer:
+            choices = tuple(replace(choice, text=prepared.begun) for choice in choices)
+        elif prepared.begun:
             choices = tuple(replace(choice, text=prepared.begun + choice.text) for choice in choices)
         usage = Usage(
             input_tokens=len(prompt),
@@ -255,7 +263,12 @@ class Generating:
             cached_tokens=output.num_cached_tokens or 0,
         )
         completion = Completion(choices=choices, usage=usage, kind=prepared.kind)
-        return completion if options is None else with_details(completion, output, prompt, options)
+        if options is None:
+            return completion
+        return with_details(completion, output, prompt, options, self._token_text, drops_answer=prepared.drops_answer)
+
+    def _token_text(self, token_id: int) -> str:
+        return self._raw_prompts.text((token_id,))
 
     def _begun(self, request: Request) -> str:
         """The text that `echo` puts before an answer, as vLLM's API does."""
@@ -306,7 +319,7 @@ class Generating:
                 output_kind=RequestOutputKind.FINAL_ONLY,
                 # Text is decoded once, at the end, if the result is the same; stop strings need it during generation.
                 detokenize=bool(sampling.stop) or self._decode is None or read is not None or options is not None,
-                **({} if options is None else sampling_arguments(options)),
+                **({} if options is None else sampling_arguments(options, is_raw=request.raw is not None)),
                 **({} if read is None or read.skip_special_tokens else {"skip_special_tokens": False}),
             )
         except refusals() as error:
@@ -316,7 +329,7 @@ class Generating:
         return params
 
 
-def _answered_by(adapter: Adapter | None, prefix: int) -> dict[str, Any]:
+def answered_by(adapter: Adapter | None, prefix: int) -> dict[str, Any]:
     """The fields of VllmPrepared for the adapter: prefixes are cached for each of them separately."""
     if adapter is None:
         return {"prefix": prefix}
@@ -330,70 +343,10 @@ def _choice(choice: Any, text: str) -> Choice:
     return Choice(text, "stop_sequence", matched) if isinstance(matched, str) else Choice(text, "end_turn")
 
 
-def _read_template(path: str) -> str:
+def read_template(path: str) -> str:
     try:
         return Path(path).read_text(encoding="utf-8")
     except OSError as error:
         if why := why_unavailable(error, path):
             raise EngineDead(f"chat_template {path!r} is unavailable now ({why})") from error
         raise SettingsError(f"chat_template {path!r} cannot be read: {error.strerror}. Name a file.") from error
-
-
-class Embedding:
-    """Makes embeddings with the pooling runner of an LLM. Raises: SettingsError if its model does not support them."""
-
-    def __init__(self, llm: Any, model: str, adapters: Adapters) -> None:
-        if "embed" not in llm.llm_engine.get_supported_tasks():
-            raise SettingsError(f"The model {model} does not support embeddings; task = 'embed' needs one that does.")
-        config = llm.llm_engine.vllm_config.model_config
-        self._max_model_len: int = config.max_model_len
-        self._dimensions: int = getattr(config, "embedding_size", None) or config.get_hidden_size()
-        self._adapters = adapters
-        tokenizer = copy.deepcopy(llm.get_tokenizer())
-        self._prompts = RawPrompts(tokenizer)
-        self._side: str = tokenizer.truncation_side
-        self._policy: str = llm.llm_engine.vllm_config.scheduler_config.policy
-
-    def prepare(self, request: Request) -> VllmPrepared:
-        from vllm import PoolingParams
-
-        check_task(request, "embed")
-        check_options(request)
-        check_priority(request, self._policy)
-        adapter = self._adapters.of(request.model)
-        raw, options = request.raw, request.options or NO_OPTIONS
-        assert raw is not None, "an embedding has inputs"
-        check_size(len(raw.inputs), raw.dimensions or self._dimensions)
-        adds = options.add_special_tokens is not False
-        activation = {} if options.use_activation is None else {"use_activation": options.use_activation}
-        prompts = [
-            truncated(
-                request, self._prompts.token_ids(given, adds_special_tokens=adds), self._max_model_len, self._side
-            )
-            for given in raw.inputs
-        ]
-        check_inputs([len(token_ids) for token_ids in prompts], self._max_model_len)
-        return VllmPrepared(
-            cost=sum(map(len, prompts)),
-            prompts=prompts,
-            params=PoolingParams(task="embed", dimensions=raw.dimensions, **activation),
-            num_sequences=len(prompts),
-            **_answered_by(adapter, prefix_of_ids(prompts[0])),
-            kind=request.kind,
-            options=request.options,
-            raw=raw,
-        )
-
-    def outcome(self, outputs: list[Any], prepared: VllmPrepared) -> Outcome:
-        raw = prepared.raw
-        assert raw is not None, "an embedding has inputs"
-        found = [output.outputs.data.tolist() for output in outputs]
-        is_embedding = raw.kind == "embedding"
-        vectors = (
-            tuple(vector_of(one, is_base64=raw.is_base64) for one in found) if is_embedding else compared(raw, found)
-        )
-        usage = Usage(
-            input_tokens=sum(map(len, prepared.prompts)),
-            cached_tokens=sum(output.num_cached_tokens or 0 for output in outputs),
-        )
-        return Completion(choices=(), usage=usage, kind=raw.kind, vectors=vectors)

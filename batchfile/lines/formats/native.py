@@ -185,6 +185,7 @@ class Params(PlainParams, ChatOptions):
     service_tier: Annotated[Any, Effectless("about the vendor's own service")] = None
     user_profile_id: Annotated[Any, _LABEL] = None
     workspace_id: Annotated[Any, _LABEL] = None
+    anthropic_version: Annotated[Any, Effectless("about the vendor's own service")] = None  # of cloud platforms
 
     # Rejected, except with a value that has no effect.
     betas: Annotated[Any, UnsupportedKey((None, []), "beta features are not supported; remove it")] = None

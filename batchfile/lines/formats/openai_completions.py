@@ -30,6 +30,7 @@ class PlainBody(PlainSampled):
 class Body(PlainBody, GeneratingOptions, Ignored):
     """The fields of `body`."""
 
+    max_tokens: Annotated[Whole, Field(ge=0, le=TOKENS_MAX)] | None = None  # 0: only with echo
     logprobs: NumLogprobs | None = None
     echo: bool | None = None
     thinking_token_budget: Annotated[Whole, Field(ge=-1, le=TOKENS_MAX)] | None = None
@@ -51,7 +52,13 @@ def is_plain(body: PlainBody) -> bool:
 
 
 def more_problems(body: PlainBody) -> list[Diagnostic]:
-    return option_problems(sent_options(body, PlainBody), "body", format_keys(body))
+    sent = sent_options(body, PlainBody)
+    found = option_problems(sent, "body", format_keys(body))
+    if body.max_tokens == 0 and not sent.get("echo"):
+        found.append(Diagnostic(("body", "max_tokens"), "must be at least 1, got 0", 'Or add "echo": true.'))
+    if body.max_tokens == 0 and sent.get("logprob_token_ids"):
+        found.append(Diagnostic(("body", "logprob_token_ids"), "needs an answer, and max_tokens is 0; remove it"))
+    return found
 
 
 def to_request(custom_id: str, body: PlainBody, defaults: Defaults) -> Request:

@@ -23,7 +23,7 @@ INPUTS_MAX = 2_048  # OpenAI's limit
 DIMENSIONS_MAX = 65_536
 
 
-def _inputs(given: Any) -> tuple[Input, ...]:
+def embedding_inputs(given: Any) -> tuple[Input, ...]:
     inputs = inputs_of(given)
     if len(inputs) > INPUTS_MAX:
         raise ValueError(f"has {len(inputs)} inputs, and the maximum is {INPUTS_MAX}; use several lines")
@@ -33,18 +33,18 @@ def _inputs(given: Any) -> tuple[Input, ...]:
 class PlainBody(Strict):
     """The fields that most bodies have alone."""
 
-    input: Annotated[Any, AfterValidator(_inputs)]
+    input: Annotated[Any, AfterValidator(embedding_inputs)]
     model: Name | None = None
     dimensions: Annotated[Whole, Field(ge=1, le=DIMENSIONS_MAX)] | None = None
     encoding_format: Literal["float", "base64"] | None = None
 
 
-_TALK = UnsupportedKey((None,), "conversations have no embeddings here; put the text into input")
+_TALK = UnsupportedKey((None,), "conversations are not supported here; put the text into input")
 _SINGLES = "vectors are float32, in little-endian order in base64; remove it"
 
 
-class Body(PlainBody, PromptOptions):
-    """The fields of `body`."""
+class UnconversedOptions(PromptOptions):
+    """Of every request whose inputs are texts or token ids, which become vectors or classes."""
 
     use_activation: bool | None = None
     padding: Annotated[Any, OnlyEndpoints("it does not pad inputs", ("do_not_pad",))] = None
@@ -52,14 +52,23 @@ class Body(PlainBody, PromptOptions):
     user: Annotated[Any, Effectless("a label for the vendor")] = None
 
     # Rejected, except with a value that has no effect.
-    embed_dtype: Annotated[Any, UnsupportedKey((None, "float32"), _SINGLES)] = None
-    endianness: Annotated[Any, UnsupportedKey((None, "native", "little"), _SINGLES)] = None
     messages: Annotated[Any, _TALK] = None
     add_generation_prompt: Annotated[Any, _TALK] = None
     continue_final_message: Annotated[Any, _TALK] = None
     chat_template: Annotated[Any, _TALK] = None
     chat_template_kwargs: Annotated[Any, _TALK] = None
     media_io_kwargs: Annotated[Any, _TALK] = None
+
+
+class BinaryOptions(Strict):
+    """How vectors are written in base64. Rejected, except with a value that has no effect."""
+
+    embed_dtype: Annotated[Any, UnsupportedKey((None, "float32"), _SINGLES)] = None
+    endianness: Annotated[Any, UnsupportedKey((None, "native", "little"), _SINGLES)] = None
+
+
+class Body(PlainBody, UnconversedOptions, BinaryOptions):
+    """The fields of `body`."""
 
 
 UNSUPPORTED_KEYS = unsupported_keys_of(Body)

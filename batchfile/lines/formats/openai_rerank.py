@@ -5,8 +5,8 @@ from typing import Annotated
 from pydantic import Field
 
 from batchfile.lines.diagnostics import Diagnostic
-from batchfile.lines.formats.openai_scores import ScoringOptions, Texts, listed
-from batchfile.lines.formats.options import options_of, sent_options
+from batchfile.lines.formats.openai_scores import ScoringOptions, Texts, listed, scoring_options
+from batchfile.lines.formats.options import sent_options
 from batchfile.lines.formats.shared import TOKENS_MAX, Name, Strict, UnsupportedKey, Whole
 from batchfile.types import Defaults, Raw, Request, Sampling
 
@@ -45,5 +45,5 @@ def to_request(custom_id: str, body: PlainBody, defaults: Defaults) -> Request:
         raw=Raw(kind="rerank", inputs=(body.query, *documents), num_queries=1, top_n=body.top_n or len(documents)),
         model=body.model or defaults.model,
         sampling=Sampling(max_tokens=0),
-        options=options_of(body, sent, {}) if sent else None,
+        options=scoring_options(body, sent),
     )

@@ -48,6 +48,7 @@ _PLACE = re.compile(r"(?:body\.)?(model|(?<=body\.)[^\s:]+): ")  # the key of th
 
 _encoder = msgspec.json.Encoder()
 _numbers = msgspec.json.Decoder(tuple[float, float])
+_probabilities = msgspec.json.Decoder(list[float])
 _token = msgspec.json.Decoder(TokenLogprob)
 
 
@@ -93,10 +94,10 @@ def _body(result: NativeResult, data: bytes, stem: str, created: int) -> object:
         return message_of(data, f"msg_{stem}")
     if result.kind == "response":
         return response_of(result, stem, created)
-    return _completion(result, stem, created) if result.vectors is None else _pooled(result, stem)
+    return _completion(result, stem, created) if result.vectors is None else _pooled(result, stem, created)
 
 
-def _pooled(result: NativeResult, stem: str) -> dict[str, object]:
+def _pooled(result: NativeResult, stem: str, created: int) -> dict[str, object]:
     """The clients expect numbers for usage, so an unknown one is 0 and marked."""
     vectors, num_tokens = result.vectors or [], result.usage.input_tokens if result.usage else 0
     about = {
@@ -108,11 +109,32 @@ def _pooled(result: NativeResult, stem: str) -> dict[str, object]:
         pairs = [_numbers.decode(vector) for vector in vectors]
         found = [{"index": int(index), "relevance_score": score} for index, score in pairs]
         return {"id": f"rerank-{stem}", "results": found, **about}
-    name, values = "embedding", [*vectors]
-    if result.kind == "score":
-        name, values = "score", [msgspec.Raw(bytes(vector)[1:-1]) for vector in vectors]
-    data = [{"object": name, "index": index, name: value} for index, value in enumerate(values)]
-    return {"object": "list", "data": data, **about}
+    data: list[dict[str, object]]
+    if result.kind == "classification":
+        data = [_classified(index, vector, label) for index, (vector, label) in enumerate(_labeled(result))]
+    elif result.kind == "score":
+        data = [
+            {"object": "score", "index": index, "score": msgspec.Raw(bytes(vector)[1:-1])}
+            for index, vector in enumerate(vectors)
+        ]
+    elif result.kind == "pooling":
+        data = [{"index": index, "object": "pooling", "data": vector} for index, vector in enumerate(vectors)]
+    else:
+        data = [{"object": "embedding", "index": index, "embedding": vector} for index, vector in enumerate(vectors)]
+        return {"object": "list", "data": data, **about}
+    return {"id": f"{_PREFIXES[result.kind]}-{stem}", "object": "list", "created": created, "data": data, **about}
+
+
+_PREFIXES = {"classification": "classify", "score": "score", "pooling": "pooling"}  # as in vLLM's API
+
+
+def _labeled(result: NativeResult) -> Iterator[tuple[msgspec.Raw, str | None]]:
+    vectors = result.vectors or []
+    return zip(vectors, result.labels or [None] * len(vectors), strict=True)
+
+
+def _classified(index: int, vector: msgspec.Raw, label: str | None) -> dict[str, object]:
+    return {"index": index, "label": label, "probs": vector, "num_classes": len(_probabilities.decode(vector))}
 
 
 def _completion(result: NativeResult, stem: str, created: int) -> dict[str, object]:
@@ -152,7 +174,10 @@ def _logprobs(given: list[msgspec.Raw], *, is_chat: bool) -> dict[str, object]:
     return {
         "tokens": [token.token for token in tokens],
         "token_logprobs": [token.logprob for token in tokens],
-        "top_logprobs": [{top.token: top.logprob for top in token.top_logprobs} for token in tokens],
+        "top_logprobs": [
+            None if token.logprob is None else {top.token: top.logprob for top in token.top_logprobs}
+            for token in tokens
+        ],
         "text_offset": [offset for offset, _ in zip(offsets, tokens, strict=False)],
     }
 

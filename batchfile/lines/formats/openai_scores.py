@@ -2,11 +2,12 @@
 
 from typing import Annotated, Any
 
-from pydantic import Field
+from msgspec.structs import replace
+from pydantic import BaseModel, Field
 
 from batchfile.lines.diagnostics import Diagnostic
 from batchfile.lines.formats.openai_embeddings import INPUTS_MAX
-from batchfile.lines.formats.options import PromptOptions, options_of, sent_options
+from batchfile.lines.formats.options import PromptOptions, TemplateArguments, options_of, sent_options
 from batchfile.lines.formats.shared import (
     Effectless,
     Name,
@@ -14,23 +15,23 @@ from batchfile.lines.formats.shared import (
     Strict,
     UnsupportedKey,
 )
+from batchfile.request_options import Options
 from batchfile.types import Defaults, Raw, Request, Sampling
 
 URL = "/v1/score"
 
 Texts = Name | Annotated[list[Name], Field(min_length=1, max_length=INPUTS_MAX)]
 _PAIRS = (("text_1", "text_2"), ("queries", "documents"), ("queries", "items"), ("data_1", "data_2"))
-_TEMPLATE = OnlyEndpoints("it renders no template around a pair")
 _SHORTEN = OnlyEndpoints("use truncate_prompt_tokens", (0,))
 
 
 class ScoringOptions(PromptOptions):
-    use_activation: Annotated[Any, OnlyEndpoints("scores are cosines")] = None
+    use_activation: bool | None = None
     padding: Annotated[Any, OnlyEndpoints("it does not pad inputs", ("do_not_pad",))] = None
     max_tokens_per_query: Annotated[Any, _SHORTEN] = None
     max_tokens_per_doc: Annotated[Any, _SHORTEN] = None
-    instruction: Annotated[Any, _TEMPLATE] = None
-    chat_template_kwargs: Annotated[Any, _TEMPLATE] = None
+    instruction: str | None = None
+    chat_template_kwargs: TemplateArguments | None = None
 
     user: Annotated[Any, Effectless("a label for the vendor")] = None
 
@@ -80,6 +81,17 @@ def more_problems(body: PlainBody) -> list[Diagnostic]:
     return [Diagnostic(("body",), f"has {first} and {second} texts; give as many of both, or one of the first")]
 
 
+def scoring_options(body: BaseModel, sent: dict[str, Any]) -> Options | None:
+    """`sent`: from `sent_options`. An instruction is a variable of the template around a pair."""
+    if not sent:
+        return None
+    made = options_of(body, sent, {})
+    if "instruction" not in sent:
+        return made
+    arguments = {"instruction": sent["instruction"]} | (made.chat_template_kwargs or {})
+    return replace(made, chat_template_kwargs=arguments)
+
+
 def to_request(custom_id: str, body: PlainBody, defaults: Defaults) -> Request:
     sent = sent_options(body, PlainBody)
     first, second = body.pair or ([], [])
@@ -89,5 +101,5 @@ def to_request(custom_id: str, body: PlainBody, defaults: Defaults) -> Request:
         raw=Raw(kind="score", inputs=(*first, *second), num_queries=len(first)),
         model=body.model or defaults.model,
         sampling=Sampling(max_tokens=0),
-        options=options_of(body, sent, {}) if sent else None,
+        options=scoring_options(body, sent),
     )

@@ -15,8 +15,8 @@ from batchfile.lines.result import REFUSALS, escape_separators, refusal_failure
 
 ProcessingStatus = Literal["collected", "submitted", "processing", "ended"]
 
-POOLED = frozenset({"embedding", "score", "rerank"})  # kinds of results without text
-VECTORS = "the result is vectors or scores, which only OpenAI's output files can contain; read them there"
+POOLED = frozenset({"embedding", "score", "rerank", "classification", "pooling"})  # kinds of results without text
+VECTORS = "the result is vectors, scores or classes, which only OpenAI's output files can contain; read them there"
 
 _FAILED = {"canceled", "expired"}
 
