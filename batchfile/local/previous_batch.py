@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from batchfile.engine.identity import EngineIdentity
+from batchfile.engine.identity import CONTEXT_LENGTH, EngineIdentity
 from batchfile.errors import OutputTaken, RecordDamaged, StoreUnavailable
 from batchfile.ledger import batches, damage, ending, keys, retention
 from batchfile.ledger.assemble import fingerprints_of
@@ -96,6 +96,11 @@ def nothing_reused(previous: Previous, wanted: Mapping[str, str], why: str) -> O
     old = previous.batch.metadata
     differs = "; ".join(changes(old, wanted))
     advice = "Choose another output, or add --restart to discard them"
+    if differs.startswith(f"{CONTEXT_LENGTH} ") and ";" not in differs:
+        advice = (
+            "To keep them, finish the run with the length of before, run its errors file with the new one into another "
+            "output, and join both with `batchfile merge`. Or choose another output, or add --restart to discard them"
+        )
     if why in {UNKNOWN_THEN, UNKNOWN_NOW}:
         advice = (
             "Add --reuse to keep the answers to equal requests, choose another output, or add --restart to discard them"
