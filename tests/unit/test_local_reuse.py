@@ -353,6 +353,8 @@ def test_another_context_length_says_how_the_answers_can_be_kept(tmp_path: Path)
     told = "the context length was not given and is 4096 now.*run its errors file with the new one.*`batchfile merge`"
     with pytest.raises(OutputTaken, match=told):
         world.open(engine=longer)
+    with pytest.raises(OutputTaken, match=f"--limit was not given and is 30 now; {told}"):
+        world.open(engine=longer, limit=30)
 
 
 def test_a_rewrite_of_the_same_size_and_time_is_noticed(tmp_path: Path) -> None:
