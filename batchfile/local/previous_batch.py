@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from batchfile.engine.identity import EngineIdentity
+from batchfile.engine.identity import CONTEXT_LENGTH, EngineIdentity
 from batchfile.errors import OutputTaken, RecordDamaged, StoreUnavailable
 from batchfile.ledger import batches, damage, ending, keys, retention
 from batchfile.ledger.assemble import fingerprints_of
@@ -17,7 +17,7 @@ from batchfile.ledger.batches import Planned
 from batchfile.ledger.cas import Lost, Stored, load, swap, update_batch
 from batchfile.ledger.records import BatchRecord, IdempotencyRecord, ShardRecord
 from batchfile.local.display import counted, from_here
-from batchfile.local.options import EARLIER, ENGINE, MODEL, OF_EVERY_REQUEST, OUTPUT, changes
+from batchfile.local.options import ANSWERS_BY, EARLIER, ENGINE, MODEL, OF_EVERY_REQUEST, OUTPUT, changes
 from batchfile.plan.reuse_sources import UNKNOWN_NOW, UNKNOWN_THEN, Fingerprints, why_not
 from batchfile.types import TENANT
 
@@ -96,6 +96,12 @@ def nothing_reused(previous: Previous, wanted: Mapping[str, str], why: str) -> O
     old = previous.batch.metadata
     differs = "; ".join(changes(old, wanted))
     advice = "Choose another output, or add --restart to discard them"
+    of_engine = changes(old, {ANSWERS_BY: wanted.get(ANSWERS_BY, "")})
+    if len(of_engine) == 1 and of_engine[0].startswith(f"{CONTEXT_LENGTH} "):
+        advice = (
+            "To keep them, finish the run with the length of before, run its errors file with the new one into another "
+            "output, and join both with `batchfile merge`. Or choose another output, or add --restart to discard them"
+        )
     if why in {UNKNOWN_THEN, UNKNOWN_NOW}:
         advice = (
             "Add --reuse to keep the answers to equal requests, choose another output, or add --restart to discard them"
