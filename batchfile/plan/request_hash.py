@@ -49,11 +49,12 @@ _sampling = msgspec.json.Decoder(_Sampling)
 class RequestHasher:
     """For the requests of one batch. `digest_of`: of a file that a request names by its path.
 
-    `num_by_url`: how many requests have no hash because they have media by URL.
+    `num_by_url`: how many requests have no hash because they have media by URL. `has_files`: does any hash cover files?
     """
 
     def __init__(self, defaults: Defaults, stage: str | None, digest_of: DigestOf = lambda source: None) -> None:
         self.num_by_url = 0
+        self.has_files = False
         self._defaults = defaults
         self._digest_of = digest_of
         # Decoded once more: the same defaults, whether they are from a caller or from a stored record (1 becomes 1.0).
@@ -77,6 +78,7 @@ class RequestHasher:
         else:
             context = self._context(envelope.format, envelope.method, envelope.url, pool, adapter)
         if media:
+            self.has_files = True
             context = sha256(context + media).digest()
         if envelope.format == "openai" and _QUOTED in carried:
             carried = _without_metadata(carried)

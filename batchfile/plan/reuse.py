@@ -351,7 +351,8 @@ def _blocks(chunks: Iterable[bytes]) -> Iterator[list[bytes]]:
 def _store(batch: NewBatch, lease: str, n: int, found: list[Found]) -> _Stored:
     """Write the results of a range as parts, with the ids of the new requests."""
     requests = _requests(batch, n) if found else []
-    found = [(place, rest) for place, rest in found if _may_have(batch, requests[place], rest)]
+    if batch.hasher.has_files:
+        found = [(place, rest) for place, rest in found if _may_have(batch, requests[place], rest)]
     # Without usage: it cost this batch nothing.
     made = [FinishedLine(place, "succeeded", with_id(encoded_id(requests[place]), rest)) for place, rest in found]
     places = [place for place, _ in found]
