@@ -9,6 +9,7 @@ import pytest
 
 import batchfile
 from batchfile.errors import OutputTaken
+from tests.contract.reuse_kit import World, from_, line
 from tests.helpers.local import media_files
 from tests.media_kit import media_server, png
 
@@ -104,3 +105,13 @@ def test_media_by_url_are_never_reused_and_that_is_said(capsys: pytest.CaptureFi
         Path("in.jsonl").write_text("".join(json.dumps(line) + "\n" for line in reversed(urls)))
         with pytest.raises(OutputTaken, match=rf"None of them can be reused: {told}\. Choose another output"):
             batchfile.run("in.jsonl", "other.jsonl", engine="echo")
+
+
+def test_a_batch_of_a_service_counts_requests_with_media_by_url() -> None:
+    world = World()
+    rows = [line("a", "hi"), json.dumps(by_url(0, "http://192.0.2.1")).encode()]
+    planned = world.plan("new", rows, from_(world.finished("old", rows)))
+    assert planned.reused_from == {"old": 1}
+    told = "1 request with media by URL is not reused, since what the URL returns may have changed"
+    assert planned.reuse_note == told
+    assert world.create("new", planned).reuse_note == told
