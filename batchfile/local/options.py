@@ -227,8 +227,8 @@ class RunOptions:
     def identity(self, digest: str, engine: EngineIdentity | None = None) -> dict[str, str]:
         """The metadata that identifies a run; empty where not given. `digest`: of the input as given."""
         values = {name: getattr(self, name) for name in _GUARDED}
-        parts = "" if engine is None else msgspec.json.encode(engine.parts).decode()
-        return {SHA256: digest, ANSWERS_BY: parts} | {f"run.{name}": _kept(one) for name, one in values.items()}
+        guarded = {f"run.{name}": _kept(one) for name, one in values.items()}
+        return {SHA256: digest, ANSWERS_BY: parts_of(engine)} | guarded
 
 
 def _kept(value: object) -> str:
@@ -272,10 +272,9 @@ def changes(metadata: Mapping[str, str], wanted: Mapping[str, str]) -> list[str]
     return found
 
 
-def fingerprint_of(metadata: Mapping[str, str]) -> str | None:
-    """Of the engine that was expected when the batch was planned."""
-    parts = _parts(metadata)
-    return EngineIdentity(parts).fingerprint if parts else None
+def parts_of(engine: EngineIdentity | None) -> str:
+    """As kept under ANSWERS_BY."""
+    return "" if engine is None else msgspec.json.encode(engine.parts).decode()
 
 
 def _parts(metadata: Mapping[str, str]) -> dict[str, str]:

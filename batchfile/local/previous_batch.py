@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from batchfile.engine.identity import EngineIdentity
+from batchfile.engine.identity import CONTEXT_LENGTH, EngineIdentity
 from batchfile.errors import OutputTaken, RecordDamaged, StoreUnavailable
 from batchfile.ledger import batches, damage, ending, keys, retention
 from batchfile.ledger.assemble import fingerprints_of
@@ -18,6 +18,7 @@ from batchfile.ledger.cas import Lost, Stored, load, swap, update_batch
 from batchfile.ledger.records import BatchRecord, IdempotencyRecord, ShardRecord
 from batchfile.local.display import counted, from_here
 from batchfile.local.options import (
+    ANSWERS_BY,
     EARLIER,
     ENGINE,
     INPUT_CHANGED,
@@ -38,6 +39,10 @@ OF_ENDPOINT = "nobody knows whether the HTTP endpoint has answered with the mode
 _NONE_SAME = "no request is the same as one that has succeeded"
 _BYTE_BY_BYTE = (
     "Requests are compared byte by byte: a file that was written anew with other spaces or key order counts as changed"
+)
+_MERGE = (
+    "To keep them, finish the run with the length of before, run its errors file with the new one into another output, "
+    "and join both with `batchfile merge`"
 )
 KEPT_SHARE = 0.1  # a batch with so many results that were not taken over is kept until it expires
 _TRIES = 90  # to end a batch that another process may hold: one a second, for longer than a lease
@@ -106,19 +111,20 @@ def why_refused(made: Fingerprints, engine: EngineIdentity | None, *, is_asked: 
 
 
 class NothingReused(OutputTaken):
-    """`told`: about the finished answers; `can_ask`: are they kept if that is asked for?"""
+    """`told`: about the finished answers; `can_ask`: are they kept if that is asked for? `how_to_keep`: by commands."""
 
-    def __init__(self, output: str, told: str, *, can_ask: bool) -> None:
+    def __init__(self, output: str, told: str, *, can_ask: bool, how_to_keep: str = "") -> None:
         self._told, self._can_ask = told, can_ask
-        super().__init__(self._advised(from_here(output), "--reuse", "choose another output", "--restart"))
+        who = from_here(output)
+        super().__init__(self._advised(who, "--reuse", "choose another output", "--restart", how_to_keep))
 
     def of_map(self) -> OutputTaken:
         """As `batchfile.map` says it, whose output is a folder of the cache."""
         who = "an earlier call for the same rows"
         return OutputTaken(self._advised(who, "reuse=True", "pass another folder as store", "restart=True"))
 
-    def _advised(self, who: str, reuse: str, elsewhere: str, restart: str) -> str:
-        first = f"{elsewhere.capitalize()}, or"
+    def _advised(self, who: str, reuse: str, elsewhere: str, restart: str, how_to_keep: str = "") -> str:
+        first = f"{how_to_keep}. Or {elsewhere}, or" if how_to_keep else f"{elsewhere.capitalize()}, or"
         if self._can_ask:
             first = f"Add {reuse} to keep the answers to equal requests, {elsewhere}, or"
         return f"{who} has {self._told}. {first} add {restart} to discard them"
@@ -130,11 +136,13 @@ def nothing_reused(previous: Previous, wanted: Mapping[str, str], why: str) -> N
     differs = "; ".join(changes(old, wanted))
     can_ask = why in {UNKNOWN_THEN, UNKNOWN_NOW}
     why = OF_ENDPOINT if can_ask and wanted.get(ENGINE) == "http" else why
+    of_engine = changes(old, {ANSWERS_BY: wanted.get(ANSWERS_BY, "")})
+    is_longer = len(of_engine) == 1 and of_engine[0].startswith(f"{CONTEXT_LENGTH} ")
     told = (
         f"{counted(previous.num_succeeded, 'finished answer')} of "
         f"{f'a run that differs: {differs}' if differs else 'an earlier run'}. None of them can be reused: {why}"
     )
-    return NothingReused(old[OUTPUT], told, can_ask=can_ask)
+    return NothingReused(old[OUTPUT], told, can_ask=can_ask, how_to_keep=_MERGE if is_longer else "")
 
 
 def metadata_of(previous: Previous, planned: Planned, wanted: Mapping[str, str]) -> dict[str, str]:

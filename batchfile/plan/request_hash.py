@@ -20,12 +20,13 @@ from batchfile.errors import UNREADABLE, InvalidRequest
 from batchfile.lines.envelope import Envelope
 from batchfile.lines.formats import native, openai_shared
 from batchfile.lines.json_scan import has_repeats
-from batchfile.lines.parse import parse_request
+from batchfile.lines.parse import kind_of, parse_request
 from batchfile.types import Defaults
 
 HASH_BYTES = 16  # of SHA-256
 MEANING = 1  # raise it when the same line with the same defaults becomes another request
 _CONTEXTS_KEPT = 64  # combinations of format, method, url and pool
+_GENERATING = ("chat", "completion", None)  # the last: nobody knows
 _METADATA = "metadata"
 _QUOTED = b'"metadata"'
 NAMES_MEDIA = re.compile(rb'"type"\s*:\s*"(?:input_)?(?:image|audio|document|file)')
@@ -86,8 +87,8 @@ class RequestHasher:
 
     def is_sampled(self, envelope: Envelope) -> bool:
         """Does the same request give another answer each time? True also where its sampling cannot be read."""
-        if envelope.url is not None and envelope.url.rstrip("/").endswith("embeddings"):
-            return False  # nothing is sampled
+        if kind_of(envelope, self._defaults.url) not in _GENERATING:
+            return False  # vectors, scores and classes are computed
         try:
             given = _sampling.decode(envelope.carried)
         except UNREADABLE:

@@ -112,6 +112,9 @@ def test_two_bodies_are_equal_only_if_all_but_their_metadata_is(one: dict[str, A
         (native().replace(b'"messages"', b'"temperatur\\u0065": 1, "messages"'), {"temperature": 0.0}, True),
         (openai(url="/v1/embeddings"), {}, False),
         (openai(url="https://host/v1/embeddings/"), {}, False),
+        *((openai(url=url), {}, False) for url in ("/v1/score", "/rerank", "/v1/classify", "/v1/pooling")),
+        (b'{"custom_id": "a", "body": {"input": "hi"}}', {"url": "/v1/score"}, False),
+        *((openai(url=url), {}, True) for url in ("/v1/completions", "/v1/responses", "/v1/unknown")),
     ],
 )
 def test_what_is_sampled(line: bytes, defaults: dict[str, float], is_sampled: bool) -> None:
