@@ -134,6 +134,8 @@ export interface FailureGroup {
   line: number | null;
   custom_id: string | null;
   http_status: number | null;
+  /** The beginning of its own message. */
+  example: string;
   /** What to do. */
   advice: string;
 }

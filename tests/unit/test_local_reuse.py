@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from structlog.testing import capture_logs
 
 from batchfile.errors import OutputTaken
 from batchfile.ledger import shards
@@ -219,7 +220,8 @@ def test_where_no_request_is_the_same_nothing_is_lost(tmp_path: Path, options: d
         OutputTaken, match=rf"20 finished answers of a run that differs: {told}\. .*--restart"
     ) as caught:
         world.open(**options)  # type: ignore[arg-type]
-    assert ("because a default or a stage belongs to every request" in str(caught.value)) is ("engine" not in options)
+    every = "because a changed default or stage makes every request a different one"
+    assert (every in str(caught.value)) is ("engine" not in options)
     opened = world.open()
     assert world.run(opened.batch) == wanted(*range(NUM)), "the command of before resumes"
 
@@ -228,8 +230,13 @@ def test_other_requests_are_refused_and_the_old_input_finishes_the_run(tmp_path:
     world = World(tmp_path)
     data = world.input.read_bytes()
     world.input.write_bytes(lines(*range(100, 110)))
-    with pytest.raises(OutputTaken, match=r"the input has changed.*no request is the same as one that has succeeded"):
+    with pytest.raises(OutputTaken) as caught:
         world.open()
+    assert str(caught.value).endswith(
+        "the input has changed. None of them can be reused: no request is the same as one that has succeeded. Requests "
+        "are compared byte by byte: a file that was written anew with other spaces or key order counts as changed. "
+        "Choose another output, or add --restart to discard them"
+    )
     assert world.pointer.batch_id == world.old.batch_id
     assert len(world.batch_ids()) == 1, "nothing is left of the attempt"
     world.input.write_bytes(data)
@@ -386,7 +393,7 @@ def test_damaged_results_are_not_taken_over_and_the_output_keeps_its_batch(tmp_p
     data = b"".join(world.ledger.store.stream(ended.results.key))
     world.ledger.store.put(ended.results.key, data.replace(b"kept", b"KEPT", 1))
     world.append(lines(40))
-    with pytest.raises(OutputTaken, match=f"reused: no result of {world.old.batch_id} was reused: .*"):
+    with pytest.raises(OutputTaken, match=r"None of them can be reused: its results are damaged: "):
         world.open()
     world.ledger.store.put(ended.results.key, data)
     assert world.run(world.open().batch) == wanted(*range(41))
@@ -398,6 +405,11 @@ def test_damaged_hashes_are_said_and_nothing_is_lost(tmp_path: Path) -> None:
     assert hashes is not None
     world.ledger.store.put(hashes.key, b"\0" * hashes.size)
     world.append(lines(40))
-    with pytest.raises(OutputTaken, match=f"no result of {world.old.batch_id} was reused: "):
+    with capture_logs() as logged, pytest.raises(OutputTaken) as caught:
         world.open()
+    assert str(caught.value).endswith(
+        "None of them can be reused: its plan or the hashes of its requests are damaged. Choose another output, or add "
+        "--restart to discard them"
+    )
+    assert [entry["log_level"] for entry in logged if entry["event"] == "reuse.skipped"] == ["info"], "said once"
     assert world.open(restart=True).batch.total == 41

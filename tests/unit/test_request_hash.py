@@ -139,6 +139,25 @@ def test_a_request_that_names_bytes_outside_of_it_has_no_hash(url: str, name: st
         assert (hashed(line) is None) is (url[:5].lower() != "data:")
 
 
+def test_a_path_is_covered_by_the_bytes_that_are_there() -> None:
+    turn = {"role": "user", "content": [{"type": "image", "source": {"type": "path", "path": "a.png"}}]}
+    line = decode_envelope(native(messages=[turn]))
+
+    def of(digest: bytes | None) -> bytes | None:
+        return RequestHasher(Defaults(), None, lambda source: digest if source == "a.png" else None).of(line, "p")
+
+    assert of(b"1" * 32) == of(b"1" * 32) != of(b"2" * 32)
+    assert of(None) is None
+
+
+def test_requests_with_media_by_url_are_counted() -> None:
+    hasher = RequestHasher(Defaults(), None, lambda source: b"1" * 32)
+    for url in ("https://host/a.png", "S3://bucket/a.png", "a.png", IMAGE):
+        parts = [{"type": "image_url", "image_url": {"url": one}} for one in ("b.png", url)]
+        hasher.of(decode_envelope(openai(messages=[{"role": "user", "content": parts}])), "p")
+    assert hasher.num_by_url == 2
+
+
 def test_an_adapter_that_the_metadata_names_is_covered() -> None:
     read = decode_envelope(native(metadata={"model_hint": "x"}))
     hasher = RequestHasher(Defaults(), None)
