@@ -247,9 +247,13 @@ class _AnyOf:
     def ends_inside(self, text: str) -> bool:
         """Whether a token may begin at the end of the text, apart from spaces, which templates strip."""
         tail = text[-self._longest - 8 :].rstrip()
-        if not self.may_be_in(tail):
-            return False
-        return any(tail[-size:] in self._beginnings for size in range(1, min(len(tail), self._longest) + 1))
+        for letter in self._letters:
+            at = tail.find(letter)
+            while at >= 0:
+                if tail[at:] in self._beginnings:
+                    return True
+                at = tail.find(letter, at + 1)
+        return False
 
     def sub(self, name: Callable[[re.Match[str]], str], text: str) -> str:
         return self._pattern.sub(name, text)
