@@ -4,6 +4,7 @@ import io
 import re
 import struct
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 
 from batchfile.errors import InvalidRequest
@@ -13,6 +14,7 @@ TEXTS_MAX = 16  # compressed ones in a PNG, such as color profiles; Pillow unpac
 DECODE_S = 10.0  # for opening an image, and again for its pixels
 
 _SOS, _EOI = 0xDA, 0xD9
+_ARITHMETIC = {0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF}  # a scan of a few bytes may take long
 _WITHOUT_LENGTH = {0x01, *range(0xD0, 0xD9)}
 _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]", re.DOTALL)  # not a byte of pixels, not padding, not a restart
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -40,7 +42,10 @@ class TimedBytes(io.BytesIO):
 def check_work(data: bytes, pixels_max: int) -> None:
     """Raises: InvalidRequest for an image that asks for far more work than its pixels. Looks at no pixels."""
     if data.startswith(b"\xff\xd8"):
-        scans = sum(1 for marker in _jpeg_markers(data) if marker == _SOS)
+        markers = Counter(_jpeg_markers(data))
+        if not _ARITHMETIC.isdisjoint(markers):
+            raise InvalidRequest("is a JPEG with arithmetic coding, which browsers do not read either. Save it anew")
+        scans = markers[_SOS]
         if scans > SCANS_MAX:
             raise InvalidRequest(f"is a JPEG with {scans:,} scans; the limit is {SCANS_MAX}. Save it anew")
     elif data.startswith(_PNG):

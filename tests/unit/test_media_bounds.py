@@ -53,6 +53,11 @@ def test_the_scans_of_a_jpeg_are_counted(fits: bool) -> None:
         decode.open_image(with_scans(SCANS_MAX + 1))
 
 
+def test_a_jpeg_with_arithmetic_coding_is_named() -> None:
+    with pytest.raises(InvalidRequest, match="is a JPEG with arithmetic coding"):
+        decode.open_image(with_scans(10).replace(b"\xff\xc2", b"\xff\xca", 1))
+
+
 def test_only_the_first_picture_of_a_jpeg_counts() -> None:
     """A thumbnail in its notes, a film behind it and a comment may have bytes that look like scans."""
     marks = b"\xff\xda" * 200
