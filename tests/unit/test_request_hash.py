@@ -112,6 +112,9 @@ def test_two_bodies_are_equal_only_if_all_but_their_metadata_is(one: dict[str, A
         (native().replace(b'"messages"', b'"temperatur\\u0065": 1, "messages"'), {"temperature": 0.0}, True),
         (openai(url="/v1/embeddings"), {}, False),
         (openai(url="https://host/v1/embeddings/"), {}, False),
+        *((openai(url=url), {}, False) for url in ("/v1/score", "/rerank", "/v1/classify", "/v1/pooling")),
+        (b'{"custom_id": "a", "body": {"input": "hi"}}', {"url": "/v1/score"}, False),
+        *((openai(url=url), {}, True) for url in ("/v1/completions", "/v1/responses", "/v1/unknown")),
     ],
 )
 def test_what_is_sampled(line: bytes, defaults: dict[str, float], is_sampled: bool) -> None:
@@ -134,6 +137,25 @@ def test_a_request_that_names_bytes_outside_of_it_has_no_hash(url: str, name: st
     for make, part in found:
         line = make(messages=[{"role": "user", "content": [part]}]).replace(b'"image', f'"{name}'.encode())
         assert (hashed(line) is None) is (url[:5].lower() != "data:")
+
+
+def test_a_path_is_covered_by_the_bytes_that_are_there() -> None:
+    turn = {"role": "user", "content": [{"type": "image", "source": {"type": "path", "path": "a.png"}}]}
+    line = decode_envelope(native(messages=[turn]))
+
+    def of(digest: bytes | None) -> bytes | None:
+        return RequestHasher(Defaults(), None, lambda source: digest if source == "a.png" else None).of(line, "p")
+
+    assert of(b"1" * 32) == of(b"1" * 32) != of(b"2" * 32)
+    assert of(None) is None
+
+
+def test_requests_with_media_by_url_are_counted() -> None:
+    hasher = RequestHasher(Defaults(), None, lambda source: b"1" * 32)
+    for url in ("https://host/a.png", "S3://bucket/a.png", "a.png", IMAGE):
+        parts = [{"type": "image_url", "image_url": {"url": one}} for one in ("b.png", url)]
+        hasher.of(decode_envelope(openai(messages=[{"role": "user", "content": parts}])), "p")
+    assert hasher.num_by_url == 2
 
 
 def test_an_adapter_that_the_metadata_names_is_covered() -> None:
