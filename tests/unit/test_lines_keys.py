@@ -118,6 +118,24 @@ RESPONSES: dict[str, tuple[dict[str, Any], str]] = {
         "body.input[0].arguments: must be a string that contains a JSON object",
     ),
     "max_tokens": ({"input": "q", "max_tokens": 5}, "body.max_tokens: unknown field; did you mean max_output_tokens?"),
+    "format": (
+        {"input": "q", "text": {"format": {"type": "json_object"}}, "guided_choice": ["a"]},
+        "body.guided_choice: conflicts with text.format; keep one of them",
+    ),
+    "output": (
+        {
+            "input": [
+                ASKED,
+                {"type": "function_call", "call_id": "z", "name": "f", "arguments": "{}"},
+                {
+                    "type": "function_call_output",
+                    "call_id": "z",
+                    "output": [{"type": "input_image", "image_url": "a.png"}],
+                },
+            ]
+        },
+        "body.input[2].output[0]: input_image belongs in a user turn",
+    ),
     "effort": (
         {"input": "q", "reasoning_effort": "low"},
         "body.reasoning_effort: is not supported here; use reasoning.effort",

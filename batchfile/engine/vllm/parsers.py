@@ -27,7 +27,7 @@ TOOL_PARSERS = (
 
 # The variables of chat templates that reasoning_effort sets.
 _EFFORT_VARIABLES = ("reasoning_effort", "enable_thinking")
-# Those that turn thinking off; a key such as message.thinking is none.
+# Those that turn thinking off, unlike a key such as message.thinking.
 _THINKING_VARIABLE = re.compile(r"(?<![.\w])(?:enable_)?thinking\b")
 
 

@@ -204,7 +204,15 @@ def more_problems(body: Body) -> list[Diagnostic]:
     if wrong:
         return wrong
     found = openai_chat.more_problems(chat_of(body))
-    return [replace_field(problem, path=_place(body, problem.path)) for problem in found]
+    return [
+        replace_field(
+            problem,
+            path=_place(body, problem.path),
+            message=problem.message.replace("response_format", "text.format"),
+            fix=problem.fix.replace("response_format", "text.format"),
+        )
+        for problem in found
+    ]
 
 
 def _place(body: Body, path: Path) -> Path:
