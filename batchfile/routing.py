@@ -83,7 +83,8 @@ def pools_for(table: RoutingTable, kind: Kind) -> list[str]:
 def check_stage(stages: Collection[str], stage: str) -> None:
     """Raises: SettingsError where the stage is unknown."""
     if stage not in stages:
-        raise SettingsError(f"stage: {stage!r} is unknown; use one of {', '.join(sorted(stages))}")
+        known = f"use one of {', '.join(sorted(stages))}" if stages else "there are none; add it under [stages]"
+        raise SettingsError(f"stage: {stage!r} is unknown; {known}")
 
 
 def check_pool(pools: Collection[str], pool: str) -> None:

@@ -30,6 +30,7 @@ from batchfile.ledger.base import LOCAL, Limits
 from batchfile.ledger.keys import is_pool_name
 from batchfile.routing import check_adapter_names
 from batchfile.schemas.rules import schema_problem
+from batchfile.settings_built_in import DEFAULT_POOLS, built_in
 from batchfile.settings_tables import (
     Api,
     ApiKey,
@@ -54,16 +55,6 @@ OTHER_VARIABLES = {"BATCHFILE_API_KEY", "BATCHFILE_CACHE", "BATCHFILE_CRASH_AT",
 SECRETS = (".api_key", ".secret", ".sha256", "api_keys", ".base_url")
 NO_TABLE = {"model_type", "dict_type"}  # a value in place of a table may be a secret of that table
 
-# Two pools and four stages, so that batchfile starts without a settings file.
-DEFAULT_POOLS: dict[str, Any] = {
-    "llama-70b": {
-        "model": "meta-llama/Meta-Llama-3-70B-Instruct",
-        "tensor_parallel_size": 2,
-    },
-    "mistral": {"model": "mistralai/Mistral-7B-Instruct-v0.3"},
-}
-DEFAULT_STAGES = {"sales_intel": "llama-70b", "subject": "mistral", "email": "mistral", "polish": "llama-70b"}
-
 
 class Settings(BaseSettings):
     """Everything that can be set."""
@@ -87,7 +78,12 @@ class Settings(BaseSettings):
     pools: dict[str, PoolSettings] = Field(
         description="The runners of one model, by the pool's name. A file with pools replaces the built-in ones."
     )
-    stages: dict[str, str] = Field(description="The pool of a stage. A file with stages replaces the built-in ones.")
+    stages: dict[str, str] = Field(
+        description=(
+            "The pool of a stage. A file with stages replaces the built-in ones. With pools alone, a built-in stage "
+            "remains if the file defines its pool."
+        )
+    )
     schemas: dict[str, Path] = Field(
         default_factory=dict,
         description=(
@@ -172,7 +168,7 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         file = TomlConfigSettingsSource(settings_cls, config_path())
-        tables = {"pools": DEFAULT_POOLS, "stages": DEFAULT_STAGES}
+        tables = built_in(file(), env_settings())
         missing = {name: table for name, table in tables.items() if name not in file()}
         foreign = InitSettingsSource(settings_cls, _foreign_tree(file()))
         return env_settings, foreign, file, InitSettingsSource(settings_cls, missing)

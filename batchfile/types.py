@@ -323,8 +323,8 @@ Outcome = Completion | Failure
 class FailureGroup(Struct, frozen=True, kw_only=True):
     """Requests that did not succeed for one reason. `message`: … stands for what differs between them.
 
-    `line` (of the input, from 1; while the batch runs, without the blank lines of its range) and `custom_id` are those
-    of one of them. `advice`: what to do.
+    `line` (of the input, from 1; while the batch runs, without the blank lines of its range), `custom_id` and `example`
+    (the beginning of its message) are those of one of them. `advice`: what to do.
     """
 
     type: str
@@ -333,6 +333,7 @@ class FailureGroup(Struct, frozen=True, kw_only=True):
     line: int | None = None
     custom_id: str | None = None
     http_status: int | None = None
+    example: str = ""
     advice: str = ""
 
 

@@ -17,7 +17,9 @@ export interface TopLogprob {
 }
 
 /** A token of an answer, and the likeliest ones in its place, likeliest first. */
-export interface TokenLogprob extends TopLogprob {
+export interface TokenLogprob extends Omit<TopLogprob, 'logprob'> {
+  /** Null for the first token of a prompt that a completion repeats (`echo`). */
+  logprob: number | null;
   top_logprobs: TopLogprob[];
 }
 
@@ -83,7 +85,7 @@ export interface NativeAnswer extends NativeLine {
   prompt_token_ids?: number[];
 }
 
-/** Of OpenAI's batches of embeddings and scores, which have no message. */
+/** Of OpenAI's batches of embeddings, scores, classes and pooling, which have no message. */
 export interface NativeVectors extends NativeLine {
   status: 'succeeded';
   message: null;
@@ -91,9 +93,14 @@ export interface NativeVectors extends NativeLine {
   model: string;
   usage: NativeUsage | null;
   error: null;
-  kind: 'embedding' | 'score' | 'rerank';
-  /** Numbers, or float32 in base64. */
-  vectors: (number[] | string)[];
+  kind: 'embedding' | 'score' | 'rerank' | 'classification' | 'pooling';
+  /**
+   * One for each input: numbers, or float32 in base64. Of pooling, one for each token of each input, if the model has
+   * these. Of a rerank, the index and the score of each document, nearest first.
+   */
+  vectors: (number[] | number[][] | string)[];
+  /** Of the likeliest class of each input; null if the model does not name it. */
+  labels?: (string | null)[];
 }
 
 export interface NativeFailure extends Omit<NativeLine, 'custom_id'> {
@@ -127,6 +134,8 @@ export interface FailureGroup {
   line: number | null;
   custom_id: string | null;
   http_status: number | null;
+  /** The beginning of its own message. */
+  example: string;
   /** What to do. */
   advice: string;
 }

@@ -27,6 +27,13 @@ LOOKED_AT_MAX = 10_000  # batches, to find those that a filter selects
 STATES = [*get_args(ShownState), *get_args(EndReason)]
 
 
+class _State(click.Choice[str]):
+    """Also in British English, as OpenAI's API spells it."""
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        return super().convert("canceled" if value == "cancelled" else value, param, ctx)
+
+
 @click.command(
     "ls",
     epilog=epilog(
@@ -36,7 +43,7 @@ STATES = [*get_args(ShownState), *get_args(EndReason)]
     ),
 )
 @click.option("-n", "--limit", type=Whole(min=1), default=50, show_default=True, help="List at most this many.")
-@click.option("--state", type=click.Choice(STATES), help="Only batches in this state, or that ended like this.")
+@click.option("--state", type=_State(STATES), help="Only batches in this state, or that ended like this.")
 @click.option("--stage", help="Only batches of this stage.")
 @click.option("--pool", help="Only batches that this pool works on, which have not ended.")
 @click.option("--since", type=Since(), metavar="WHEN", help="Only batches created since: 90m, 2h, 7d, or a date.")

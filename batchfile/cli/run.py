@@ -100,12 +100,14 @@ def run(inputs: tuple[str, ...], output: str, quiet: bool, is_json: bool, verbos
     After a change of INPUT, even while it ran, or of --limit or --prompt, the same command keeps the answers to all
     requests that are the same as before, runs the others and those that failed, and writes OUT as a whole. It keeps
     none that were made by another model or with other options, such as another chat template. Where it cannot keep any,
-    it exits with code 7 and says what changed; --restart discards them.
+    it exits with code 7 and says what changed; --restart discards them. --reuse-from OUT2 takes over the answers of
+    another output in the same store, too.
     """
     logs.for_command(is_verbose=verbose)
     settings = load_settings()
     if output == STDOUT and is_json:
         raise click.UsageError("--json and -o - both write to stdout; write the results to a file")
+    _check_reuse(inputs if given["reuse"] else ())
     is_folder = is_several(inputs, output)
     options = RunOptions(input=inputs[0], output=None if output == STDOUT else output, **given)
     voice = Voice(is_quiet=quiet, is_json=is_json)
@@ -132,6 +134,16 @@ def run(inputs: tuple[str, ...], output: str, quiet: bool, is_json: bool, verbos
     if code in {Exit.INTERRUPTED, Exit.TERMINATED}:
         signals.say_end()
     sys.exit(code)
+
+
+def _check_reuse(inputs: tuple[str, ...]) -> None:
+    """Raises: UsageError where an input is a batch, as `batchfile submit --reuse` takes it."""
+    for name in inputs:
+        if (name == "auto" or name.startswith(("batch_", "msgbatch_"))) and not os.path.exists(name):
+            raise click.UsageError(
+                f"--reuse takes no value here, so {name} is read as an input. OUT keeps the answers of its own earlier "
+                "runs; --reuse-from OUT2 keeps those of another output"
+            )
 
 
 def _run(session: Session, choice: EngineChoice, signals: RunSignals, voice: Voice) -> Exit:

@@ -12,7 +12,8 @@ from typing import Any
 import click
 
 from batchfile.cli.config import as_words, in_force
-from batchfile.settings import DEFAULT_STAGES, NESTED, PREFIX, Settings
+from batchfile.settings import NESTED, PREFIX, Settings
+from batchfile.settings_built_in import DEFAULT_STAGES
 
 # From `<!-- settings: store run -->` to `<!-- end -->` a page has the tables of these settings.
 _BLOCK = re.compile(r"(<!-- settings: ([\w ]+) -->\n).*?(<!-- end -->)", re.S)

@@ -171,6 +171,9 @@ def _interruptible() -> Iterator[None]:
 
 def _say_what_is_reused(batch: Batch) -> None:
     status = batch.last_status
+    if status.reuse_note and not status.num_reused:
+        click.echo(f"note: {status.reuse_note}", err=True)
+        return
     sources = ", ".join(source for source, num in status.reused.items() if num)
     origin = f" from {sources}" if sources else ""
     click.echo(f"{status.num_reused:,} of {status.total:,} reused{origin}", err=True)

@@ -19,6 +19,7 @@ from batchfile.client.http_client import Client, FileHead, Pairs
 from batchfile.errors import BatchfileError, InvalidFile, NotEnded, NotFound, TooLarge
 from batchfile.ledger.batch_status import BatchStatusPage, Pool
 from batchfile.ledger.records import HeartbeatRecord
+from batchfile.local.options import EARLIER, OUTPUT
 from batchfile.routing import check_pool, check_stage
 from batchfile.types import RoutingTable
 
@@ -84,11 +85,25 @@ class HttpRemote:
         return self._of(name, self._client.post(f"{_path(name)}/cancel", BatchStatus))
 
     def delete(self, name: str, *, now: bool) -> str:
+        kept = self._kept_by(name)
         query = [("now", "true")] if now else []
         try:
-            return self._of(name, self._client.delete(_path(name), _Deleted, query)).id
+            deleted = self._of(name, self._client.delete(_path(name), _Deleted, query)).id
         except InvalidFile as error:  # the service answers a delete like this only for a batch that has not ended
             raise NotEnded(str(error)) from error
+        if kept is not None:
+            with suppress(NotFound):
+                self._of(kept, self._client.delete(_path(kept), _Deleted, query))
+        return deleted
+
+    def _kept_by(self, name: str) -> str | None:
+        """The batch of an earlier run of the same output, which this one keeps for its answers."""
+        with suppress(BatchfileError):  # the delete says what is wrong
+            batch = self.batch(name)
+            kept = self.batch(batch.metadata[EARLIER]) if EARLIER in batch.metadata else None
+            if kept is not None and kept.metadata.get(OUTPUT) == batch.metadata.get(OUTPUT):
+                return kept.batch_id
+        return None
 
     def rerun(self, name: str) -> BatchStatus:
         asking = self._client.post(f"{_path(name)}/retry", BatchStatus, idempotency_key=uuid.uuid4().hex)

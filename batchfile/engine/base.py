@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from batchfile.engine.identity import EngineIdentity
 from batchfile.request_media import MediaUse
 from batchfile.types import Outcome, Request
 
@@ -19,7 +20,7 @@ class EngineInfo:
     `num_gpus`: local GPUs, so 0 for an endpoint. `note`: one line about the engine's own choices; empty without any.
     `commits`: of the models that come from a hub, by their names. `adapters`: the LoRA adapters that it has loaded;
     None: it does not distinguish models.
-    `fingerprint`: equal for engines whose answers may stand for each other's (see `engine/identity.py`); None: unknown.
+    `identity`: equal for engines whose answers may stand for each other's; None: unknown.
     `media`: what it takes in addition to text.
     """
 
@@ -33,8 +34,12 @@ class EngineInfo:
     note: str = ""
     commits: Mapping[str, str] = field(default_factory=dict)
     adapters: tuple[str, ...] | None = None
-    fingerprint: str | None = None
+    identity: EngineIdentity | None = None
     media: MediaUse = NO_MEDIA
+
+    @property
+    def fingerprint(self) -> str | None:
+        return None if self.identity is None else self.identity.fingerprint
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

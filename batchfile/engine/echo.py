@@ -157,7 +157,7 @@ class EchoEngine:
             version=VERSION,
             num_slots=num_slots,
             max_in_flight=in_flight_for(num_slots),
-            fingerprint=identity.fingerprint if tokens is None else None,
+            identity=identity if tokens is None else None,
             media=MediaUse(kinds=frozenset({"image", "audio"})),
         )
         self._clock: Clock = clock or SystemClock()

@@ -9,6 +9,7 @@ import msgspec
 RENDERING = "2"  # raise it when the same request becomes another prompt, or the same answer another result
 
 DIGEST = "sha256:"  # begins a value that says nothing to people
+CONTEXT_LENGTH = "the context length"  # a part
 _DIGITS = 16
 
 

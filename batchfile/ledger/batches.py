@@ -49,8 +49,9 @@ class Planned:
     """A planned input with everything stored but its commit. `num_rejected` counts the lines that will not run.
 
     `num_reused`: lines with the result of another batch; `reused_from`: how many, by batch;
-    `num_equal`: how many requests of such a batch this one has too, by batch;
-    `fingerprints`: of the engines that made them, by pool. `reuse_note`: why a batch was not used, as a sentence.
+    `num_equal`: how many requests of such a batch this one has too, by batch; `num_unhashed`: how many have no
+    hash; `num_by_url`: requests with media by URL, which have no hash; `unusable`: why a batch was not used, by batch;
+    `fingerprints`: of the engines that made them, by pool. `reuse_note`: why results were not used, as a sentence.
     `metadata` is added to that of the draft: what is known only once the input was read.
     """
 
@@ -64,6 +65,9 @@ class Planned:
     num_reused: int = 0
     reused_from: dict[str, int] = field(default_factory=dict)
     num_equal: dict[str, int] = field(default_factory=dict)
+    num_unhashed: dict[str, int] = field(default_factory=dict)
+    num_by_url: int = 0
+    unusable: dict[str, str] = field(default_factory=dict)
     fingerprints: dict[str, tuple[str, ...]] = field(default_factory=dict)
     reuse_note: str | None = None
     metadata: dict[str, str] = field(default_factory=dict)

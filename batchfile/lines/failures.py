@@ -106,6 +106,12 @@ def reason_of(type: str, message: str) -> str:
     return _reason(type, _PLACE.sub("", message[:_READ_CHARS_MAX]))
 
 
+def example_of(message: str) -> str:
+    """The beginning of one message, without its place in the input, on one line."""
+    text = " ".join(_PLACE.sub("", message[:_READ_CHARS_MAX]).split())
+    return text if len(text) <= _REASON_CHARS_MAX else text[: _REASON_CHARS_MAX - 1] + "…"
+
+
 @lru_cache(maxsize=1_024)
 def _reason(type: str, message: str) -> str:
     if type in REFUSALS:  # what follows is the model's answer
@@ -177,6 +183,7 @@ class FailureTally:
             num_requests=1,
             line=row,
             custom_id=failed.custom_id and failed.custom_id[:_ID_CHARS_MAX],
+            example=example_of(result.message),
         )
         self.add(group)
         return _encoder.encode(

@@ -76,6 +76,8 @@ def failure_lines(failures: Sequence[FailureGroup], counts: Counts, *, num_max: 
         where = "" if group.line is None else f"; for example line {group.line:,}"
         if group.custom_id is not None:
             where += f" ({printable(group.custom_id)})"
+        if group.example and group.example != group.message and where:
+            where += f": {printable(group.example)}"
         lines.append(f"{group.num_requests:,} {printable(group.type)}{status}: {printable(group.message)}{where}")
         if group.advice and group.type not in advised:
             advised.add(group.type)

@@ -1,14 +1,18 @@
-"""Earlier runs in the same store that have results for a new one: those of `batchfile.map` with other rows."""
+"""Earlier runs in the same store that have results for a new one: those of `batchfile.map` with other rows, or the run
+of an output that the user names.
+"""
 
+import os
 from contextlib import suppress
 from itertools import islice
 
 from batchfile.engine.identity import EngineIdentity
-from batchfile.errors import BatchDamaged, OutputTaken, SettingsError
+from batchfile.errors import BatchDamaged, InvalidFile, OutputTaken, SettingsError
 from batchfile.ledger import batches, keys
 from batchfile.ledger.base import Ledger
+from batchfile.ledger.cas import load
 from batchfile.ledger.parallel import in_order
-from batchfile.ledger.records import BatchRecord
+from batchfile.ledger.records import BatchRecord, IdempotencyRecord
 from batchfile.local import outputs, previous_batch
 from batchfile.local.options import OUTPUT
 from batchfile.local.previous_batch import why_refused
@@ -37,6 +41,23 @@ def earlier_runs(ledger: Ledger, engine: EngineIdentity | None, *, is_asked: boo
                 ended = batch if batch.state == "ended" else _ended(ledger, batch)
                 found += [] if ended is None or ended.results is None else [ended]
     return tuple(found)
+
+
+def run_of(ledger: Ledger, output: str, engine: EngineIdentity | None) -> BatchRecord:
+    """The run of another output, also if nobody knows what has made it. Raises: InvalidFile, BatchDamaged."""
+    pointer = load(ledger, keys.idempotency_key("output", os.path.realpath(output)), IdempotencyRecord)
+    batch = None if pointer is None else batches.read_batch(ledger, pointer.record.batch_id)
+    if batch is None:
+        raise InvalidFile(
+            f"reuse_from: {output} is not the output of a run in {ledger.store.url}; without --store, runs share a "
+            "store if their outputs are in one folder"
+        )
+    if batch.state != "ended" or batch.results is None:
+        raise InvalidFile(f"reuse_from: the run of {output} has not ended; finish it first")
+    why = why_refused(batch.fingerprints, engine, is_asked=True)
+    if why is not None:
+        raise InvalidFile(f"reuse_from: no answer of {output} can be reused: {why}")
+    return batch
 
 
 def _read(ledger: Ledger, batch_id: str) -> BatchRecord | None:

@@ -25,6 +25,7 @@ from batchfile.local.engines import EngineChoice, choose_engine
 from batchfile.local.inputs import Source, digest_of, inspect, stamp_of
 from batchfile.local.map_state import ANSWERS, MapState, open_state
 from batchfile.local.options import EngineArguments, RunOptions, check_arguments
+from batchfile.local.previous_batch import NothingReused
 from batchfile.local.session import completed, open_session
 from batchfile.local.summary import rows_summary
 from batchfile.local.tables import kind_of
@@ -201,13 +202,17 @@ class _Job:
         return Table(kind=kind, prompt=self.prompt, columns=self.prompt.columns(name, kind.columns))
 
     def _folder(self, digest: str, table: Table) -> Path:
-        """Runs that differ only in their rows have one store, so that a row that was answered is not answered again."""
+        """Runs that differ only in their rows, or in the column of the answer, have one store, so that a row that was
+        answered is not answered again.
+        """
         options, kind = self.options, table.kind
         identity = {name: getattr(options, name) for name in ("engine", "model", "max_tokens", "temperature")}
         further = {name: getattr(options, name) for name in ("revision", "lora", "parse_control_tokens")}
         identity |= {name: value for name, value in further.items() if value}
         rows = {"rows": digest, "layout": kind.layout, "delimiter": kind.delimiter}
-        return self.state.folder({**asdict(self.prompt), **identity}, rows)
+        if self.prompt.into is not None:
+            rows["into"] = self.prompt.into
+        return self.state.folder({**asdict(self.prompt), "into": None, **identity}, rows)
 
     def _run(self, folder: Path, source: Source, answers: Callable[[Ledger, BatchRecord], Rows]) -> Rows:
         """`answers`: makes the rows of the ended batch."""
@@ -220,10 +225,12 @@ class _Job:
         with ExitStack() as stack:
             try:
                 session = open_session(stack, self.settings, options, self.choice, say, source, shares_results=True)
+            except NothingReused as error:  # the files of the model have changed
+                raise error.of_map() from None
             except OutputTaken:
                 stack.close()  # our own lock
                 if not outputs.is_being_written(str(folder / ANSWERS)):
-                    raise  # the files of the model have changed
+                    raise
                 raise OutputTaken(
                     "the same rows are being answered by another call; wait for it, or pass another folder as store"
                 ) from None

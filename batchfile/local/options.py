@@ -43,6 +43,7 @@ _GUARDED = (
 )
 _NAMES = {name: f"the {name}" for name in ("engine", "model", "stage")}
 _NAMES |= {name: f"the default {name}" for name in ("max_tokens", "temperature")}
+INPUT_CHANGED = "the input has changed"
 OF_EVERY_REQUEST = ("run.stage", "run.max_tokens", "run.temperature")  # each request has another hash after a change
 _SHOWN_MAX = 60
 _SAME_MAX = 20  # characters that are shown before the first that differs
@@ -97,6 +98,7 @@ INPUT_OPTIONS = (*TABLE_OPTIONS, "raw")  # they decide which requests an input b
 class RunArguments(EngineArguments, TableArguments, total=False):
     """The options of `batchfile.run`: fields of RunOptions."""
 
+    reuse_from: str | None
     stage: str | None
     raw: bool
     strict: bool
@@ -160,6 +162,9 @@ class RunOptions:
         "Keep finished answers even if nobody knows that the same model made them, as with --engine http.",
         default=False,
     )
+    reuse_from: str | None = _option(
+        "Keep also the answers that another output of the same store has, which must be complete.", metavar="OUT2"
+    )
     restart: bool = _option("Discard the previous run of this output, and start over.", default=False)
     max_tokens: int | None = _option("The default for requests without it.  [default: 2048]", least=1)
     gpu_hour: float | None = _option(
@@ -204,6 +209,8 @@ class RunOptions:
     )
 
     def __post_init__(self) -> None:
+        if not isinstance(self.reuse, bool):
+            raise SettingsError(f"reuse: {self.reuse!r} must be True or False; reuse_from names another output")
         for option in fields(self):
             value = getattr(self, option.name)
             known = choices_of(option.name)
@@ -220,8 +227,8 @@ class RunOptions:
     def identity(self, digest: str, engine: EngineIdentity | None = None) -> dict[str, str]:
         """The metadata that identifies a run; empty where not given. `digest`: of the input as given."""
         values = {name: getattr(self, name) for name in _GUARDED}
-        parts = "" if engine is None else msgspec.json.encode(engine.parts).decode()
-        return {SHA256: digest, ANSWERS_BY: parts} | {f"run.{name}": _kept(one) for name, one in values.items()}
+        guarded = {f"run.{name}": _kept(one) for name, one in values.items()}
+        return {SHA256: digest, ANSWERS_BY: parts_of(engine)} | guarded
 
 
 def _kept(value: object) -> str:
@@ -253,7 +260,7 @@ def _check_range(name: str, value: float, least: float, most: float | None) -> N
 def changes(metadata: Mapping[str, str], wanted: Mapping[str, str]) -> list[str]:
     """The differences from the run with this `metadata`, as text. An engine that is unknown counts as the same."""
     found = [
-        "the input has changed" if name == SHA256 else _change(_name_of(name), metadata.get(name, ""), value)
+        INPUT_CHANGED if name == SHA256 else _change(_name_of(name), metadata.get(name, ""), value)
         for name, value in wanted.items()
         if name != ANSWERS_BY and metadata.get(name, "") != value
     ]
@@ -265,10 +272,9 @@ def changes(metadata: Mapping[str, str], wanted: Mapping[str, str]) -> list[str]
     return found
 
 
-def fingerprint_of(metadata: Mapping[str, str]) -> str | None:
-    """Of the engine that was expected when the batch was planned."""
-    parts = _parts(metadata)
-    return EngineIdentity(parts).fingerprint if parts else None
+def parts_of(engine: EngineIdentity | None) -> str:
+    """As kept under ANSWERS_BY."""
+    return "" if engine is None else msgspec.json.encode(engine.parts).decode()
 
 
 def _parts(metadata: Mapping[str, str]) -> dict[str, str]:

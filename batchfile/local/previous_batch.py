@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from batchfile.engine.identity import EngineIdentity
+from batchfile.engine.identity import CONTEXT_LENGTH, EngineIdentity
 from batchfile.errors import OutputTaken, RecordDamaged, StoreUnavailable
 from batchfile.ledger import batches, damage, ending, keys, retention
 from batchfile.ledger.assemble import fingerprints_of
@@ -17,7 +17,18 @@ from batchfile.ledger.batches import Planned
 from batchfile.ledger.cas import Lost, Stored, load, swap, update_batch
 from batchfile.ledger.records import BatchRecord, IdempotencyRecord, ShardRecord
 from batchfile.local.display import counted, from_here
-from batchfile.local.options import EARLIER, ENGINE, MODEL, OF_EVERY_REQUEST, OUTPUT, changes
+from batchfile.local.options import (
+    ANSWERS_BY,
+    EARLIER,
+    ENGINE,
+    INPUT_CHANGED,
+    MODEL,
+    OF_EVERY_REQUEST,
+    OUTPUT,
+    TABLE,
+    changes,
+)
+from batchfile.plan.reuse import by_url
 from batchfile.plan.reuse_sources import UNKNOWN_NOW, UNKNOWN_THEN, Fingerprints, why_not
 from batchfile.types import TENANT
 
@@ -25,6 +36,14 @@ POOL = "local"
 CUT_OFF = "its run was interrupted, and another one replaced it"
 DETAIL = "its input or its options have changed; another batch has taken over its results"
 OF_ENDPOINT = "nobody knows whether the HTTP endpoint has answered with the model that would answer now"
+_NONE_SAME = "no request is the same as one that has succeeded"
+_BYTE_BY_BYTE = (
+    "Requests are compared byte by byte: a file that was written anew with other spaces or key order counts as changed"
+)
+_MERGE = (
+    "To keep them, finish the run with the length of before, run its errors file with the new one into another output, "
+    "and join both with `batchfile merge`"
+)
 KEPT_SHARE = 0.1  # a batch with so many results that were not taken over is kept until it expires
 _TRIES = 90  # to end a batch that another process may hold: one a second, for longer than a lease
 
@@ -91,21 +110,39 @@ def why_refused(made: Fingerprints, engine: EngineIdentity | None, *, is_asked: 
     return None if is_asked and why in {UNKNOWN_THEN, UNKNOWN_NOW} else why
 
 
-def nothing_reused(previous: Previous, wanted: Mapping[str, str], why: str) -> OutputTaken:
+class NothingReused(OutputTaken):
+    """`told`: about the finished answers; `can_ask`: are they kept if that is asked for? `how_to_keep`: by commands."""
+
+    def __init__(self, output: str, told: str, *, can_ask: bool, how_to_keep: str = "") -> None:
+        self._told, self._can_ask = told, can_ask
+        who = from_here(output)
+        super().__init__(self._advised(who, "--reuse", "choose another output", "--restart", how_to_keep))
+
+    def of_map(self) -> OutputTaken:
+        """As `batchfile.map` says it, whose output is a folder of the cache."""
+        who = "an earlier call for the same rows"
+        return OutputTaken(self._advised(who, "reuse=True", "pass another folder as store", "restart=True"))
+
+    def _advised(self, who: str, reuse: str, elsewhere: str, restart: str, how_to_keep: str = "") -> str:
+        first = f"{how_to_keep}. Or {elsewhere}, or" if how_to_keep else f"{elsewhere.capitalize()}, or"
+        if self._can_ask:
+            first = f"Add {reuse} to keep the answers to equal requests, {elsewhere}, or"
+        return f"{who} has {self._told}. {first} add {restart} to discard them"
+
+
+def nothing_reused(previous: Previous, wanted: Mapping[str, str], why: str) -> NothingReused:
     """`why`: a clause about the results."""
     old = previous.batch.metadata
     differs = "; ".join(changes(old, wanted))
-    advice = "Choose another output, or add --restart to discard them"
-    if why in {UNKNOWN_THEN, UNKNOWN_NOW}:
-        advice = (
-            "Add --reuse to keep the answers to equal requests, choose another output, or add --restart to discard them"
-        )
-        why = OF_ENDPOINT if wanted.get(ENGINE) == "http" else why
-    return OutputTaken(
-        f"{from_here(old[OUTPUT])} has {counted(previous.num_succeeded, 'finished answer')} of "
-        f"{f'a run that differs: {differs}' if differs else 'an earlier run'}. "
-        f"None of them can be reused: {why}. {advice}"
+    can_ask = why in {UNKNOWN_THEN, UNKNOWN_NOW}
+    why = OF_ENDPOINT if can_ask and wanted.get(ENGINE) == "http" else why
+    of_engine = changes(old, {ANSWERS_BY: wanted.get(ANSWERS_BY, "")})
+    is_longer = len(of_engine) == 1 and of_engine[0].startswith(f"{CONTEXT_LENGTH} ")
+    told = (
+        f"{counted(previous.num_succeeded, 'finished answer')} of "
+        f"{f'a run that differs: {differs}' if differs else 'an earlier run'}. None of them can be reused: {why}"
     )
+    return NothingReused(old[OUTPUT], told, can_ask=can_ask, how_to_keep=_MERGE if is_longer else "")
 
 
 def metadata_of(previous: Previous, planned: Planned, wanted: Mapping[str, str]) -> dict[str, str]:
@@ -114,23 +151,33 @@ def metadata_of(previous: Previous, planned: Planned, wanted: Mapping[str, str])
     Raises: OutputTaken where it would discard results of which it has taken none.
     """
     if previous.num_succeeded and not planned.num_reused:
-        raise nothing_reused(previous, wanted, planned.reuse_note or _none_equal(previous, wanted))
+        why = planned.unusable.get(previous.batch.batch_id) or _none_equal(previous, planned, wanted)
+        raise nothing_reused(previous, wanted, why)
     left = {one.batch_id: _num_left(one, planned) for one in previous.all if _is_worth_keeping(one, planned)}
     return {EARLIER: max(left, key=lambda name: left[name])} if left else {}
 
 
-def _none_equal(previous: Previous, wanted: Mapping[str, str]) -> str:
-    why = "no request is the same as one that has succeeded"
-    is_of_all = any(previous.batch.metadata.get(name, "") != wanted.get(name, "") for name in OF_EVERY_REQUEST)
-    return f"{why}, because a default or a stage belongs to every request" if is_of_all else why
+def _none_equal(previous: Previous, planned: Planned, wanted: Mapping[str, str]) -> str:
+    old, none_same = previous.batch.metadata, _NONE_SAME
+    if any(old.get(name, "") != wanted.get(name, "") for name in OF_EVERY_REQUEST):
+        return f"{none_same}, because a changed default or stage makes every request a different one"
+    if planned.num_by_url == planned.total:
+        return by_url(planned.num_by_url)
+    if planned.num_by_url:
+        return f"{by_url(planned.num_by_url)}; {none_same.replace('no request', 'no other request')}"
+    if TABLE in old or changes(old, wanted) != [INPUT_CHANGED]:
+        return none_same
+    return f"{none_same}. {_BYTE_BY_BYTE}"
 
 
-def reuse_notes(planned: Planned) -> Iterator[str]:
-    """For the user, one sentence each."""
+def reuse_notes(planned: Planned, asked: str | None) -> Iterator[str]:
+    """For the user, one sentence each. `asked`: the other output from which answers are wanted."""
     if planned.reuse_note:
         yield planned.reuse_note
     if planned.num_reused:
         yield f"{planned.num_reused:,} of {planned.total:,} reused"
+    elif asked is not None and not planned.reuse_note:
+        yield f"nothing was reused: {_NONE_SAME} in {asked}"
 
 
 def notes(previous: Previous, planned: Planned, wanted: Mapping[str, str]) -> Iterator[str]:
@@ -162,7 +209,8 @@ def _num_left(batch: BatchRecord, planned: Planned) -> int:
     which of its requests succeeded is not read where the previous batch has the same.
     """
     num_reused = planned.reused_from.get(batch.batch_id, 0)
-    num_foreign = batch.total - planned.num_equal.get(batch.batch_id, 0)
+    num_by_url = min(planned.num_by_url, planned.num_unhashed.get(batch.batch_id, 0))
+    num_foreign = batch.total - planned.num_equal.get(batch.batch_id, 0) - num_by_url
     return min(batch.counts.succeeded - num_reused, num_foreign)
 
 

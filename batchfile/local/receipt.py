@@ -58,8 +58,8 @@ class Receipt:
     `seconds`: from the batch's creation to its end, including pauses between runs. `errors`: the file of the input
     lines that did not succeed; None if all did. `reasons`: the file that says why; `failures` has the most frequent
     reasons, with what to do. `gpu_seconds`: None if no GPU is known; `cost_usd`: of these, if `gpu_hour` was given.
-    `reused`: how many results are from earlier runs of the output, the batches `reused_from`; `usage` and `seconds` do
-    not include it. `merged`: how many results `batchfile merge` has replaced since. `speed`: None where nothing was
+    `reused`: how many results are from earlier runs; `reused_from`: how many, by batch; `usage` and `seconds` do not
+    include them. `merged`: how many results `batchfile merge` has replaced since. `speed`: None where nothing was
     measured.
 
     >>> receipt = batchfile.run("requests.jsonl", "results.jsonl", engine="echo", progress=False)
@@ -83,7 +83,7 @@ class Receipt:
     batchfile_version: str
     python_version: str
     reused: int = 0
-    reused_from: str = ""
+    reused_from: dict[str, int] = field(default_factory=dict)
     merged: int = 0
     speed: Speed | None = None
     gpu_seconds: float | None = None
@@ -139,7 +139,7 @@ def make_receipt(
         batchfile_version=__version__,
         python_version=platform.python_version(),
         reused=sum(batch.reused.values()),
-        reused_from=", ".join(source for source, num in batch.reused.items() if num),
+        reused_from={source: num for source, num in batch.reused.items() if num},
         speed=speed_of(meta),
         gpu_seconds=batch.gpu_s or None,
         cost_usd=cost_usd(batch.gpu_s, gpu_hour),

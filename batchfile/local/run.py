@@ -21,8 +21,9 @@ from batchfile.ledger.records import BatchRecord, IdempotencyRecord
 from batchfile.lines.envelope import decode_envelope
 from batchfile.lines.framing import NUL_TAIL, iter_lines
 from batchfile.local import inputs, outputs, previous_batch
-from batchfile.local.earlier_runs import earlier_runs
+from batchfile.local.earlier_runs import earlier_runs, run_of
 from batchfile.local.inputs import Source
+from batchfile.local.media_files import FileDigests
 from batchfile.local.options import (
     EARLIER,
     INPUT,
@@ -37,6 +38,7 @@ from batchfile.local.options import (
     changes,
 )
 from batchfile.local.previous_batch import CUT_OFF, POOL, Previous, throw_away
+from batchfile.media.rules import MediaRules
 from batchfile.plan import submit
 from batchfile.plan.options import CreateOptions
 from batchfile.plan.planner import plan_input
@@ -66,12 +68,14 @@ def open_batch(
     before_plan: Callable[[], None] = lambda: None,
     engine: EngineIdentity | None = None,
     *,
+    rules: MediaRules | None = None,
     shares_results: bool = False,
 ) -> Opened:
     """The output's batch: the existing one if nothing has changed, else a new one, which takes over results of it.
 
     `before_plan` is called before a new one is created, and may raise. `engine`: what will answer; None: unknown.
-    `shares_results`: a new one takes over those of the runs of other outputs in this store too.
+    `rules`: for the files that requests name; None: they are not read. `shares_results`: a new one takes over those of
+    the runs of other outputs in this store too.
     Raises: OutputTaken, InvalidFile; then no new batch was created.
     """
     run = _Run(
@@ -80,6 +84,7 @@ def open_batch(
         options=options,
         engine=engine,
         before_plan=before_plan,
+        digest_of=None if rules is None else FileDigests(rules),
         shares_results=shares_results and not options.restart,
     )
     try:
@@ -195,6 +200,7 @@ class _Run:
     options: RunOptions
     engine: EngineIdentity | None
     before_plan: Callable[[], None]
+    digest_of: FileDigests | None
     shares_results: bool
     spooled: str | None = None
 
@@ -214,7 +220,10 @@ class _Run:
         sources: tuple[str, ...] = (),
     ) -> Opened:
         """A new batch of the output. `previous`: what it replaces; `sources`: the ids of those to take results from."""
-        ledger, output = self.ledger, self.options.output
+        ledger, output, other = self.ledger, self.options.output, self.options.reuse_from
+        others = [] if other is None else [run_of(ledger, other, self.engine)]
+        if self.shares_results:
+            others += earlier_runs(ledger, self.engine, is_asked=self.options.reuse)
         batch_id = f"batch_{ledger.new_id()[:12]}"
         key = None if output is None else keys.idempotency_key("output", output)
         replaces = "" if previous is None else previous.batch.batch_id
@@ -226,7 +235,7 @@ class _Run:
                 raise OutputTaken(f"{output}: another process has just started a run of it; try again")
             ours = written
         try:
-            opened = self._plan_and_commit(batch_id, previous, sources)
+            opened = self._plan_and_commit(batch_id, previous, sources, others)
         except (InvalidFile, OutputTaken):
             if key is not None and isinstance(pointer, Stored) and (pointer.record.digest or previous):
                 swap(ledger, key, pointer.record, ours)
@@ -240,7 +249,9 @@ class _Run:
             swap(ledger, key, replace(record, digest=opened.batch.input.sha256, replaces=""), ours)
         return opened
 
-    def _plan_and_commit(self, batch_id: str, previous: Previous | None, sources: tuple[str, ...]) -> Opened:
+    def _plan_and_commit(
+        self, batch_id: str, previous: Previous | None, sources: tuple[str, ...], others: list[BatchRecord]
+    ) -> Opened:
         ledger, source, options = self.ledger, self.source, self.options
         key = keys.input_key(batch_id, ledger.new_id()[:12])
         defaults = Defaults(max_tokens=options.max_tokens or Defaults().max_tokens, temperature=options.temperature)
@@ -248,9 +259,7 @@ class _Run:
         routing = RoutingTable(everything=POOL, tasks={} if options.engine == "http" else {POOL: options.task})
         draft = CreateOptions(stage=options.stage).draft(batch_id, None, routing, defaults)
         old = () if previous is None else tuple(one for one in previous.all if one.batch_id in sources)
-        if self.shares_results:
-            others = earlier_runs(ledger, self.engine, is_asked=options.reuse)
-            old += tuple(one for one in others if one.batch_id not in sources)
+        old += tuple(one for one in others if one.batch_id not in sources)
         notes: list[str] = []
 
         def plan(beat: Callable[[], None]) -> Planned:
@@ -267,6 +276,7 @@ class _Run:
                 keeps_ids=is_linked,
                 defaults=defaults,
                 reuse=Reuse(sources=old, is_sampled_too=True) if old else None,
+                digest_of=self.digest_of,
             )
             inputs.check_untouched(source)
             is_own_bytes = is_linked or source.path is None
@@ -278,7 +288,7 @@ class _Run:
             if previous is not None:
                 metadata |= previous_batch.metadata_of(previous, planned, wanted)
             planned = replace(planned, metadata=metadata)
-            notes.extend(previous_batch.reuse_notes(planned))
+            notes.extend(previous_batch.reuse_notes(planned, options.reuse_from))
             if previous is not None:
                 notes.extend(previous_batch.notes(previous, planned, wanted))
             noun = "line" if source.table is None else "row"

@@ -18,6 +18,7 @@ from batchfile.local.display import counted
 from batchfile.local.engines import EngineChoice
 from batchfile.local.inputs import Source, is_added_to
 from batchfile.local.inputs import opened as opened_input
+from batchfile.local.media_files import media_rules
 from batchfile.local.options import RunOptions
 from batchfile.local.progress import Meter, Snapshot, cost_usd
 from batchfile.local.run import Opened, open_batch
@@ -56,7 +57,7 @@ class Session:
     ledger: Ledger
     source: Source
     opened: Opened
-    media_limits: MediaLimits
+    media_rules: MediaRules
 
     @property
     def noun(self) -> str:
@@ -116,12 +117,13 @@ def begin(
     shares_results: bool = False,
 ) -> Session:
     """Find or create the batch of the output, which is locked. `check`, `Raises`: as `before_plan` of `open_batch`."""
+    rules = media_rules(options, source, limits)
     opened = open_batch(
-        ledger, source, options, before_plan=check, engine=choice.identity, shares_results=shares_results
+        ledger, source, options, before_plan=check, engine=choice.identity, rules=rules, shares_results=shares_results
     )
     for note in opened.notes:
         say(note)
-    return Session(options=options, ledger=ledger, source=source, opened=opened, media_limits=limits)
+    return Session(options=options, ledger=ledger, source=source, opened=opened, media_rules=rules)
 
 
 def limits_of(settings: Settings) -> MediaLimits:
@@ -197,10 +199,7 @@ def work_on_all(
 
 
 def _media_rules(sessions: Sequence[Session], batch: BatchRecord) -> MediaRules:
-    """A user's own requests may read everything that the user can, but paths only below one folder."""
-    session = next(one for one in sessions if one.opened.batch.batch_id == batch.batch_id)
-    folder = session.options.media_folder or (session.source.path and str(Path(session.source.path).parent))
-    return MediaRules(folder=None if folder is None else Path(folder), allow=None, limits=session.media_limits)
+    return next(one for one in sessions if one.opened.batch.batch_id == batch.batch_id).media_rules
 
 
 def _progress_of(session: Session) -> BatchStatus:

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator
 
-from batchfile.lines.failures import reason_of
+from batchfile.lines.failures import example_of, reason_of
 from batchfile.local.display import counted, dollars, duration, failure_lines, from_here, outcomes
 from batchfile.local.receipt import Receipt
 from batchfile.types import Usage
@@ -89,7 +89,9 @@ def _row_reasons(failed: list[tuple[int, str]]) -> Iterator[str]:
         if len(rows) == 1:
             yield f"row {number:,} failed: {error}"
         else:
-            yield f"{len(rows):,} rows failed: {reason}; for example row {number:,}"
+            example = example_of(error)
+            own = "" if example == reason else f": {example}"
+            yield f"{len(rows):,} rows failed: {reason}; for example row {number:,}{own}"
 
 
 def _tokens(usage: Usage) -> str:

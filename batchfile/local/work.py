@@ -1,21 +1,25 @@
 """Runs the batches of local runs with one engine. Knows no file, no output and no terminal."""
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 import msgspec
 
 from batchfile.engine.base import Engine, EngineFactory, EngineInfo
-from batchfile.errors import EngineDead
-from batchfile.ledger import ending, keys
+from batchfile.engine.identity import EngineIdentity
+from batchfile.errors import RecordDamaged
+from batchfile.ledger import batches, ending, keys
+from batchfile.ledger.assemble import fingerprints_of
 from batchfile.ledger.base import Ledger
-from batchfile.ledger.cas import update_batch
+from batchfile.ledger.cas import load, update_batch
 from batchfile.ledger.parallel import in_order
-from batchfile.ledger.records import BatchRecord
-from batchfile.local.options import COMMITS, ENGINE_VERSION, fingerprint_of
+from batchfile.ledger.records import BatchRecord, ShardRecord
+from batchfile.local.options import ANSWERS_BY, COMMITS, ENGINE_VERSION, parts_of
 from batchfile.local.past_runs import remember_speed
-from batchfile.local.previous_batch import POOL
+from batchfile.local.previous_batch import POOL, nothing_reused, previous_of
 from batchfile.media.rules import MediaRules
+from batchfile.plan.reuse_sources import CHANGED
 from batchfile.runner.runner import Runner, RunnerOptions
 
 
@@ -33,7 +37,8 @@ def work(
     """Run the rest of the batches with one engine, in their order, without draining it between two of them.
 
     No engine is built if nothing is left. `on_runner` gets the runner before it starts; `on_ended` each batch as it
-    ends, in any thread. Those that were stopped before remain open. Raises: EngineDead, BatchDamaged, StoreError.
+    ends, in any thread. Those that were stopped before remain open. Raises: EngineDead, BatchDamaged, StoreError;
+    OutputTaken where a batch has results that another model made.
     """
     left: list[str] = []
     with ledger.store.hold_process_lock(f"{runner_id}-opening"):
@@ -52,8 +57,12 @@ def work(
         nonlocal startup_s
         started_at = ledger.clock.monotonic()
         engine = factory()
-        for batch in found:
-            _check_engine(batch, engine)
+        try:
+            for batch_id in tuple(left):
+                _check_engine(ledger, batch_id, engine.info.identity)
+        except BaseException:
+            engine.close()
+            raise
         startup_s = ledger.clock.monotonic() - started_at
         for _ in in_order(ledger, lambda batch_id: _remember_engine(ledger, batch_id, engine.info), tuple(left)):
             pass
@@ -76,17 +85,32 @@ def work(
         measured(batch_id)
 
 
-def _check_engine(batch: BatchRecord, engine: Engine) -> None:
-    """Raises: EngineDead where the batch has reused results of another model than the one that was loaded."""
-    planned, loaded = fingerprint_of(batch.metadata), engine.info.fingerprint
-    if batch.reused and None not in {planned, loaded} and planned != loaded:
-        engine.close()
-        raise EngineDead("the model changed between the reading of the input and its loading; run the command again")
+def _check_engine(ledger: Ledger, batch_id: str, loaded: EngineIdentity | None) -> None:
+    """Raises: OutputTaken where the batch has results, reused or its own, that are known to be of another model."""
+    batch = None if loaded is None else batches.read_batch(ledger, batch_id)
+    if batch is None or loaded is None:
+        return
+
+    def record_at(key: str) -> ShardRecord | None:
+        with suppress(RecordDamaged):  # the runner reports it
+            found = load(ledger, key, ShardRecord)
+            return None if found is None else found.record
+        return None
+
+    shards = (entry.key for entry in ledger.store.list(keys.shards_prefix(batch_id, POOL)))
+    records = [record for record in in_order(ledger, record_at, shards) if record is not None]
+    known = {one for prints in fingerprints_of(batch, records).values() for one in prints}
+    if known - {"", loaded.fingerprint}:
+        raise nothing_reused(previous_of(ledger, batch), {ANSWERS_BY: parts_of(loaded)}, CHANGED)
 
 
 def _remember_engine(ledger: Ledger, batch_id: str, info: EngineInfo) -> None:
-    """Store the versions of engine and model with the batch, so that any process can write them to the receipt."""
+    """Store the versions of engine and model with the batch, so that any process can write them to the receipt, and
+    what decides the answers, so that a later run can say what has changed.
+    """
     versions = {ENGINE_VERSION: info.version, COMMITS: msgspec.json.encode(info.commits, order="sorted").decode()}
+    if info.identity is not None:
+        versions[ANSWERS_BY] = parts_of(info.identity)
 
     def decide(record: BatchRecord) -> BatchRecord | None:
         if record.state != "open" or versions.items() <= record.metadata.items():

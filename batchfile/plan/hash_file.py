@@ -7,6 +7,7 @@ batches are never reused.
 
 from array import array
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from hashlib import sha256
 from itertools import compress
 
@@ -16,7 +17,7 @@ from batchfile.ledger.base import Ledger
 from batchfile.ledger.inputs import HashingWriter
 from batchfile.ledger.records import FileRef
 from batchfile.lines.envelope import Envelope
-from batchfile.plan.request_hash import HASH_BYTES, RequestHasher
+from batchfile.plan.request_hash import HASH_BYTES, DigestOf, RequestHasher
 from batchfile.types import Defaults
 
 NO_HASH = bytes(HASH_BYTES)
@@ -34,19 +35,26 @@ class HashFileWriter(HashingWriter):
     """
 
     def __init__(
-        self, ledger: Ledger, batch_id: str, stage: str | None, defaults: Defaults, *, notes_sampled: bool
+        self,
+        ledger: Ledger,
+        batch_id: str,
+        stage: str | None,
+        defaults: Defaults,
+        digest_of: DigestOf | None,
+        *,
+        notes_sampled: bool,
     ) -> None:
         super().__init__(ledger, keys.hashes_key(batch_id, ledger.new_id()[:12]))
         self.is_sampled = bytearray()
         self._notes_sampled = notes_sampled
-        self._hasher = RequestHasher(defaults, stage)
+        self.hasher = RequestHasher(defaults, stage, digest_of or (lambda source: None))
         self._hashes: list[bytes] = []
         self.write_data(_HEADER, 0)
 
     def add(self, envelope: Envelope, pool: str, adapter: str | None) -> None:
         if self._notes_sampled:
-            self.is_sampled.append(self._hasher.is_sampled(envelope))
-        self._add(self._hasher.of(envelope, pool, adapter) or NO_HASH)
+            self.is_sampled.append(self.hasher.is_sampled(envelope))
+        self._add(self.hasher.of(envelope, pool, adapter) or NO_HASH)
 
     def skip(self) -> None:
         """A line that cannot run."""
@@ -68,14 +76,30 @@ class HashFileWriter(HashingWriter):
         return super().commit()
 
 
-def pairs(ledger: Ledger, old: FileRef, new: FileRef, beat: Callable[[], None]) -> "array[int]":
+def hash_file(
+    ledger: Ledger,
+    batch_id: str,
+    stage: str | None,
+    defaults: Defaults | None,
+    digest_of: DigestOf | None = None,
+    *,
+    notes_sampled: bool,
+) -> AbstractContextManager[HashFileWriter | None]:
+    """None without defaults, because no hash can be made then."""
+    if defaults is None:
+        return nullcontext()
+    return HashFileWriter(ledger, batch_id, stage, defaults, digest_of, notes_sampled=notes_sampled)
+
+
+def pairs(ledger: Ledger, old: FileRef, new: FileRef, beat: Callable[[], None]) -> tuple["array[int]", int]:
     """For each line of the batch `old`, the line of `new` with the same request, or NO_LINE: of several equal ones, the
-    k-th for the k-th. Calls `beat` every MiB.
+    k-th for the k-th. Also how many lines of `old` have no hash. Calls `beat` every MiB.
 
     Raises: BatchDamaged if one of them is not the object that was written; ObjectMissing, StoreUnavailable.
     """
     new_of = array("I", [NO_LINE]) * old.num_lines
     next_of = array("I", [NO_LINE]) * old.num_lines  # the next line of `old` with the same request
+    num_unhashed = 0
     for is_in in _portions(max(old.num_lines, new.num_lines)):
         first_of: dict[bytes, int] = {}
         last_of: dict[bytes, int] = {}  # only of requests that are repeated
@@ -84,13 +108,15 @@ def pairs(ledger: Ledger, old: FileRef, new: FileRef, beat: Callable[[], None]) 
             if first != number:
                 next_of[last_of.get(digest, first)] = number
                 last_of[digest] = number
-        first_of.pop(NO_HASH, None)
+        number = first_of.pop(NO_HASH, NO_LINE)
+        while number != NO_LINE:
+            num_unhashed, number = num_unhashed + 1, next_of[number]
         for number, digest in _read(ledger, new, is_in, beat):
             first = first_of.get(digest, NO_LINE)
             if first != NO_LINE:
                 new_of[first] = number
                 first_of[digest] = next_of[first]
-    return new_of
+    return new_of, num_unhashed
 
 
 def _portions(num_lines: int) -> Iterator[bytes]:

@@ -6,7 +6,7 @@ duplicates, one range, and the finished cuts.
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 
 from batchfile.errors import InvalidFile, InvalidRequest, ObjectMissing, RequestRefused, StoreError, TooLarge
@@ -23,10 +23,11 @@ from batchfile.lines.framing import NO_REQUEST, Line, iter_lines
 from batchfile.lines.parse import kind_of
 from batchfile.lines.result import FinishedLine, encode_result
 from batchfile.lines.validate import DuplicateFinder
-from batchfile.plan.hash_file import HashFileWriter
+from batchfile.plan.hash_file import HashFileWriter, hash_file
 from batchfile.plan.policy import PROBLEMS_MAX, REFUSE, REJECT, LinesRefused, Policy, by_line, line_error, located
 from batchfile.plan.ranges import RANGE_BYTES_MAX, RANGE_LINES_MIN, Cut, Span, range_lines
-from batchfile.plan.reuse import NewBatch, Reuse, Taken, reuse_results
+from batchfile.plan.request_hash import DigestOf
+from batchfile.plan.reuse import NewBatch, Reuse, Taken, notes_sampled, reuse_results
 from batchfile.routing import check_endpoint, route
 from batchfile.store.base import Writer
 from batchfile.types import LINE_BYTES_MAX, Defaults, Failure, InputFormat, RoutingTable
@@ -48,12 +49,14 @@ def plan_input(
     keeps_ids: bool = False,
     defaults: Defaults | None = None,
     reuse: Reuse | None = None,
+    digest_of: DigestOf | None = None,
 ) -> Planned:
     """Plan the object `input_key`, called `name` in messages. `lines_per_range` None: use `range_lines`.
 
     `keeps_ids`: store the custom_ids next to it, because the object is not the store's own and may change. `defaults`:
     of the batch; without them, no later batch can reuse its results, and it reuses none itself. `reuse`: results that
     need not be generated again; sources that cannot be used are named in `Planned.reuse_note`, and never fail the plan.
+    `digest_of`: of files that requests name; without it, such requests are never reused.
     `beat` is called every MiB or so. Raises: InvalidFile (no request, too many, rejected by the policy), ObjectChanged,
     ObjectMissing.
     """
@@ -62,7 +65,7 @@ def plan_input(
         raise ObjectMissing(f"{input_key} is not in the store")
     with (
         CustomIdsWriter(ledger, batch_id) if keeps_ids else nullcontext() as ids,
-        _hashes(ledger, batch_id, stage, defaults, reuse) as hashes,
+        hash_file(ledger, batch_id, stage, defaults, digest_of, notes_sampled=notes_sampled(reuse)) as hashes,
     ):
         planner = _Planner(
             ledger, batch_id, routing, stage, policy, beat, hashes, reuse, lines_per_range=lines_per_range, ids=ids
@@ -93,7 +96,7 @@ def plan_upload(
     `beat` is called with every chunk, and when the input is read again. `defaults`, `reuse`: as in `plan_input`.
     Raises: RequestRefused, which names the place of the first invalid request; InvalidFile (no request); TooLarge.
     """
-    with _hashes(ledger, batch_id, stage, defaults, reuse) as hashes:
+    with hash_file(ledger, batch_id, stage, defaults, notes_sampled=notes_sampled(reuse)) as hashes:
         planner = _Planner(ledger, batch_id, routing, stage, policy, beat, hashes, reuse)
         key = keys.input_key(batch_id, ledger.new_id()[:12])
         with ledger.store.writer(key, is_new=True) as writer:
@@ -110,15 +113,6 @@ def plan_upload(
             with suppress(StoreError):
                 ledger.store.delete(key)
             raise
-
-
-def _hashes(
-    ledger: Ledger, batch_id: str, stage: str | None, defaults: Defaults | None, reuse: Reuse | None
-) -> AbstractContextManager[HashFileWriter | None]:
-    if defaults is None:
-        return nullcontext()
-    notes_sampled = reuse is not None and not reuse.is_sampled_too
-    return HashFileWriter(ledger, batch_id, stage, defaults, notes_sampled=notes_sampled)
 
 
 class _Planner:
@@ -216,6 +210,7 @@ class _Planner:
                 hashes=self._hashes.commit(),
                 is_excluded=self._hashes.is_sampled or bytearray(self.total),
                 beat=self._beat,
+                hasher=self._hashes.hasher,
             )
             taken = reuse_results(batch, self._reuse)
         return self._publish(taken, pinned)
@@ -395,6 +390,9 @@ class _Planner:
             num_reused=sum(pools.get(keys.REUSED_POOL, {}).values()),
             reused_from=taken.num_from,
             num_equal=taken.num_equal,
+            num_unhashed=taken.num_unhashed,
+            num_by_url=0 if self._hashes is None else self._hashes.hasher.num_by_url,
+            unusable=taken.unusable,
             fingerprints=taken.fingerprints,
             reuse_note=taken.note,
         )

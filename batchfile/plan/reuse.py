@@ -29,6 +29,7 @@ from batchfile.lines.result import FinishedLine, after_id, encoded_id, with_id
 from batchfile.plan.hash_file import NO_LINE, pairs
 from batchfile.plan.range_buckets import Found, RangeBuckets
 from batchfile.plan.ranges import Cut
+from batchfile.plan.request_hash import RequestHasher, may_name_media
 
 log = structlog.get_logger()
 
@@ -58,8 +59,9 @@ class Reuse:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewBatch:
-    """The batch that is being planned. `hashes`: of its requests. `is_excluded`: a byte for each line, not 0 for those
-    that must not take a result. `beat` is called every MiB that is read, and for each range with results.
+    """The batch that is being planned. `hashes`: of its requests, as `hasher` has made them. `is_excluded`: a byte for
+    each line, not 0 for those that must not take a result. `beat` is called every MiB that is read, and for each range
+    with results.
     """
 
     ledger: Ledger
@@ -70,19 +72,24 @@ class NewBatch:
     hashes: FileRef
     is_excluded: bytearray
     beat: Callable[[], None]
+    hasher: RequestHasher
 
 
 @dataclass(slots=True)
 class Taken:
     """What was taken over. `cuts`: without these lines. `hashes`: of the new batch. `num_from`: how many, by source.
     `num_equal`: how many requests of a source the new batch has too.
-    `fingerprints`: pool -> those of the engines that made it. `notes`: why a source was not used, as sentences.
+    `num_unhashed`: how many requests of a source have no hash, so that nobody knows whether they are equal.
+    `fingerprints`: pool -> those of the engines that made it. `unusable`: why a source was not used, by source.
+    `notes`: why results were not used, as sentences.
     """
 
     cuts: list[Cut]
     hashes: FileRef | None = None
     num_from: dict[str, int] = field(default_factory=dict)
     num_equal: dict[str, int] = field(default_factory=dict)
+    num_unhashed: dict[str, int] = field(default_factory=dict)
+    unusable: dict[str, str] = field(default_factory=dict)
     fingerprints: dict[str, tuple[str, ...]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
@@ -93,6 +100,17 @@ class Taken:
     def add_fingerprints(self, source: BatchRecord) -> None:
         for pool, known in (source.fingerprints or {"": ("",)}).items():
             self.fingerprints[pool] = tuple(sorted({*self.fingerprints.get(pool, ()), *known}))
+
+
+def notes_sampled(reuse: Reuse | None) -> bool:
+    """Must the planner know which requests are sampled?"""
+    return reuse is not None and not reuse.is_sampled_too
+
+
+def by_url(num: int) -> str:
+    """Why so many requests are not reused."""
+    requests = "1 request with media by URL is" if num == 1 else f"{num:,} requests with media by URL are"
+    return f"{requests} not reused, since what the URL returns may have changed"
 
 
 def source_of(ledger: Ledger, batch_id: str) -> BatchRecord:
@@ -145,6 +163,8 @@ def reuse_results(batch: NewBatch, reuse: Reuse | None) -> Taken:
         taken.num_from[first] = taken.num_from.get(first, 0) + num_left
     if not taken.num_from and not taken.notes and not reuse.is_sampled_too:
         taken.notes.append(NONE_EQUAL)
+    if batch.hasher.num_by_url and reuse.sources:
+        taken.notes.append(by_url(batch.hasher.num_by_url))
     return taken
 
 
@@ -157,9 +177,10 @@ def _copied(batch: NewBatch, reuse: Reuse, taken: Taken) -> dict[int, _Stored]:
         try:
             from_source = _take_all(batch, source, taken)
         except _Unusable as error:
+            taken.unusable[source.batch_id] = str(error)
             taken.notes.append(f"no result of {source.batch_id} was reused: {error}")
             cause = error.__cause__ or error
-            log.warning("reuse.skipped", batch_id=batch.batch_id, source=source.batch_id, error=str(cause))
+            log.info("reuse.skipped", batch_id=batch.batch_id, source=source.batch_id, error=str(cause))
             continue
         num = sum(stored.lines.bit_count() for stored in from_source)
         if num:
@@ -218,7 +239,7 @@ def _take_all(batch: NewBatch, source: BatchRecord, taken: Taken) -> list[_Store
     """Copies all that `source` can give. Its parts count for nothing until the caller names them. Raises: _Unusable."""
     if source.results is None:
         raise _Unusable(_GONE if source.state == "deleted" else "it has no results")
-    new_of = _pairs(batch, source)
+    new_of, taken.num_unhashed[source.batch_id] = _pairs(batch, source)
     taken.num_equal[source.batch_id] = len(new_of) - new_of.count(NO_LINE)
     nums = _num_by_range(batch, new_of)
     if not any(nums):
@@ -255,8 +276,11 @@ def _reading_source() -> Iterator[None]:
         raise _Unusable(f"{_NO_ROOM} ({error.strerror})") from error
 
 
-def _pairs(batch: NewBatch, source: BatchRecord) -> "array[int]":
-    """For each line of `source`, the new one with the same request, or NO_LINE. Raises: _Unusable."""
+def _pairs(batch: NewBatch, source: BatchRecord) -> tuple["array[int]", int]:
+    """For each line of `source`, the new one with the same request, or NO_LINE; and how many have no hash.
+
+    Raises: _Unusable.
+    """
     with _reading_source():
         plan = load(batch.ledger, source.plan_key, Plan)
         if plan is None:
@@ -327,6 +351,8 @@ def _blocks(chunks: Iterable[bytes]) -> Iterator[list[bytes]]:
 def _store(batch: NewBatch, lease: str, n: int, found: list[Found]) -> _Stored:
     """Write the results of a range as parts, with the ids of the new requests."""
     requests = _requests(batch, n) if found else []
+    if batch.hasher.has_files:
+        found = [(place, rest) for place, rest in found if _may_have(batch, requests[place], rest)]
     # Without usage: it cost this batch nothing.
     made = [FinishedLine(place, "succeeded", with_id(encoded_id(requests[place]), rest)) for place, rest in found]
     places = [place for place, _ in found]
@@ -335,6 +361,10 @@ def _store(batch: NewBatch, lease: str, n: int, found: list[Found]) -> _Stored:
         key = keys.part_key(batch.batch_id, keys.REUSED_POOL, n, lease, len(parts) + 1)
         parts.append(shards.write_part(batch.ledger, key, portion))
     return _Stored(n, bitmaps.of(places), _pools(batch, n, places, requests), tuple(parts))
+
+
+def _may_have(batch: NewBatch, request: bytes, result: bytes) -> bool:
+    return not may_name_media(request) or batch.hasher.is_made_of(decode_envelope(request), result)
 
 
 def _requests(batch: NewBatch, n: int) -> list[bytes]:

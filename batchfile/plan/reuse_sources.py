@@ -19,6 +19,7 @@ LOOKED_AT_MAX = 100  # of a tenant's latest batches
 
 UNKNOWN_THEN = "it is unknown which model made them"
 UNKNOWN_NOW = "it is unknown which model would run now"
+CHANGED = "the model or its settings have changed since"
 
 Fingerprints = Mapping[str, tuple[str, ...]]  # as in a batch: pool -> distinct ones, an empty one is unknown
 
@@ -36,7 +37,7 @@ def why_not(made: Fingerprints, now: Mapping[str, str | None]) -> str | None:
     if any(now.get(pool) is None for pool in made):
         return UNKNOWN_NOW
     if any((now[pool],) != prints for pool, prints in made.items()):
-        return "the model or its settings have changed since"
+        return CHANGED
     return None
 
 

@@ -160,7 +160,9 @@ def test_an_unchanged_call_runs_nothing_and_a_changed_one_is_a_new_run(
     assert num_executed(rows, system="{{ other }}") == 2
     assert num_executed(rows, temperature=0.5) == 2
     assert num_executed(rows, restart=True) == 2
-    assert len([*cache.iterdir()]) == 5
+    assert num_executed(rows, into="label") == 0, "only the column has another name"
+    assert num_executed(rows, into="label", choices=["a", "b"]) >= 2, "a request names the column of choices"
+    assert len([*cache.iterdir()]) == 6
     assert num_executed(rows, store="mine") == 2
     assert num_executed(rows, store="mine") == 0
 
@@ -344,8 +346,10 @@ def test_answers_of_a_model_whose_files_have_changed_are_not_taken_for_its_own(m
     rows = [{"review": "good"}]
     answered(rows)
     monkeypatch.setenv("BATCHFILE_ECHO_GUIDED", "x")  # as another chat template would
-    with pytest.raises(
-        OutputTaken, match="1 finished answer of a run that differs: BATCHFILE_ECHO_GUIDED was not given"
-    ):
+    with pytest.raises(OutputTaken) as caught:
         answered(rows)
+    assert str(caught.value).startswith(
+        "an earlier call for the same rows has 1 finished answer of a run that differs: BATCHFILE_ECHO_GUIDED was not "
+    )
+    assert str(caught.value).endswith(". Pass another folder as store, or add restart=True to discard them")
     assert answered(rows, restart=True) == answered(rows)

@@ -331,7 +331,7 @@ def test_lines_that_were_added_at_an_address_are_run_and_other_changes_are_not(s
     first = batchfile.run(url, "out.jsonl", engine="echo", progress=False)
     site.files["/in.jsonl"] = LINES + more
     second = batchfile.run(url, "out.jsonl", engine="echo", progress=False)
-    assert (second.reused, second.reused_from, second.input.requests) == (3000, first.batch_id, 3001)
+    assert (second.reused, second.reused_from, second.input.requests) == (3000, {first.batch_id: 3000}, 3001)
     site.files["/in.jsonl"] = more.replace(b"hi there", b"bye")
     with pytest.raises(OutputTaken, match="the input has changed"):
         batchfile.run(url, "out.jsonl", engine="echo", progress=False)

@@ -319,6 +319,7 @@ FAILING = {
 GUIDED = re.compile("schema|json_object")
 
 
+@pytest.mark.long
 def test_every_line_of_bug_reports_has_one_result_and_the_engine_stays_alive(ledger: Ledger, runner: Runner) -> None:
     files = ("vllm-odd.jsonl", "requests-openai.jsonl")
     given = [line for name in files for line in (CASES / name).read_text().splitlines() if "url-http" not in line]

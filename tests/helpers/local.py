@@ -1,6 +1,6 @@
 """`batchfile run`."""
 
-from batchfile.local import http_input, outputs, past_runs, remote_inputs
+from batchfile.local import http_input, media_files, outputs, past_runs, remote_inputs
 from batchfile.local import run as local_run
 from batchfile.local.api import run
 from batchfile.local.inputs import bring_in, first_requests, inspect, lines_of

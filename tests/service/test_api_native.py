@@ -116,6 +116,7 @@ def test_the_requests_without_an_answer_come_back_ready_to_run_again(api: Any, m
         "line": 2,
         "custom_id": "bad",
         "http_status": None,
+        "example": why["message"],
         "advice": "Fix the request as the message says, and run it again.",
     }
     good = api.submit("email", [make_request("good")])

@@ -1,11 +1,13 @@
 """A batch that is deleted: over a service and on a store, and with `--now` its bytes."""
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests import warm
 from tests.service.remote_kit import Shell, jsonl, line
 
 NAME = "Erika Mustermann"
@@ -54,6 +56,27 @@ def test_now_deletes_an_ended_batch_in_one_go(shell: Shell) -> None:
     assert list(bytes_of(shell, batch_id)) == ["batch.json"]
     assert b"no such batch" in shell.run("results", batch_id, code=2).stderr
     assert b"no such batch" in shell.run("delete", "batch_000000000000", "--now", code=2).stderr
+
+
+def test_with_the_batch_of_a_run_the_one_that_it_keeps_is_deleted(shell: Shell) -> None:
+    def run(limit: int) -> str:
+        place = ["-o", "out.jsonl", "--engine", "echo", "--store", shell.store, "--json"]
+        done = warm.run(
+            "batchfile",
+            ["run", "in.jsonl", "--limit", str(limit), *place],
+            cwd=shell.folder,
+            env=shell.environ,
+            stdin=b"",
+        )
+        assert done.returncode == 0, done.stderr
+        return str(json.loads(done.stdout)["batch_id"])
+
+    (shell.folder / "in.jsonl").write_bytes(jsonl(*(line(f"r{n}") for n in range(20))))
+    kept, last = run(20), run(5)
+    assert [batch["batch_id"] for batch in shell.json("ls")][:2] == [last, kept]
+    shell.run("delete", last, "--now")
+    assert not {last, kept} & {batch["batch_id"] for batch in shell.json("ls")}
+    assert list(bytes_of(shell, kept)) == ["batch.json"]
 
 
 def test_over_http_another_tenant_deletes_nothing(start_api: Any, make_request: Any) -> None:

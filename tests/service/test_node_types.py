@@ -156,8 +156,9 @@ def test_statuses_and_results_have_every_key_and_value_that_the_service_sends(
 def test_native_results_are_what_the_service_writes(tsc: str, tmp_path: Path) -> None:
     top = TopLogprob(token="a", logprob=-0.5, bytes=(97,))
     token = TokenLogprob(token="b", logprob=-1.0, top_logprobs=(top,))
+    first = TokenLogprob(token="c", logprob=None)
     call = ToolCall("call_1", "look_up", {"name": "Ada"})
-    full = Choice("yes", "stop_sequence", "###", (call,), "Hm.", logprobs=(token,), token_ids=(1,))
+    full = Choice("yes", "stop_sequence", "###", (call,), "Hm.", logprobs=(first, token), token_ids=(0, 1))
     prompt: Any = [None, {"1": {"logprob": -1.0, "rank": 1, "decoded_token": "a"}}]
     media = [Media(kind="image", source="https://x", digest="0" * 64), Media(kind="document", source="https://y")]
     usage, unknown = Usage(input_tokens=3, output_tokens=2, cached_tokens=1), Usage(unknown=1)
@@ -166,6 +167,8 @@ def test_native_results_are_what_the_service_writes(tsc: str, tmp_path: Path) ->
         Completion(choices=(full, Choice("", "max_tokens")), usage=unknown),
         *(Completion(choices=(Choice("x", reason),), usage=usage) for reason in ("refusal", "content_filter")),
         Completion(choices=(), usage=usage, kind="embedding", vectors=((0.5,), "AAAA")),
+        Completion(choices=(), usage=usage, kind="pooling", vectors=(((0.5,), (1.0,)),)),
+        Completion(choices=(), usage=usage, kind="classification", vectors=((0.5,),) * 2, labels=("good", None)),
         Completion(choices=(Choice("x", "end_turn"),), usage=usage, kind="response"),
         *(Failure(type="api_error", message="no", status=status) for status in ("errored", "canceled", "expired")),
         Failure(type="api_error", message="no", http_status=500),

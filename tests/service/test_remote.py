@@ -89,7 +89,7 @@ def test_a_file_is_submitted_watched_tailed_fetched_and_retried(shell: Shell) ->
     assert ["rejected" in row for row in listed] == [False, False, True]
     filters = ("--state", "open", "--stage", "email", "--pool", "mistral", "--since", "1h")
     assert [batch["batch_id"] for batch in shell.json("ls", *filters)] == [again]
-    assert b"that match the filters" in shell.run("ls", "--state", "expired").stderr
+    assert b"that match the filters" in shell.run("ls", "--state", "cancelled").stderr
     assert b"No live runner for pool mistral" in shell.run("status", again).stdout
     retried, first = shell.json("ls")[:2]
     assert (retried["batch_id"], first["batch_id"]) == (again, batch_id)

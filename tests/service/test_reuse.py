@@ -51,7 +51,8 @@ def test_a_submitted_file_keeps_the_results_of_a_batch(shell: Shell) -> None:
     unknown = shell.run("submit", "-", "--stage", "email", "--reuse", "batch_0", stdin=jsonl(line("a")), code=2)
     assert b"reuse: there is no batch 'batch_0'" in unknown.stderr
     auto = shell.run("submit", "-", "--stage", "email", "--reuse", "auto", stdin=jsonl(*changed))
-    assert b"0 of 32 reused\nnote: nothing was reused: the results of " in auto.stderr
+    assert b"note: nothing was reused: the results of " in auto.stderr
+    assert b" of 32 reused" not in auto.stderr
     assert b"it is unknown which model would run now" in auto.stderr
 
 

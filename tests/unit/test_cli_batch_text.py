@@ -96,14 +96,14 @@ def test_reasons_have_a_count_an_example_and_what_to_do_once_for_each_type() -> 
 
     groups = (
         group("invalid", "too \x1b[2J long", 1_200, line=1_041, custom_id="lead\x07"),
-        group("model_error", "it answered", 3, line=2, http_status=500),
+        group("model_error", "it answered …", 3, line=2, http_status=500, example="it answered \x1b[2J5"),
         group("invalid", "no messages", 2),
     )
     failed = batch(total=2_000, errored=1_210, rejected=1_202, canceled=4, failures=groups)
     assert below(failed) == [
         "  1,200 invalid: too ?[2J long; for example line 1,041 (lead?)",
         "      Fix invalid.",
-        "  3 model_error 500: it answered; for example line 2",
+        "  3 model_error 500: it answered …; for example line 2: it answered ?[2J5",
         "      Fix model_error.",
         "  2 invalid: no messages",
         "  9 for other reasons",

@@ -64,9 +64,24 @@ def test_groups_have_a_count_and_the_first_example() -> None:
     tally = tally_of([*lines, FinishedLine(5, "succeeded", b"{}")], 101)
     assert tally.num_rejected == 1
     assert tally.top() == (
-        FailureGroup(type="model_error", message="Output … is bad", num_requests=2, line=101, custom_id="r0"),
-        FailureGroup(type="invalid_request_error", message="other", num_requests=1, line=105, custom_id="r4"),
+        FailureGroup(
+            type="model_error",
+            message="Output … is bad",
+            num_requests=2,
+            line=101,
+            custom_id="r0",
+            example="Output 1 is bad",
+        ),
+        FailureGroup(
+            type="invalid_request_error", message="other", num_requests=1, line=105, custom_id="r4", example="other"
+        ),
     )
+
+
+def test_an_example_has_the_beginning_of_its_own_message() -> None:
+    tally = tally_of([finished(0, "requests[3]: role: must be 'user',\n got 'usr'"), finished(1, "x " * 5_000)], 1)
+    assert [group.example for group in tally.top()] == ["role: must be 'user', got 'usr'", "x " * 99 + "x…"]
+    assert merged(tally.top())[0].example == "role: must be 'user', got 'usr'"
 
 
 def test_the_statuses_of_an_endpoint_are_told_apart() -> None:

@@ -45,13 +45,13 @@ def test_the_kth_of_equal_hashes_is_paired_with_the_kth(
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(hash_file, "PORTION_LINES", portion)
         files = [put(ledger, name, HEADER + b"".join(found)) for name, found in (("old", old), ("new", new))]
-        made = list(pairs(ledger, *files, lambda: None))
+        made, num_unhashed = pairs(ledger, *files, lambda: None)
     expected = [NO_LINE] * len(old)
     for digest in {*old} - {NO_HASH}:
         olds, news = ([at for at, one in enumerate(found) if one == digest] for found in (old, new))
         for at, number in zip(olds, news, strict=False):
             expected[at] = number
-    assert made == expected
+    assert (list(made), num_unhashed) == (expected, old.count(NO_HASH))
 
 
 @pytest.mark.parametrize("which", [0, 1])

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from structlog.testing import capture_logs
 
-from batchfile.errors import EngineDead, OutputTaken
+from batchfile.errors import OutputTaken
 from batchfile.ledger import shards
 from batchfile.ledger.shards import Lease
 from batchfile.local.previous_batch import nothing_reused, previous_of
@@ -20,10 +21,10 @@ from batchfile.testing import EchoEngine
 from batchfile.types import Failure
 from tests.helpers.cli import root
 from tests.helpers.engine import EngineIdentity
-from tests.helpers.ledger import IdempotencyRecord, batches, ending, keys
+from tests.helpers.ledger import BatchRecord, IdempotencyRecord, batches, ending, keys
 from tests.helpers.lines import FinishedLine, encode_result
 from tests.helpers.local import Opened
-from tests.unit.local_reuse_kit import KEPT, NUM, OTHER, World, lines, wanted
+from tests.unit.local_reuse_kit import ENGINE, KEPT, NUM, OTHER, World, lines, wanted
 
 pytestmark = pytest.mark.slow
 
@@ -219,7 +220,8 @@ def test_where_no_request_is_the_same_nothing_is_lost(tmp_path: Path, options: d
         OutputTaken, match=rf"20 finished answers of a run that differs: {told}\. .*--restart"
     ) as caught:
         world.open(**options)  # type: ignore[arg-type]
-    assert ("because a default or a stage belongs to every request" in str(caught.value)) is ("engine" not in options)
+    every = "because a changed default or stage makes every request a different one"
+    assert (every in str(caught.value)) is ("engine" not in options)
     opened = world.open()
     assert world.run(opened.batch) == wanted(*range(NUM)), "the command of before resumes"
 
@@ -228,8 +230,13 @@ def test_other_requests_are_refused_and_the_old_input_finishes_the_run(tmp_path:
     world = World(tmp_path)
     data = world.input.read_bytes()
     world.input.write_bytes(lines(*range(100, 110)))
-    with pytest.raises(OutputTaken, match=r"the input has changed.*no request is the same as one that has succeeded"):
+    with pytest.raises(OutputTaken) as caught:
         world.open()
+    assert str(caught.value).endswith(
+        "the input has changed. None of them can be reused: no request is the same as one that has succeeded. Requests "
+        "are compared byte by byte: a file that was written anew with other spaces or key order counts as changed. "
+        "Choose another output, or add --restart to discard them"
+    )
     assert world.pointer.batch_id == world.old.batch_id
     assert len(world.batch_ids()) == 1, "nothing is left of the attempt"
     world.input.write_bytes(data)
@@ -307,19 +314,54 @@ def test_an_engine_that_is_unknown_now_takes_over_nothing_unasked(tmp_path: Path
     assert world.run(world.open(engine=None, reuse=True).batch) == wanted(*range(41))
 
 
-def test_a_model_that_changes_while_it_is_loaded_adds_nothing_to_reused_results(tmp_path: Path) -> None:
+def _work(world: World, batch: BatchRecord, **options: str) -> None:
+    work(world.ledger, [batch], lambda: EchoEngine(**options), "r", lambda runner: None, lambda batch: None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("is_reused", [False, True])
+def test_a_model_that_turns_out_to_be_another_one_adds_nothing(tmp_path: Path, *, is_reused: bool) -> None:
     world = World(tmp_path)
-    world.append(lines(40))
-    opened = world.open()
-    with pytest.raises(EngineDead, match="the model changed between"):
-        work(
-            world.ledger,
-            [opened.batch],
-            lambda: EchoEngine(thinking="other"),
-            "r",
-            lambda runner: None,
-            lambda batch: None,
-        )
+    if is_reused:
+        world.append(lines(40))
+    opened = world.open(engine=ENGINE if is_reused else None)
+    assert opened.is_new is is_reused
+    told = "20 finished answers of a run that differs: BATCHFILE_ECHO_THINKING was not given and is 'other' now"
+    with pytest.raises(
+        OutputTaken, match=rf"{told}\. None of them can be reused: the model or its settings have changed"
+    ):
+        _work(world, opened.batch, thinking="other")
+    _work(world, opened.batch)
+    assert len(world.run(opened.batch)) == NUM + is_reused
+
+
+def test_answers_count_whose_engine_was_not_known_when_their_run_began(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    batch = world.open(engine=None, restart=True).batch
+    world.finish_some(batch, 5)
+    with pytest.raises(OutputTaken, match=r"5 finished answers of an earlier run\. None of them"):
+        _work(world, batch, thinking="other")
+    _work(world, batch)
+    with pytest.raises(OutputTaken, match="40 finished answers of a run that differs: the chat template has changed"):
+        world.open(engine=OTHER)
+    assert not world.open().is_new
+
+
+def test_answers_of_an_engine_that_nobody_knows_are_completed_by_any(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    batch = world.open(engine=None, restart=True).batch
+    world.finish_some(batch, 5, engine=None)
+    _work(world, batch, thinking="other")
+    assert not world.open(engine=None).is_new
+
+
+def test_another_context_length_says_how_the_answers_can_be_kept(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    longer = EngineIdentity({**ENGINE.parts, "the context length": "4096"})
+    told = "the context length was not given and is 4096 now.*run its errors file with the new one.*`batchfile merge`"
+    with pytest.raises(OutputTaken, match=told):
+        world.open(engine=longer)
+    with pytest.raises(OutputTaken, match=f"--limit was not given and is 30 now; {told}"):
+        world.open(engine=longer, limit=30)
 
 
 def test_a_rewrite_of_the_same_size_and_time_is_noticed(tmp_path: Path) -> None:
@@ -351,7 +393,7 @@ def test_damaged_results_are_not_taken_over_and_the_output_keeps_its_batch(tmp_p
     data = b"".join(world.ledger.store.stream(ended.results.key))
     world.ledger.store.put(ended.results.key, data.replace(b"kept", b"KEPT", 1))
     world.append(lines(40))
-    with pytest.raises(OutputTaken, match=f"reused: no result of {world.old.batch_id} was reused: .*"):
+    with pytest.raises(OutputTaken, match=r"None of them can be reused: its results are damaged: "):
         world.open()
     world.ledger.store.put(ended.results.key, data)
     assert world.run(world.open().batch) == wanted(*range(41))
@@ -363,6 +405,11 @@ def test_damaged_hashes_are_said_and_nothing_is_lost(tmp_path: Path) -> None:
     assert hashes is not None
     world.ledger.store.put(hashes.key, b"\0" * hashes.size)
     world.append(lines(40))
-    with pytest.raises(OutputTaken, match=f"no result of {world.old.batch_id} was reused: "):
+    with capture_logs() as logged, pytest.raises(OutputTaken) as caught:
         world.open()
+    assert str(caught.value).endswith(
+        "None of them can be reused: its plan or the hashes of its requests are damaged. Choose another output, or add "
+        "--restart to discard them"
+    )
+    assert [entry["log_level"] for entry in logged if entry["event"] == "reuse.skipped"] == ["info"], "said once"
     assert world.open(restart=True).batch.total == 41

@@ -112,6 +112,9 @@ def test_two_bodies_are_equal_only_if_all_but_their_metadata_is(one: dict[str, A
         (native().replace(b'"messages"', b'"temperatur\\u0065": 1, "messages"'), {"temperature": 0.0}, True),
         (openai(url="/v1/embeddings"), {}, False),
         (openai(url="https://host/v1/embeddings/"), {}, False),
+        *((openai(url=url), {}, False) for url in ("/v1/score", "/rerank", "/v1/classify", "/v1/pooling")),
+        (b'{"custom_id": "a", "body": {"input": "hi"}}', {"url": "/v1/score"}, False),
+        *((openai(url=url), {}, True) for url in ("/v1/completions", "/v1/responses", "/v1/unknown")),
     ],
 )
 def test_what_is_sampled(line: bytes, defaults: dict[str, float], is_sampled: bool) -> None:
@@ -136,6 +139,25 @@ def test_a_request_that_names_bytes_outside_of_it_has_no_hash(url: str, name: st
         assert (hashed(line) is None) is (url[:5].lower() != "data:")
 
 
+def test_a_path_is_covered_by_the_bytes_that_are_there() -> None:
+    turn = {"role": "user", "content": [{"type": "image", "source": {"type": "path", "path": "a.png"}}]}
+    line = decode_envelope(native(messages=[turn]))
+
+    def of(digest: bytes | None) -> bytes | None:
+        return RequestHasher(Defaults(), None, lambda source: digest if source == "a.png" else None).of(line, "p")
+
+    assert of(b"1" * 32) == of(b"1" * 32) != of(b"2" * 32)
+    assert of(None) is None
+
+
+def test_requests_with_media_by_url_are_counted() -> None:
+    hasher = RequestHasher(Defaults(), None, lambda source: b"1" * 32)
+    for url in ("https://host/a.png", "S3://bucket/a.png", "a.png", IMAGE):
+        parts = [{"type": "image_url", "image_url": {"url": one}} for one in ("b.png", url)]
+        hasher.of(decode_envelope(openai(messages=[{"role": "user", "content": parts}])), "p")
+    assert hasher.num_by_url == 2
+
+
 def test_an_adapter_that_the_metadata_names_is_covered() -> None:
     read = decode_envelope(native(metadata={"model_hint": "x"}))
     hasher = RequestHasher(Defaults(), None)
@@ -151,5 +173,5 @@ def test_every_type_of_part_that_may_name_bytes_elsewhere_is_found() -> None:
     parts = [one for one in vars(media).values() if isinstance(one, type) and "read" in vars(one)]
     types = {name for one in parts if "type" in one.__annotations__ for name in get_args(one.__annotations__["type"])}
     assert {"image", "document", "image_url", "input_audio", "input_file"} <= types
-    for name in types - {"input_text"}:
+    for name in types - {"input_text", "refusal"}:
         assert NAMES_MEDIA.search(b'"type" :\n"%b"' % name.encode()), name

@@ -2,8 +2,8 @@
 
 import pytest
 
-from batchfile.errors import InvalidRequest
-from batchfile.routing import route
+from batchfile.errors import InvalidRequest, SettingsError
+from batchfile.routing import check_stage, route
 from batchfile.types import RoutingTable
 
 TABLE = RoutingTable(
@@ -72,3 +72,11 @@ def test_what_is_unknown_is_named_with_what_exists(
 def test_an_unknown_model_is_refused_even_where_there_is_one_pool() -> None:
     with pytest.raises(InvalidRequest):
         route(ONE, stage=None, hint=None, model="gpt")
+
+
+def test_an_unknown_stage_is_said_with_those_that_there_are() -> None:
+    check_stage(TABLE.stages, "subject")
+    with pytest.raises(SettingsError, match=r"^stage: 'write' is unknown; use one of sales_intel, subject$"):
+        check_stage(TABLE.stages, "write")
+    with pytest.raises(SettingsError, match=r"^stage: 'write' is unknown; there are none; add it under \[stages\]$"):
+        check_stage({}, "write")

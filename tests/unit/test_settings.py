@@ -43,6 +43,25 @@ def test_a_table_of_the_file_replaces_the_default_table() -> None:
     assert settings.routing().pools == {"small": ("a/b",)}
 
 
+@pytest.mark.parametrize(
+    ("pools", "variable", "stages"),
+    [
+        ("mistral", None, ["subject", "email"]),
+        ("mistral", "BATCHFILE_POOLS__LLAMA-70B__MODEL", ["sales_intel", "subject", "email", "polish"]),
+        ("small", None, []),
+    ],
+)
+def test_a_file_with_pools_alone_has_only_the_stages_of_these(
+    pools: str, variable: str | None, stages: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("batchfile.toml").write_text(f'[pools.{pools}]\nmodel = "a/b"\n')
+    if variable is not None:
+        monkeypatch.setenv(variable, "c/d")
+    settings = load_settings()
+    assert pools in settings.pools
+    assert [*settings.stages] == stages
+
+
 def test_the_environment_wins_over_the_file_and_each_value_knows_its_origin(monkeypatch: pytest.MonkeyPatch) -> None:
     Path("batchfile.toml").write_text('store = "here"\n[run]\nmodel = "from-file"\n')
     monkeypatch.setenv("BATCHFILE_STORE", "s3://bucket/prefix")

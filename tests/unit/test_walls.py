@@ -93,7 +93,9 @@ PLACES = {
     "engine.control_tokens engine.fit engine.identity engine.prompts engine.tool_wire",
     "batchfile/ledger/": "errors types clock store.base lines.envelope lines.failures lines.framing lines.result",
     "batchfile/settings_tables.py": "types ledger.keys media.rules",
-    "batchfile/settings.py": "errors types env_aliases routing schemas.rules ledger.base ledger.keys settings_tables",
+    "batchfile/settings_built_in.py": "",
+    "batchfile/settings.py": "errors types env_aliases routing schemas.rules ledger.base ledger.keys settings_built_in "
+    "settings_tables",
     # testing.crash_points: where a variable names one
     "batchfile/open_ledger.py": "errors store ledger.base settings testing.crash_points",
     "batchfile/files/": "errors ledger",
@@ -110,8 +112,9 @@ PLACES = {
     "batchfile/client/": "errors types logs routing settings open_ledger store lines rows ledger plan.options "
     "plan.reuse_sources plan.submit inbox.records local.inputs local.options local.outputs local.receipt local.tables",
     "batchfile/testing/": "errors types clock store engine.base engine.echo ledger.records runner",
-    "batchfile/cli/": "batchfile errors types logs routing settings settings_tables signals open_ledger store lines "
-    "engine.fit engine.vllm.cpu engine.vllm.preflight ledger inbox.documents runner.runner local client",
+    "batchfile/cli/": "batchfile errors types logs routing settings settings_built_in settings_tables signals "
+    "open_ledger store lines engine.fit engine.vllm.cpu engine.vllm.preflight ledger inbox.documents runner.runner "
+    "local client",
     "batchfile/__main__.py": "cli",
     "batchfile/__init__.py": "errors types store.open engine.base ledger.base runner.runner local.receipt "
     "local.api local.map_table client testing",

@@ -102,7 +102,6 @@ class VllmEngine:
         commits = {options.model: commit_of(options.model, options.extra.get("revision"))}
         commits |= {adapter.name: adapter.commit for adapter in adapters}
         num_slots = config.scheduler_config.max_num_seqs
-        identity = identity_of(options, None if choice is None else choice.dtype)
         self.info = EngineInfo(
             name="vllm",
             model=options.display_name,
@@ -114,7 +113,7 @@ class VllmEngine:
             note="" if choice is None else choice.note,
             adapters=tuple(adapter.name for adapter in adapters),
             commits={name: found for name, found in commits.items() if found is not None},
-            fingerprint=None if identity is None else identity.fingerprint,
+            identity=identity_of(options, None if choice is None else choice.dtype),
             media=MediaUse(kinds=media_kinds(self._llm) if options.task == "generate" else frozenset()),
         )
         self._in_flight: dict[int, _InFlight] = {}

@@ -6,16 +6,16 @@ Known before the model is loaded, if its files are on this machine.
 import os
 import re
 from collections import ChainMap
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
 
 import msgspec
 
-from batchfile.engine.identity import EngineIdentity, digest_of
+from batchfile.engine.identity import CONTEXT_LENGTH, EngineIdentity, digest_of
 from batchfile.engine.vllm.adapters import split_source
 from batchfile.engine.vllm.cpu import GIB, CpuChoice, choose, kv_cache_gib, read_cpu
-from batchfile.engine.vllm.preflight import cached_config, is_cpu_build, is_other_hub, model_facts
+from batchfile.engine.vllm.model_files import GENERATION_CONFIG, TOKENIZER_FILES, content_of, path_of
+from batchfile.engine.vllm.preflight import CONFIGS, is_cpu_build, model_facts
 from batchfile.engine.vllm.tasks import VllmOptions
 from batchfile.errors import SettingsError
 
@@ -25,34 +25,43 @@ CPU_ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "2"}
 # Arguments that change how fast answers come, and not which ones.
 _OF_SPEED = {
     *("gpu_memory_utilization", "tensor_parallel_size", "pipeline_parallel_size", "max_num_seqs", "block_size"),
-    *("max_num_batched_tokens", "enforce_eager", "enable_prefix_caching", "disable_log_stats", "load_format"),
+    *("max_num_batched_tokens", "enforce_eager", "enable_prefix_caching", "disable_log_stats"),
 }
-_COMMIT = re.compile(r"[0-9a-f]{40}")
-_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".h5", ".msgpack")
-_READ_BYTES_MAX = 64 * 1024 * 1024  # a larger file counts as weights
-_NOT_OF_THE_MODEL = (".md", ".lock")
+# Where files are put, also within other arguments.
+_PLACES = {"download_dir", "cache_dir", "allowed_local_media_path", "log_config_file", "torch_profiler_dir"}
+_SAME_WEIGHTS = {"auto", "safetensors", "fastsafetensors", "runai_streamer"}  # formats that load the same files
+_OF_A_HUB = {"model", "tokenizer", "hf_config_path", "generation_config"}  # arguments that may name a repository
+_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+_NOT_NAMES = {"", "auto", "vllm"}  # they mean something else, even if a folder has that name
 
 
 def identity_of(options: VllmOptions, dtype: str | None = None) -> EngineIdentity | None:
     """`dtype`: of a loaded engine on a CPU; None: predicted. None is returned where the model's files are unknown."""
     extra = dict(options.extra)
-    revision = extra.pop("revision", None)
-    tokenizer, code = extra.pop("tokenizer", None), extra.pop("tokenizer_revision", None)
+    revision, named = extra.pop("revision", None), extra.pop("model", options.model)
+    tokenizer, other = extra.pop("tokenizer", None), extra.pop("tokenizer_revision", None)
+    load_format = str(extra.pop("load_format", options.load_format))
     try:
-        model = content_of(options.model, revision)
-        own = "" if tokenizer is None else content_of(tokenizer, code)
-        template = "" if options.chat_template is None else digest_of(_chunks(Path(options.chat_template)))
-        adapters = {name: content_of(*split_source(source)) for name, source in options.lora.items()}
-    except OSError:
+        model = _known(named, revision)
+        own = "the model's"
+        if tokenizer is not None or other is not None:  # vLLM takes the model's name or revision for what is not given
+            own = _known(tokenizer or named, other or revision, TOKENIZER_FILES)
+            own = "the model's" if own == model else own
+        template = "" if options.chat_template is None else _known(options.chat_template)
+        adapters = {name: _known(*split_source(source)) for name, source in options.lora.items()}
+        given = {
+            name: _with_contents(value, name, revision if name == "hf_config_path" else None)
+            for name, value in extra.items()
+            if name not in _OF_SPEED | _PLACES
+        }
+    except (OSError, _UnknownContent):
         return None
-    if model is None or own is None or None in adapters.values():
-        return None
-    given = {name: value for name, value in extra.items() if name not in _OF_SPEED}
     parts = {
         "the engine": "vllm",
         "the task": options.task,
         "the model": model,
-        "the tokenizer": own or code or "the model's",
+        "the tokenizer": own,
+        "the load format": "" if load_format in _SAME_WEIGHTS else load_format,
         "the chat template": template,
         "control tokens in texts": "parsed" if options.parse_control_tokens else "text",
         "the tool parser": options.tool_parser or "",
@@ -60,31 +69,11 @@ def identity_of(options: VllmOptions, dtype: str | None = None) -> EngineIdentit
         "the data type": dtype or _dtype(options),
         "the quantization": str(given.pop("quantization", options.quantization) or ""),
         "the data type of the KV cache": str(given.pop("kv_cache_dtype", "auto")),
-        "the context length": str(given.pop("max_model_len", options.max_model_len) or ""),
+        CONTEXT_LENGTH: str(given.pop("max_model_len", options.max_model_len) or ""),
     }
     given.pop("dtype", None)
-    parts |= {f"the adapter {name}": str(found) for name, found in adapters.items()}
+    parts |= {f"the adapter {name}": found for name, found in adapters.items()}
     return EngineIdentity(parts | {f"engine_args.{name}": _shown(value) for name, value in sorted(given.items())})
-
-
-def content_of(model: str, revision: str | None = None) -> str | None:
-    """The commit of a model of a hub, or a digest of a folder's files; None where it is not on this machine.
-
-    Raises: OSError.
-    """
-    if "://" in model or is_other_hub():
-        return None
-    path = Path(model).expanduser()
-    if path.is_file():
-        return digest_of([_stamp(path, path.parent)])
-    if not path.is_dir():
-        cached = cached_config(model, revision)
-        if cached is None:
-            return None
-        path = cached.parent
-    if path.parent.name == "snapshots" and _COMMIT.fullmatch(path.name):
-        return f"commit {path.name}"
-    return digest_of(_content(path))
 
 
 def choose_on_cpu(options: VllmOptions, dtype: str) -> CpuChoice:
@@ -109,26 +98,37 @@ def _dtype(options: VllmOptions) -> str:
     return dtype
 
 
-def _content(folder: Path) -> Iterator[bytes]:
-    """Small files by their bytes, weights by their size and time: hashing these would take minutes."""
-    for path in sorted(folder.rglob("*")):
-        place = path.relative_to(folder)
-        if path.suffix in _NOT_OF_THE_MODEL or any(part.startswith(".") for part in place.parts) or not path.is_file():
-            continue
-        yield f"\0{place}\0".encode(errors="surrogateescape")
-        if path.suffix in _WEIGHTS or path.stat().st_size > _READ_BYTES_MAX:
-            yield _stamp(path, folder)
-        else:
-            yield from _chunks(path)
+class _UnknownContent(Exception):
+    """Of a model or another repository whose files are not on this machine."""
 
 
-def _stamp(path: Path, folder: Path) -> bytes:
-    found = path.stat()
-    return f"{path.relative_to(folder)} {found.st_size} {found.st_mtime_ns}".encode(errors="surrogateescape")
+def _known(name: str, revision: str | None = None, names: Sequence[str] = CONFIGS) -> str:
+    """As of `content_of`. Raises: _UnknownContent, OSError."""
+    found = content_of(name, revision, names)
+    if found is None:
+        raise _UnknownContent(name)
+    return found
 
 
-def _chunks(path: Path) -> Iterator[bytes]:
-    yield path.read_bytes()
+def _with_contents(value: object, name: str, revision: str | None = None) -> object:
+    """The value of an argument, with what is in each file, folder or repository that it names in place of the name.
+
+    Raises: _UnknownContent, OSError.
+    """
+    if isinstance(value, Mapping):
+        revision = str(value["revision"]) if value.get("revision") else None
+        return {key: _with_contents(one, key, revision) for key, one in value.items() if key not in _PLACES}
+    if isinstance(value, list | tuple):
+        return [_with_contents(one, name, revision) for one in value]
+    if not isinstance(value, str) or value in _NOT_NAMES:
+        return value
+    is_repository = _REPOSITORY.fullmatch(value) is not None
+    if path_of(value) is None and not is_repository and name not in _OF_A_HUB:
+        return value
+    found = content_of(value, revision, (*CONFIGS, GENERATION_CONFIG))
+    if found is None and is_repository and name in _OF_A_HUB:
+        raise _UnknownContent(value)
+    return found or value
 
 
 def _shown(value: object) -> str:
