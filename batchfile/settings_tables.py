@@ -318,7 +318,7 @@ class MediaAccess(BaseModel):
     request_bytes_max: int = Field(
         default=DEFAULT_LIMITS.request_bytes,
         ge=1,
-        description="Bytes in memory of the media of a request: four for each pixel of an image.",
+        description="Bytes in memory of the media of a request: as read, and four for each pixel of an image.",
     )
 
     @field_validator("allow")

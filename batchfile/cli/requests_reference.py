@@ -62,14 +62,24 @@ NOTES = {
     "include": "`message.output_text.logprobs` asks for log probabilities; other values have no effect",
     "instruction": "a variable of the template around a pair; on vLLM, the pool sets `chat_template`",
     "include_reasoning": "false: the result is without the thinking",
+    "model": (
+        "names a pool, its model or an adapter; without an effect in batches of a stage, unless it is an adapter of "
+        "its pool, and in `batchfile run` without `--lora`"
+    ),
     "logprobs": "vLLM reports at most 20 tokens in each place, unless the pool sets `max_logprobs`",
     "output_config": "`format` guides the answer; `effort` is `reasoning_effort` of OpenAI's format",
     "priority": "vLLM rejects values other than 0 unless the pool sets `scheduling_policy` to `priority`",
     "prompt_logprobs": "the prompt is computed without the prefix cache",
     "reasoning_effort": "a variable of the chat template, as `enable_thinking` is; rejected if it uses neither",
-    "thinking": "`budget_tokens` is `thinking_token_budget` of vLLM; on HTTP pools, only the budget is sent",
+    "thinking": (
+        "`budget_tokens` is `thinking_token_budget` of vLLM; `disabled` is rejected where a model thinks and its chat "
+        "template cannot turn that off; on HTTP pools, only the budget is sent"
+    ),
     "thinking_token_budget": "vLLM needs a reasoning parser with known markers",
-    "tools": "needs a chat template with tools",
+    "tools": (
+        "needs a chat template with tools; on vLLM, `strict` of a tool has no effect: arguments follow the schema "
+        "where `tool_choice` requires a call"
+    ),
     "vllm_xargs": "for samplers of your own in vLLM",
     "verbosity": _VARIABLE,
 }

@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import msgspec
 
@@ -14,9 +14,9 @@ from batchfile.errors import BatchfileError, SettingsError
 from batchfile.lines.file_formats import file_chunks
 from batchfile.lines.formats.openai_results import openai_file
 from batchfile.lines.framing import iter_lines
-from batchfile.lines.result import RESULT_BYTES_MAX, NativeChoice, NativeError, NativeResult, decode_result
+from batchfile.lines.result import RESULT_BYTES_MAX, NativeChoice, NativeError, NativeMedia, NativeResult, decode_result
 from batchfile.local.outputs import ERRORS_ENDING, PARQUET_ENDING, REASONS_ENDING
-from batchfile.types import Choice, ResultStatus, StopReason, ToolCall, Usage, Vector
+from batchfile.types import Choice, PromptLogprobs, ResultStatus, StopReason, TokenLogprob, ToolCall, Usage, Vector
 
 OnBytes = Callable[[int], None]
 
@@ -41,6 +41,8 @@ class Result:
     `choices`: one answer, or the requested `n`; empty if it did not succeed. `vectors`: of an embedding, or
     the scores, probabilities or vectors of other requests without text. `labels`: of a classification.
     `usage`: in tokens. `line`: the line in the input file, if the request has no custom_id.
+    `prompt_logprobs`, `prompt_token_ids`: if requested; the logprobs and token ids of an answer are in its choice.
+    `media`: of the request, in its order, each with its `type` and `sha256`.
 
     >>> [(result.custom_id, result.text) for result in done.results()]
     [('a', 'Hello.'), ('b', 'Goodbye.')]
@@ -55,6 +57,9 @@ class Result:
     usage: Usage
     error: ResultError | None
     line: int | None
+    prompt_logprobs: PromptLogprobs | None
+    prompt_token_ids: tuple[int, ...] | None
+    media: tuple[NativeMedia, ...]
 
     @property
     def text(self) -> str | None:
@@ -84,7 +89,17 @@ def read_result(line: bytes) -> Result:
         usage=_usage(found),
         error=_error(found.error),
         line=found.line,
+        prompt_logprobs=_decoded(found.prompt_logprobs, _PromptToken),
+        prompt_token_ids=None if found.prompt_token_ids is None else tuple(found.prompt_token_ids),
+        media=tuple(found.media or ()),
     )
+
+
+_PromptToken = dict[str, dict[str, Any]] | None
+
+
+def _decoded(given: list[msgspec.Raw] | None, kind: Any) -> list[Any] | None:
+    return None if given is None else [msgspec.json.decode(one, type=kind) for one in given]
 
 
 def _error(error: NativeError | None) -> ResultError | None:
@@ -103,19 +118,25 @@ def _usage(found: NativeResult) -> Usage:
 def _choices(found: NativeResult) -> tuple[Choice, ...]:
     choices = found.choices
     if choices is None and found.message is not None:
-        choices = [NativeChoice(message=found.message, stop_reason=found.stop_reason or "end_turn")]
+        reason = found.stop_reason or "end_turn"
+        choices = [
+            NativeChoice(message=found.message, stop_reason=reason, logprobs=found.logprobs, token_ids=found.token_ids)
+        ]
     return tuple(_choice(one, None if index else found.stop_sequence) for index, one in enumerate(choices or ()))
 
 
 def _choice(choice: NativeChoice, stop_sequence: str | None) -> Choice:
     blocks = choice.message.content
     thinking = [block.thinking for block in blocks if block.type == "thinking"]
+    logprobs = _decoded(choice.logprobs, TokenLogprob)
     return Choice(
         text="".join(block.text for block in blocks if block.type == "text"),
         stop_reason=cast(StopReason, choice.stop_reason),
         stop_sequence=stop_sequence,
         calls=tuple(ToolCall(block.id, block.name, block.input or {}) for block in blocks if block.type == "tool_use"),
         thinking="".join(thinking) if thinking else None,
+        logprobs=None if logprobs is None else tuple(logprobs),
+        token_ids=None if choice.token_ids is None else tuple(choice.token_ids),
     )
 
 

@@ -43,7 +43,9 @@ _SCHEMA_FORM = '{"type": "json_schema", "json_schema": {"name": "...", "schema":
 _IN_JSON_SCHEMA = {"name", "description", "strict", "schema"}
 # Allowed in the content of a turn in `params` and in `body`; everywhere else only text is.
 _BLOCKS = {"text", "tool_use", "tool_result", "thinking", "redacted_thinking", "image", "document"}
-_PARTS = {"text", "image_url", "input_audio", "audio_url", "file", "input_text", "input_image", "input_file"}
+_PARTS = {"text", "image_url", "input_audio", "audio_url", "file", "input_text", "input_image", "input_file", "refusal"}
+_RESPONSE_PARTS = {"input_text", "output_text", "text", "refusal", "input_image", "input_file", "input_audio"}
+_ITEMS = {"message", "function_call", "function_call_output", "reasoning"}
 _DEPTH_SAFE = 100  # nested containers, and digits of a number, that pydantic always reads
 _DIGITS_SAFE = 1000
 _KINDS = {
@@ -90,9 +92,14 @@ def _finding(
     detail: ErrorDetails, path: Path, values: list[Any], root: str, model: type[BaseModel], data: Any
 ) -> Diagnostic:
     kind, context = detail["type"], detail.get("ctx", {})
-    block = _block(path, values, _PARTS if model is Body else _BLOCKS)
-    if block is not None:
-        return Diagnostic((root, *block), *_not_text(values[len(block) - 1]))
+    if model is openai_responses.Body:
+        unknown = _item_or_part(path, values, root)
+        if unknown is not None:
+            return unknown
+    else:
+        block = _block(path, values, _PARTS if model is Body else _BLOCKS)
+        if block is not None:
+            return Diagnostic((root, *block), *_not_text(values[len(block) - 1]))
     place, value = (root, *path), values[-1] if values else data
     if kind == "extra_forbidden":
         return _unknown(path, root, model, data)
@@ -151,6 +158,20 @@ def _block(path: Path, values: list[Any], in_turns: set[str]) -> Path | None:
             served = in_turns if n == 3 else {"text", "image"} if "source" in path[:n] else {"text"}
             if isinstance(value.get("type"), str) and value["type"] not in served:
                 return path[: n + 1]
+    return None
+
+
+def _item_or_part(path: Path, values: list[Any], root: str) -> Diagnostic | None:
+    """Of a response: the problem of an item, or a part of one, whose type is not supported."""
+    for n, value in enumerate(values):
+        kind = value.get("type") if isinstance(value, dict) else None
+        if path[0] != "input" or not isinstance(path[n], int) or not isinstance(kind, str):
+            continue
+        what, served = ("items", _ITEMS) if n == 1 else ("parts", _RESPONSE_PARTS)
+        if kind not in served:
+            known = ", ".join(sorted(served))
+            message = f"{what} of type {shown(kind)} are not supported; use {known}"
+            return Diagnostic((root, *path[: n + 1], "type"), message, "Change the type.")
     return None
 
 

@@ -17,7 +17,8 @@ class Advice(NamedTuple):
 
 # Names of our keys in other APIs: the first one that is allowed in the request has the same meaning.
 SAME: dict[str, tuple[str, ...]] = {
-    "max_completion_tokens": ("max_tokens",),
+    "max_completion_tokens": ("max_tokens", "max_output_tokens"),
+    "max_tokens": ("max_output_tokens",),
     "max_new_tokens": ("max_tokens",),
     "max_output_tokens": ("max_tokens",),
     "max_tokens_to_sample": ("max_tokens",),
@@ -60,6 +61,7 @@ OTHERWISE: dict[str, tuple[tuple[str, Advice], ...]] = {
                 'Write {"format": {"type": "json_schema", "schema": {...}}} as output_config.',
             ),
         ),
+        ("max_output_tokens", Advice("is not supported here; use text.format")),
     ),
     "output_config": (("response_format", Advice(f"is not supported here; {_FORM}")),),
     "output_format": (("response_format", Advice(f"is not supported here; {_FORM}")),),
@@ -68,7 +70,11 @@ OTHERWISE: dict[str, tuple[tuple[str, Advice], ...]] = {
         ("reasoning_effort", Advice("is not supported here; use reasoning_effort")),
         ("output_config", Advice("is not supported here; use output_config.effort")),
     ),
-    "reasoning_effort": (("output_config", Advice("is not supported here; use output_config.effort")),),
+    "reasoning_effort": (
+        ("output_config", Advice("is not supported here; use output_config.effort")),
+        ("max_output_tokens", Advice("is not supported here; use reasoning.effort")),
+    ),
+    "verbosity": (("max_output_tokens", Advice("is not supported here; use text.verbosity")),),
     "effort": (
         ("output_config", Advice("is not supported here; use output_config.effort")),
         ("reasoning_effort", Advice("is not supported here; use reasoning_effort")),

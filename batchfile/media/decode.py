@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from batchfile.errors import InvalidRequest, install_hint
+from batchfile.media.bounds import TimedBytes, check_work, is_small_exif
 from batchfile.media.rules import MediaRules
 
 if TYPE_CHECKING:
@@ -39,8 +40,11 @@ def open_image(data: bytes, rules: MediaRules = MediaRules()) -> "Image":  # noq
     except ImportError:
         raise InvalidRequest(f"images need Pillow, which is not installed: {install_hint('media')}") from None
     warnings.filterwarnings("ignore", module="PIL")  # about damaged notes of cameras, and about sizes
+    check_work(data, rules.limits.pixels)
     try:
-        image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
+        image = Image.open(TimedBytes(data), formats=IMAGE_FORMATS)
+    except InvalidRequest:
+        raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise rules.above("has too many pixels", f"{rules.limits.pixels:,}", "pixels_max") from None
     except Exception as error:
@@ -56,12 +60,14 @@ def pixels_of(image: "Image") -> "Image":
 
     Raises: InvalidRequest if its data is damaged.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image
 
+    encoded = getattr(image, "fp", None)
+    if isinstance(encoded, TimedBytes):
+        encoded.restart()
     try:
         image.load()  # which closes the encoded bytes
-        with suppress(Exception):  # damaged notes of a camera leave the picture as it is
-            ImageOps.exif_transpose(image, in_place=True)
+        _turn_upright(image)
         if image.mode in {"RGBA", "LA", "PA"} or "transparency" in image.info:
             picture = image.convert("RGBA")
             white = Image.new("RGB", picture.size, (255, 255, 255))
@@ -72,6 +78,17 @@ def pixels_of(image: "Image") -> "Image":
         raise
     except Exception as error:
         raise InvalidRequest(f"is a damaged image: {error}") from error
+
+
+def _turn_upright(image: "Image") -> None:
+    """Damaged notes of a camera leave the picture as it is."""
+    from PIL import ImageOps
+
+    with suppress(Exception):
+        notes = image.info.get("exif", b"")
+        hexadecimal = "".join(image.info.get("Raw profile type exif", "").split("\n")[3:])
+        if is_small_exif(notes) and is_small_exif(bytes.fromhex(hexadecimal)):
+            ImageOps.exif_transpose(image, in_place=True)
 
 
 def _in_8_bits(image: "Image") -> "Image":

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
@@ -14,6 +14,7 @@ from typing import TypeVar
 from msgspec.structs import replace
 
 from batchfile.errors import InvalidRequest
+from batchfile.media.budget import FetchBudget, NoRoom, ObjectRoom, Share
 from batchfile.media.cache import MediaCache
 from batchfile.media.decode import open_image, pixels_of, read_text, read_wav
 from batchfile.media.rules import MediaRules, in_words, scheme_of, shown
@@ -22,6 +23,7 @@ from batchfile.request_media import Media, MediaKind, MediaUse
 from batchfile.types import Message, Request
 
 LOADED_BYTES_MAX = 24 * 1024 * 1024  # of media that wait for an engine
+FIRST_BYTES = 256 * 1024  # the room with which the fetch of an object begins
 PIXEL_BYTES = 4  # in Pillow's memory
 DECODERS = min(4, os.cpu_count() or 1)  # few: each thread keeps memory for the largest image that it has decoded
 JOINT = "\n\n"
@@ -79,9 +81,15 @@ class DecodeGate:
 class MediaLoader:
     """Loads requests for one engine after another; what it fetched stays in its cache. Thread-safe."""
 
-    def __init__(self, room: Callable[[int], AbstractContextManager[None]], cache: MediaCache | None = None) -> None:
+    def __init__(
+        self,
+        room: Callable[[int], AbstractContextManager[None]],
+        cache: MediaCache | None = None,
+        budget: FetchBudget | None = None,
+    ) -> None:
         self._room = room
         self._cache = cache or MediaCache()
+        self._budget = budget or FetchBudget()
         self._sources = Sources()
         self._decoders = ThreadPoolExecutor(DECODERS, thread_name_prefix="media-decoder")  # starts them when needed
 
@@ -99,33 +107,49 @@ class MediaLoader:
         places = [_place(one, number, len(media)) for number, one in enumerate(media, 1)]
         for one, place in zip(media, places, strict=True):
             _named(place, partial(_check, one, rules, use))
-        fetched = [
-            _named(place, partial(self._fetched, one, rules, use, batch_id))
-            for place, one in zip(places, media, strict=True)
-        ]
-        size = sum(_size(one) for one in fetched)
-        if size > rules.limits.request_bytes:
-            found = f"the media of the request take {in_words(size)} of memory"
-            raise rules.above(found, in_words(rules.limits.request_bytes), "request_bytes_max")
-        with self._room(size):
-            ready = self._decoders.map(lambda place, one: _named(place, partial(_decoded, one, use)), places, fetched)
-            messages = tuple(_with_media(turn, ready) if turn.parts else turn for turn in request.messages)
-            digests = tuple(Media(kind=one.kind, source="", digest=one.digest) for one in fetched)
+        with ExitStack() as room:
+            with self._budget.share() as share:
+                fetched, pixels = list[Media](), 0
+                for place, one in zip(places, media, strict=True):
+                    fetched.append(_named(place, partial(self._fetched, one, rules, use, batch_id, share)))
+                    pixels += _pixel_bytes(fetched[-1])
+                    _check_memory(share.size + pixels, rules)
+                size = sum(_size(one) for one in fetched)
+                room.enter_context(self._room(size))
+                ready = self._decoders.map(partial(_decoded_at, use), places, fetched)
+                messages = tuple(_with_media(turn, ready) if turn.parts else turn for turn in request.messages)
+                digests = tuple(Media(kind=one.kind, source="", digest=one.digest) for one in fetched)
+                fetched.clear()
             yield Loaded(request=replace(request, messages=messages), media=digests, size=size)
 
-    def _fetched(self, media: Media, rules: MediaRules, use: MediaUse, batch_id: str) -> Media:
+    def _fetched(self, media: Media, rules: MediaRules, use: MediaUse, batch_id: str, share: Share) -> Media:
         """With `data`, and the size of an image in `decoded`; unchanged if the engine's server reads it itself."""
-
         scheme = scheme_of(media.source)
         if scheme == "data":
+            share.take(len(media.source) * 3 // 4)
             data = from_data_url(media.source, rules)
         elif scheme in {"http", "https"} and _is_sent(media, use):
             return media
         else:
-            key = media.source if scheme else str(rules.file(media.source))
-            data = self._cache.get((batch_id, key), lambda: self._sources.fetch(media.source, rules))
+            data = self._read(media.source, rules, batch_id, share)
         image = open_image(data, rules) if media.kind == "image" and not _is_sent(media, use) else None
         return replace(media, data=data, digest=sha256(data).hexdigest(), decoded=image)
+
+    def _read(self, source: str, rules: MediaRules, batch_id: str, share: Share) -> bytes:
+        """From the cache or the source. Waits for room only while nothing is open and nobody waits for this fetch."""
+        key = source if scheme_of(source) else str(rules.file(source))
+        held, size = share.size, min(FIRST_BYTES, rules.limits.object_bytes)
+        fetch = partial(self._sources.fetch, source, rules, ObjectRoom(share, held).need)
+        while True:
+            share.take(size)
+            try:
+                data = self._cache.get((batch_id, key), fetch)
+            except NoRoom as error:
+                share.resize(held)
+                size = max(error.size, 2 * size)
+            else:
+                share.resize(held + len(data))
+                return data
 
 
 def _is_sent(media: Media, use: MediaUse) -> bool:
@@ -139,12 +163,23 @@ def _check(media: Media, rules: MediaRules, use: MediaUse) -> None:
     rules.check(media.source)
 
 
+def _check_memory(size: int, rules: MediaRules) -> None:
+    if size > rules.limits.request_bytes:
+        found = f"the media of the request take {in_words(size)} of memory or more"
+        raise rules.above(found, in_words(rules.limits.request_bytes), "request_bytes_max")
+
+
+def _pixel_bytes(media: Media) -> int:
+    return 0 if media.decoded is None else int(media.decoded.width) * int(media.decoded.height) * PIXEL_BYTES
+
+
 def _size(media: Media) -> int:
-    if media.data is None:
-        return 0
-    if media.decoded is not None:
-        return int(media.decoded.width) * int(media.decoded.height) * PIXEL_BYTES
-    return len(media.data)
+    """What is left of it once it is decoded."""
+    return _pixel_bytes(media) or len(media.data or b"")
+
+
+def _decoded_at(use: MediaUse, place: str, media: Media) -> Media:
+    return _named(place, partial(_decoded, media, use))
 
 
 def _decoded(media: Media, use: MediaUse) -> Media:

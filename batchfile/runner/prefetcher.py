@@ -27,6 +27,7 @@ from batchfile.ledger.records import BatchRecord
 from batchfile.ledger.shards import Lease
 from batchfile.lines.envelope import Envelope, custom_id_of, decode_envelope
 from batchfile.lines.framing import data_of
+from batchfile.lines.key_advice import typo_of
 from batchfile.lines.parse import parse_request
 from batchfile.routing import route
 from batchfile.runner.claimer import Claimer
@@ -283,7 +284,8 @@ class Prefetcher:
 def _with_adapter(request: Request, line: bytes, batch: BatchRecord, loaded: tuple[str, ...] | None) -> Request:
     """A `model_hint` that names an adapter counts as the model of the request.
 
-    Raises: InvalidRequest if the pool no longer has the adapter: the model itself must not answer instead.
+    Raises: InvalidRequest if the pool no longer has the adapter, or its name is misspelled: the model itself must not
+    answer instead.
     """
     hint = decode_envelope(line).hint
     name = hint if hint in batch.routing.adapters else request.model
@@ -291,7 +293,21 @@ def _with_adapter(request: Request, line: bytes, batch: BatchRecord, loaded: tup
         raise InvalidRequest(
             f"model: the pool no longer has the adapter {name!r}, which it had when the batch was created"
         )
+    _check_spelling(request.model, batch)
     return request if name == request.model else replace_fields(request, model=name)
+
+
+def _check_spelling(model: str | None, batch: BatchRecord) -> None:
+    """A stage ignores models, such as those of a hosted API, but a misspelled adapter is not one of them.
+
+    Raises: InvalidRequest.
+    """
+    table = batch.routing
+    if model is None or model in table.adapters or model in table.pools:
+        return
+    meant = None if any(model in names for names in table.pools.values()) else typo_of(model, table.adapters)
+    if meant is not None:
+        raise InvalidRequest(f"model: {model[:80]!r} is unknown; did you mean the adapter {meant!r}?")
 
 
 def _routed(line: bytes, batch: BatchRecord) -> tuple[str | None, Envelope | Request | None]:

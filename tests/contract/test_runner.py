@@ -326,9 +326,10 @@ class OneAdapterLess(AdaptedEcho):
     loaded = ("sql",)
 
 
-def adapted(engine: type[EchoEngine]) -> list[dict[str, Any]]:
-    """The results of requests for adapters, with this engine."""
-    ledger, routing = world(["hi"]), RoutingTable(pools={"local": ("m",)}, adapters={"sql": "local", "polish": "local"})
+def adapted(engine: type[EchoEngine], stage: str | None = None, *models: str) -> list[dict[str, Any]]:
+    """The results of requests for adapters, or for these models, with this engine."""
+    adapters = {"sql": "local", "polish": "local"}
+    ledger, routing = world(["hi"]), RoutingTable(pools={"local": ("m",)}, adapters=adapters, stages={"email": "local"})
     turn = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 9}
     rows = [
         {"custom_id": "model", "params": {**turn, "model": "sql"}},
@@ -336,10 +337,12 @@ def adapted(engine: type[EchoEngine]) -> list[dict[str, Any]]:
         {"custom_id": "pool", "params": turn, "metadata": {"model_hint": "local"}},
         {"custom_id": "unknown", "params": {**turn, "model": "sqll"}},
     ]
+    if models:
+        rows = [{"custom_id": name, "params": {**turn, "model": name}} for name in models]
     key = input_key("c", "n")
     ledger.store.put(key, "\n".join(map(json.dumps, rows)).encode())
-    planned = plan_input(ledger, "c", key, routing=routing)
-    batches.create(ledger, batches.Draft(batch_id="c", routing=routing, defaults=Defaults()), planned)
+    planned = plan_input(ledger, "c", key, routing=routing, stage=stage)
+    batches.create(ledger, batches.Draft(batch_id="c", routing=routing, defaults=Defaults(), stage=stage), planned)
     run_alone(Runner(ledger, engine, RunnerOptions(runner_id="r1", pool="local", only="c", is_janitor=False)))
     batch = batches.read_batch(ledger, "c")
     assert batch is not None
@@ -360,3 +363,9 @@ def test_a_request_for_an_adapter_that_was_removed_fails_instead_of_being_answer
     sql, polish, *_ = adapted(OneAdapterLess)
     assert (sql["status"], polish["status"]) == ("succeeded", "errored")
     assert "the pool no longer has the adapter 'polish'" in polish["error"]["message"]
+
+
+def test_a_stage_ignores_models_of_others_but_no_misspelled_adapter() -> None:
+    hosted, own, wrong = adapted(AdaptedEcho, "email", "claude-sonnet-4-5", "m", "polsih")
+    assert (hosted["status"], own["status"], wrong["status"]) == ("succeeded", "succeeded", "errored")
+    assert wrong["error"]["message"] == "model: 'polsih' is unknown; did you mean the adapter 'polish'?"

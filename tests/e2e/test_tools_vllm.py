@@ -92,6 +92,15 @@ def test_a_template_that_shows_no_tools_serves_none(plain: Any) -> None:
     assert found.reading(request(None, is_thinking=False)) is None
 
 
+def test_thinking_that_a_template_cannot_turn_off_is_not_disabled(tokenizer: Any) -> None:
+    found = parsers(tokenizer, reasoning_parser="qwen3")
+    assert found.reading(request(None, is_thinking=False)) is not None
+    always = copy.deepcopy(tokenizer)
+    always.chat_template = TEMPLATE.replace("enable_thinking", "m.thinking")
+    with pytest.raises(InvalidRequest, match="cannot turn it off"):
+        parsers(always, reasoning_parser="qwen3").reading(request(None, is_thinking=False))
+
+
 def test_a_parser_that_is_none_is_refused_at_the_start(tokenizer: Any) -> None:
     for names in ({"tool_parser": "nonsense"}, {"reasoning_parser": "nonsense"}):
         with pytest.raises(SettingsError, match="nonsense"):

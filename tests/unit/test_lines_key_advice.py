@@ -43,7 +43,6 @@ def fields(module: Any) -> set[str]:
         ("params", "reasoning_effort", "is not supported here; use output_config.effort"),
         ("params", "thinking_token_budget", "is not supported here; use thinking.budget_tokens"),
         (openai_chat.URL, "thinking", "is not supported here; use reasoning_effort"),
-        ("params", "verbosity", "verbosity is not supported; remove it"),
         ("params", "streem", "unknown field; remove it"),  # a batch does not stream
         ("params", "top_n", "is not a field of this format; remove it"),
         ("params", "tok_p", "unknown field; remove it"),  # top_k or top_p

@@ -4,6 +4,7 @@ Each model family has its own parser. The tool parser of common families is dete
 """
 
 import logging
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +27,8 @@ TOOL_PARSERS = (
 
 # The variables of chat templates that reasoning_effort sets.
 _EFFORT_VARIABLES = ("reasoning_effort", "enable_thinking")
+# Those that turn thinking off, unlike a key such as message.thinking.
+_THINKING_VARIABLE = re.compile(r"(?<![.\w])(?:enable_)?thinking\b")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,9 +92,17 @@ class Parsers:
             raise InvalidRequest("Tools and a format for the answer cannot be combined; remove one of them.")
         if request.is_thinking and not self.thinks:
             raise InvalidRequest(NO_THINKING.format(why="its operator has not set reasoning_parser"))
+        if request.is_thinking is False and self.thinks and not self._turns_thinking_off:
+            raise InvalidRequest(
+                "thinking: the chat template of this pool's model cannot turn it off; remove it, or name another model."
+            )
         if request.options is not None:
             self._check_template(request.options)
         return template_arguments(request)
+
+    @property
+    def _turns_thinking_off(self) -> bool:
+        return _THINKING_VARIABLE.search(self._template) is not None
 
     def _check_template(self, options: Options) -> None:
         """Raises: InvalidRequest for an option that the chat template would ignore."""

@@ -63,6 +63,13 @@ def _document(media: Media) -> str | Media:
         raise ValueError("is not text in UTF-8 and base64") from None
 
 
+def _only_one(given: object, *keys: str) -> None:
+    """Raises: ValueError where a file has several sources, of which only one could be read."""
+    found = [key for key in keys if getattr(given, key)]
+    if len(found) > 1:
+        raise ValueError(f"has {' and '.join(found)}; keep one of them")
+
+
 class _Part(Strict):
     """A part that is not only text. `read` gives what it contains, in order."""
 
@@ -83,6 +90,16 @@ class InputText(_Part):
 
     def read(self) -> tuple[str | Media, ...]:
         return (self.text,)
+
+
+class RefusalPart(_Part):
+    """What a model said instead of an answer, in history."""
+
+    type: Literal["refusal"]
+    refusal: str
+
+    def read(self) -> tuple[str | Media, ...]:
+        return (self.refusal,)
 
 
 class ImageUrl(Strict):
@@ -112,6 +129,7 @@ class InputImagePart(_Part):
     def read(self) -> tuple[str | Media, ...]:
         if self.image_url is None:
             raise ValueError(_BY_ID if self.file_id else "needs image_url")
+        _only_one(self, "image_url", "file_id")
         return (_media("image", self.image_url, self.detail),)
 
 
@@ -154,10 +172,13 @@ class File(Strict):
         source = self.file_data or self.file_url
         if source is None:
             raise ValueError(_BY_ID if self.file_id else "needs file_data or file_url")
+        _only_one(self, "file_data", "file_url", "file_id")
         if self.file_data is not None and not source.startswith("data:"):
             source = f"data:;base64,{source}"
         text = _document(_media("document", source))
-        return (JOINT.join(filter(None, (self.filename, text))),) if isinstance(text, str) else (text,)
+        if isinstance(text, str):
+            return (JOINT.join(filter(None, (self.filename, text))),)
+        return (self.filename, text) if self.filename else (text,)
 
 
 class FilePart(_Part):
@@ -259,7 +280,15 @@ def _source_of(source: Any) -> str:
 
 
 OpenAIPart = Annotated[
-    TextBlock | InputText | ImageUrlPart | InputImagePart | InputAudioPart | AudioUrlPart | FilePart | InputFilePart,
+    TextBlock
+    | InputText
+    | RefusalPart
+    | ImageUrlPart
+    | InputImagePart
+    | InputAudioPart
+    | AudioUrlPart
+    | FilePart
+    | InputFilePart,
     Field(discriminator="type"),
 ]
 

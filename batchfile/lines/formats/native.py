@@ -73,6 +73,13 @@ class ToolChoice(Strict):
     name: Name | None = None
     disable_parallel_tool_use: bool | None = None
 
+    @field_validator("name")
+    @classmethod
+    def _is_of_a_tool(cls, name: str | None, info: ValidationInfo) -> str | None:
+        if name is not None and info.data.get("type", "tool") != "tool":
+            raise ValueError('is only allowed with the type "tool"; remove it, or change the type')
+        return name
+
 
 class ToolUseBlock(Strict):
     type: Literal["tool_use"]

@@ -3,13 +3,15 @@
 from typing import Annotated, Any, Literal
 
 import msgspec
+from msgspec.structs import replace
 from pydantic import Field, ValidationInfo, field_validator
 
 from batchfile.lines.diagnostics import Diagnostic, Path
-from batchfile.lines.formats.media import OpenAIPart, misplaced_media, spoken
+from batchfile.lines.formats.media import OpenAIPart, RefusalPart, misplaced_media, spoken
 from batchfile.lines.formats.openai_shared import Ignored, PlainSampled, asked_of, format_keys
 from batchfile.lines.formats.options import ChatOptions, option_problems, sent_options
 from batchfile.lines.formats.shared import (
+    JOINT,
     SYSTEM_ROLES,
     TOKENS_MAX,
     Effectless,
@@ -58,6 +60,13 @@ class FunctionChoice(Strict):
     function: NamedFunction
 
 
+def is_object(arguments: str) -> bool:
+    try:
+        return isinstance(msgspec.json.decode(arguments or "{}"), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
 class CalledFunction(Strict):
     name: Name
     arguments: str
@@ -65,11 +74,7 @@ class CalledFunction(Strict):
     @field_validator("arguments")
     @classmethod
     def _is_object(cls, arguments: str) -> str:
-        try:
-            found = msgspec.json.decode(arguments or "{}")
-        except (ValueError, RecursionError):
-            found = None
-        if not isinstance(found, dict):
+        if not is_object(arguments):
             raise ValueError("must be a string that contains a JSON object")
         return arguments
 
@@ -131,7 +136,6 @@ class Body(PlainBody, ChatOptions, Ignored):
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
     thinking_token_budget: Annotated[Whole, Field(ge=-1, le=TOKENS_MAX)] | None = None
     include_reasoning: bool | None = None
-    verbosity: Literal["low", "medium", "high"] | None = None
 
     metadata: Annotated[Any, Effectless("a label for the vendor")] = None
     prediction: Annotated[Any, Effectless("it only saves time, and changes no answer")] = None
@@ -167,6 +171,8 @@ def is_plain(body: PlainBody) -> bool:
     for turn in body.messages:
         is_spoken |= turn.role not in SYSTEM_ROLES
         if turn.content is None or turn.tool_calls is not None or turn.role == "tool" or turn.refusal is not None:
+            return False
+        if turn.tool_call_id is not None:
             return False
         if turn.name is not None and turn.role in SYSTEM_ROLES:
             return False
@@ -234,6 +240,9 @@ def _call_problems(turns: list[Any]) -> list[Diagnostic]:
             diagnostics.append(Diagnostic((*place, "content"), "is missing", "Add it."))
         if turn.refusal is not None and turn.role != "assistant":
             diagnostics.append(misplaced((*place, "refusal"), "refusal", "an assistant"))
+        diagnostics += _misplaced_refusals(turn, place)
+        if turn.tool_call_id is not None and turn.role != "tool":
+            diagnostics.append(misplaced((*place, "tool_call_id"), "tool_call_id", "a tool"))
         if turn.role == "tool" and turn.tool_call_id is None:
             diagnostics.append(Diagnostic((*place, "tool_call_id"), "is missing", "Name the call that this answers."))
         elif turn.role == "tool" and turn.tool_call_id not in called:
@@ -243,9 +252,22 @@ def _call_problems(turns: list[Any]) -> list[Diagnostic]:
     return diagnostics
 
 
+def _misplaced_refusals(turn: ChatMessage, place: Path) -> list[Diagnostic]:
+    if turn.role == "assistant" or not isinstance(turn.content, list):
+        return []
+    parts: list[Any] = [*turn.content]
+    return [
+        misplaced((*place, "content", at), "refusal", "an assistant")
+        for at, part in enumerate(parts)
+        if isinstance(part, RefusalPart)
+    ]
+
+
 def _message(turn: ChatMessage) -> Message:
     role: Role = "system" if turn.role == "developer" else turn.role
-    said = spoken(role, turn.content or turn.refusal or "", turn.name)
+    said = spoken(role, turn.content or "", turn.name)
+    if turn.refusal:
+        said = replace(said, content=JOINT.join(filter(None, (said.content, turn.refusal))))
     if turn.tool_calls is None and turn.role != "tool":
         return said
     return Message(role, said.content, _calls(turn.tool_calls or []), turn.tool_call_id, turn.name)

@@ -9,7 +9,7 @@ from pydantic import Discriminator, Field, Tag
 
 from batchfile.lines.diagnostics import Diagnostic, Path
 from batchfile.lines.formats import openai_chat
-from batchfile.lines.formats.media import InputAudioPart, InputFilePart, InputImagePart
+from batchfile.lines.formats.media import InputAudioPart, InputFilePart, InputImagePart, RefusalPart
 from batchfile.lines.formats.options import INT64_MAX, INT64_MIN, GeneratingOptions, NumLogprobs, TemplateArguments
 from batchfile.lines.formats.shared import (
     TOKENS_MAX,
@@ -37,7 +37,7 @@ class Part(Strict):
     logprobs: NoEffect = None
 
 
-AnyPart = Annotated[Part | InputImagePart | InputFilePart | InputAudioPart, Field(discriminator="type")]
+AnyPart = Annotated[Part | RefusalPart | InputImagePart | InputFilePart | InputAudioPart, Field(discriminator="type")]
 Content = str | Annotated[list[AnyPart], Field(min_length=1)]
 
 
@@ -196,14 +196,45 @@ def is_plain(_: Body) -> bool:
 
 def more_problems(body: Body) -> list[Diagnostic]:
     """Those of the same request as a chat completion, with their places in this one."""
+    wrong = [
+        Diagnostic(("body", "input", n, "arguments"), "must be a string that contains a JSON object", "Change it.")
+        for n, item in enumerate(body.input)
+        if isinstance(item, Called) and not openai_chat.is_object(item.arguments)
+    ]
+    if wrong:
+        return wrong
     found = openai_chat.more_problems(chat_of(body))
-    return [replace_field(problem, path=_RENAMED.get(problem.path[:2], problem.path)) for problem in found]
+    return [
+        replace_field(
+            problem,
+            path=_place(body, problem.path),
+            message=problem.message.replace("response_format", "text.format"),
+            fix=problem.fix.replace("response_format", "text.format"),
+        )
+        for problem in found
+    ]
 
 
-_RENAMED: dict[Path, Path] = {
-    ("body", "messages"): ("body", "input"),
-    ("body", "response_format"): ("body", "text", "format"),
-}
+def _place(body: Body, path: Path) -> Path:
+    """Where something of the chat completion is in this request."""
+    if path[:2] == ("body", "response_format"):
+        return ("body", "text", "format")
+    if path[:2] != ("body", "messages"):
+        return path
+    if isinstance(body.input, str) or not isinstance(path[2:3][0] if path[2:3] else None, int):
+        return ("body", "input")
+    items = [("body", "input", n) for n, item in enumerate(body.input) for _ in _turns(item)]
+    at: list[Path] = ([("body", "instructions")] if body.instructions else []) + [*items]
+    return (*at[int(path[2])], *_names_in(path[3:], at[int(path[2])], body))
+
+
+def _names_in(rest: Path, item: Path, body: Body) -> Path:
+    """A tool's result has other names for its keys."""
+    if isinstance(body.input, str) or not isinstance(item[-1], int):
+        return ()
+    if isinstance(body.input[item[-1]], Returned) and rest:
+        return ({"tool_call_id": "call_id", "content": "output"}.get(str(rest[0]), rest[0]), *rest[1:])
+    return rest
 
 
 def to_request(custom_id: str, body: Body, defaults: Defaults) -> Request:

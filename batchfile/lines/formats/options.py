@@ -156,6 +156,7 @@ class ChatOptions(GeneratingOptions):
     logprobs: bool | None = None
     top_logprobs: NumLogprobs | None = None
     chat_template_kwargs: TemplateArguments | None = None
+    verbosity: Literal["low", "medium", "high"] | None = None
     documents: list[dict[str, Any]] | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None

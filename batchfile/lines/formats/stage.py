@@ -2,7 +2,7 @@
 
 Its four states, in order: `collected` (not planned yet), `submitted` (visible to runners), `processing` (a runner has
 started), `ended`. Canceled and expired requests are reported as errored with that error type, and so are refusals,
-answers stopped by a content filter, and results without text. Thinking is left out, as in OpenAI's format.
+answers stopped by a content filter, and results without text. Thinking is left out.
 """
 
 from collections.abc import Iterable, Iterator
