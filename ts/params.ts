@@ -242,6 +242,8 @@ export interface EngineParams {
   continue_final_message?: boolean;
   /** Variables of the chat template, such as `{ enable_thinking: false }`. */
   chat_template_kwargs?: Record<string, unknown>;
+  /** How long answers are: a variable of the chat template; fails if the template does not use it. */
+  verbosity?: 'low' | 'medium' | 'high';
   /** A variable of the chat template; fails if the template does not use it. */
   documents?: Record<string, unknown>[];
 

@@ -6,9 +6,8 @@ from typing import Any
 import pytest
 
 from batchfile.errors import InvalidRequest
-from batchfile.request_media import Media
 from batchfile.types import Defaults, Request
-from tests.helpers.lines import parse_request
+from tests.helpers.lines import Media, parse_request
 
 QUESTION = {"role": "user", "content": "q"}
 TEXT = "data:text/plain;base64,Qm9keSB0ZXh0"
