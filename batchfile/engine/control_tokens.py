@@ -1,11 +1,12 @@
 """Keeps control tokens in the texts of a conversation from being read as tokens: there they are data.
 
 A chat template writes its own control tokens, such as `<|im_start|>`, next to the texts of a request, and then a
-tokenizer cannot tell which is whose. So tokens in texts are replaced by placeholders before the template runs.
-Afterwards the tokens of the template are renamed, the texts get theirs back, and a copy of the tokenizer that knows the
-control tokens only by their new names encodes everything in one pass. So the joints are encoded as in any other text.
+tokenizer cannot tell which is whose. So one character of each token, such as `<`, is replaced by placeholders in texts
+before the template runs: whatever the template joins or removes, texts then contain no token. Afterwards the tokens of
+the template are renamed, the texts get their characters back, and a copy of the tokenizer that knows the control tokens
+only by their new names encodes everything in one pass. So the joints are encoded as in any other text.
 
-Only requests whose texts contain a control token take this path. Thread-safe.
+Only requests whose texts contain a control token, or are joined to one, take this path. Thread-safe.
 """
 
 import json
@@ -13,12 +14,17 @@ import re
 import secrets
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from batchfile.errors import InvalidRequest
 
 _SPLITS = re.compile(r"""split\(\s*(['"])(.*?)\1""")
+_EDITS = re.compile(r"\.replace\(|\|\s*replace\b|\.split\(")
+_ASCII = "".join(map(chr, range(32, 127)))
+# Some tokenizers have tokens for them, which are ordinary text.
+_HTML = re.compile(
+    r"</?(table|caption|thead|tbody|tfoot|tr|th|td|h[1-6]|p|ul|ol|li|blockquote|strong|em|b|i|u|s|sub|sup|code|br|a)>"
+)
 _CANNOT_ENCODE = (
     "The text contains {token!r}, a control token of this model, and the model's tokenizer cannot encode it as "
     "ordinary text. Remove it from the text, or set parse_control_tokens, so that it keeps its meaning."
@@ -29,16 +35,12 @@ _CHANGES_TEXT = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Hidden:
-    """The input of a chat template, with placeholders for the control tokens in its texts."""
-
-    turns: list[dict[str, Any]]
-    arguments: dict[str, Any]
+Render = Callable[[list[dict[str, Any]], dict[str, Any]], str]
 
 
 class ControlTokens:
-    """The control tokens of a tokenizer: those that are special, and all others that the chat template writes.
+    """The control tokens of a tokenizer: those that are special, those that the chat template writes, and others that
+    look like markup.
 
     In the content of assistant turns, markers on which the template splits texts (`</think>`) keep their meaning.
     """
@@ -53,44 +55,107 @@ class ControlTokens:
         markers |= {token.replace("</", "<", 1) for token in markers}
         self._pattern = _AnyOf(self._tokens)
         self._pattern_in_answers = _AnyOf(set(self._tokens) - markers)
+        self._normalized = _Normalized.of(tokenizer, backend, set(self._tokens))
+        self._normalized_in_answers = _Normalized.of(tokenizer, backend, set(self._tokens) - markers)
+        self._is_edited = _EDITS.search(template) is not None
+        breakers = sorted({_breaker(token) for token in self._tokens}, key=len, reverse=True)
+        any_breaker = "|".join(map(re.escape, breakers)) or "(?!)"
+        self._signs = {token[0] for token in self._tokens}.union(breakers if self._is_edited else ())
+        kept = "|".join(map(re.escape, sorted(markers.union(filter(None, split_on)))))
+        self._breakers = re.compile(any_breaker)
+        self._breakers_in_answers = re.compile(f"(?!{kept})(?:{any_breaker})") if kept else self._breakers
         # Random, so that no text can contain a placeholder or a new name. Letters and digits, so that no template,
         # normalizer or JSON encoder changes them.
-        self._placeholders = _Names(f"q{secrets.token_hex(8)}n", self._tokens)
+        self._placeholders = _Names(f"q{secrets.token_hex(8)}n", breakers)
         self._new_names = _Names(f"q{secrets.token_hex(8)}n", self._tokens)
         self._backend = backend
         self._lock = threading.Lock()
         self._encoder: Any = None
 
-    def hide(self, turns: Sequence[Mapping[str, Any]], arguments: Mapping[str, Any]) -> Hidden | None:
-        """None if no text contains a control token.
+    def rendered(
+        self, turns: Sequence[dict[str, Any]], arguments: Mapping[str, Any], render: Render
+    ) -> tuple[str, bool]:
+        """What the chat template makes of these, and whether to encode that with `encode`.
 
-        Raises: InvalidRequest if one does and the tokenizer cannot encode it as text.
+        Raises: InvalidRequest if a text contains a control token that the tokenizer cannot encode as text; as `render`.
         """
-        found = (token for turn in turns for key in turn for token in _found(turn[key], self._pattern_for(turn, key)))
-        token = next(found, None) or next(_found(arguments, self._pattern), None)
-        if token is None:
-            return None
-        self._load_encoder(token)
+        if self._normalized is None and not any(map(self._may_have, (*turns, {"": arguments}))):
+            return render(list(turns), dict(arguments)), False
+        token = self._found(turns, arguments)
+        if token is None and not self._may_join(turns, arguments):
+            return render(list(turns), dict(arguments)), False
+        if token is not None:
+            self._load_encoder(token)
         name = self._placeholders.of_match
-        return Hidden(
-            [{key: _changed(turn[key], self._pattern_for(turn, key), name) for key in turn} for turn in turns],
-            _changed(arguments, self._pattern, name),
+        hidden = render(
+            [{key: _changed(turn[key], self._breakers_of(turn, key), name) for key in turn} for turn in turns],
+            _changed(arguments, self._breakers, name),
         )
+        if token is None:
+            plain = render(list(turns), dict(arguments))
+            made, own = self._pattern.all_in(plain), self._pattern.all_in(hidden)
+            if made == own:
+                return plain, False
+            self._load_encoder(next((one for one in made if made.count(one) > own.count(one)), made[0] if made else ""))
+        return hidden, True
 
     def restored(self, text: str) -> str:
         """A text that the template made, such as a message, without placeholders."""
         return self._placeholders.undone(text)
 
     def encode(self, rendered: str, *, adds_special_tokens: bool = False) -> list[int]:
-        """The ids of what the template made of a Hidden. Raises: InvalidRequest."""
+        """The ids of a text of `rendered`. Raises: InvalidRequest."""
         text = self._placeholders.undone(self._pattern.sub(self._new_names.of_match, rendered))
         if self._placeholders.prefix in text.lower():
             raise InvalidRequest(_CHANGES_TEXT)
         ids: list[int] = self._encoder.encode(text, add_special_tokens=adds_special_tokens).ids
         return ids
 
-    def _pattern_for(self, turn: Mapping[str, Any], key: str) -> "_AnyOf":
-        return self._pattern_in_answers if key == "content" and turn["role"] == "assistant" else self._pattern
+    def _may_have(self, values: Mapping[str, Any]) -> bool:
+        """Whether a text has a character that a token needs. Most have none, and to know that is cheap."""
+        for value in values.values():
+            for text in (value,) if isinstance(value, str) else _strings(value):
+                for sign in self._signs:
+                    if sign in text:
+                        return True
+        return False
+
+    def _found(self, turns: Sequence[Mapping[str, Any]], arguments: Mapping[str, Any]) -> str | None:
+        """A control token in a text, or what the tokenizer's normalizer may make one of."""
+        values = [(arguments, self._pattern, self._normalized)]
+        for turn in turns:
+            for key, value in turn.items():
+                if key == "content" and turn["role"] == "assistant":
+                    values.append((value, self._pattern_in_answers, self._normalized_in_answers))
+                else:
+                    values.append((value, self._pattern, self._normalized))
+        for value, pattern, normalized in values:
+            for text in _strings(value):
+                if token := pattern.first_in(text):
+                    return token
+                if normalized is not None and (token := self._lookalike_in(text, normalized)):
+                    return token
+        return None
+
+    def _lookalike_in(self, text: str, normalized: "_Normalized") -> str | None:
+        made = normalized.changed(text)
+        if made is None:
+            return None
+        if token := normalized.pattern.first_in(made):
+            return token
+        is_unsafe = normalized.pattern.ends_inside(made) or (self._is_edited and self._breakers.search(made))
+        return made[-20:] if is_unsafe else None
+
+    def _may_join(self, turns: Sequence[Mapping[str, Any]], arguments: Mapping[str, Any]) -> bool:
+        """Whether the template might make a control token of several texts, or by leaving out a part of one."""
+        return any(
+            self._pattern.ends_inside(text) or (self._is_edited and self._breakers.search(text) is not None)
+            for value in (*turns, arguments)
+            for text in _strings(value)
+        )
+
+    def _breakers_of(self, turn: Mapping[str, Any], key: str) -> "re.Pattern[str]":
+        return self._breakers_in_answers if key == "content" and turn["role"] == "assistant" else self._breakers
 
     def _load_encoder(self, token: str) -> None:
         """Made when it is first needed: that takes up to a second, and as much memory as the tokenizer."""
@@ -128,8 +193,20 @@ def _control_tokens(tokenizer: Any, template: str) -> list[str]:
     return [
         token.content
         for token in added.values()
-        if token.content.strip() and (token.special or (token.content in template and not token.content.isalnum()))
+        if token.content.strip() and (token.special or _is_markup(token.content, template))
     ]
+
+
+def _is_markup(content: str, template: str) -> bool:
+    if content in template:
+        return not content.isalnum()
+    has_sign = any(not (letter.isalnum() or letter.isspace()) for letter in content)
+    return has_sign and any(map(str.isalnum, content)) and _HTML.fullmatch(content) is None
+
+
+def _breaker(token: str) -> str:
+    """A character without which texts cannot make the token. The token if there are only those of names and JSON."""
+    return next((one for one in token if not (one.isalnum() or one.isspace() or one in "\"'\\_{}:,")), token)
 
 
 class _AnyOf:
@@ -140,6 +217,9 @@ class _AnyOf:
 
     def __init__(self, tokens: Iterable[str]) -> None:
         tree: dict[str, Any] = {}
+        tokens = list(tokens)
+        self._beginnings = {token[:size] for token in tokens for size in range(1, len(token))}
+        self._longest = max(map(len, self._beginnings), default=0)
         for token in tokens:
             node = tree
             for letter in token:
@@ -148,12 +228,32 @@ class _AnyOf:
         self._pattern = re.compile(_branches(tree) or r"(?!)")
         self._letters = list(tree)
 
+    def may_be_in(self, text: str) -> bool:
+        for letter in self._letters:  # noqa: SIM110 - four times as fast as any()
+            if letter in text:
+                return True
+        return False
+
     def first_in(self, text: str) -> str | None:
         # Most texts have none of the first letters, and to know that is cheaper than to match.
-        if not any(letter in text for letter in self._letters):
+        if not self.may_be_in(text):
             return None
         found = self._pattern.search(text)
         return None if found is None else found[0]
+
+    def all_in(self, text: str) -> list[str]:
+        return self._pattern.findall(text)
+
+    def ends_inside(self, text: str) -> bool:
+        """Whether a token may begin at the end of the text, apart from spaces, which templates strip."""
+        tail = text[-self._longest - 8 :].rstrip()
+        for letter in self._letters:
+            at = tail.find(letter)
+            while at >= 0:
+                if tail[at:] in self._beginnings:
+                    return True
+                at = tail.find(letter, at + 1)
+        return False
 
     def sub(self, name: Callable[[re.Match[str]], str], text: str) -> str:
         return self._pattern.sub(name, text)
@@ -165,21 +265,44 @@ def _branches(node: dict[str, Any]) -> str:
     return f"(?:{found}){'?' if is_end else ''}" if found and (is_end or len(node) > 1) else found
 
 
-def _found(value: Any, pattern: _AnyOf) -> Iterator[str]:
-    """The first match in each of the strings inside, keys included."""
+class _Normalized:
+    """Texts as the tokenizer's normalizer leaves them, where it looks for some tokens."""
+
+    def __init__(self, normalizer: Any, tokens: Iterable[str]) -> None:
+        self._of = normalizer.normalize_str
+        self.pattern = _AnyOf(filter(None, (self._of(token).strip(" ▁") for token in tokens)))
+        self._keeps_ascii = self._of(_ASCII) == _ASCII
+
+    @classmethod
+    def of(cls, tokenizer: Any, backend: Any, tokens: set[str]) -> "_Normalized | None":
+        normalizer = None if backend is None else backend.normalizer
+        if normalizer is None or json.loads(normalizer.__getstate__()).get("normalizers") == []:
+            return None
+        found = {one.content for one in tokenizer.added_tokens_decoder.values() if one.normalized} & tokens
+        return cls(normalizer, sorted(found)) if found else None
+
+    def changed(self, text: str) -> str | None:
+        """The normalized text; None if it is the same."""
+        if self._keeps_ascii and text.isascii():
+            return None
+        made = str(self._of(text))
+        return None if made == text else made
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """The strings inside, keys included."""
     if isinstance(value, str):
-        if token := pattern.first_in(value):
-            yield token
+        yield value
     elif isinstance(value, Mapping):
         for key, inner in value.items():
-            yield from _found(key, pattern)
-            yield from _found(inner, pattern)
+            yield from _strings(key)
+            yield from _strings(inner)
     elif isinstance(value, list | tuple):
         for inner in value:
-            yield from _found(inner, pattern)
+            yield from _strings(inner)
 
 
-def _changed(value: Any, pattern: _AnyOf, name: Callable[[re.Match[str]], str]) -> Any:
+def _changed(value: Any, pattern: "re.Pattern[str]", name: Callable[[re.Match[str]], str]) -> Any:
     if isinstance(value, str):
         return pattern.sub(name, value)
     if isinstance(value, Mapping):

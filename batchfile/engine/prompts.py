@@ -95,18 +95,26 @@ class ChatPrompts:
         more = arguments or {}
         if tools is not None:
             more = {**more, "tools": wire_tools(tools)}
-        hidden = None if self._control_tokens is None else self._control_tokens.hide(turns, more)
-        if hidden is not None:
-            turns, more = hidden.turns, hidden.arguments
-        if above:  # aligned by the end, because a folded system turn is missing at the start
-            turns = [_with_above(turn, text) for turn, text in zip(turns, above[-len(turns) :], strict=True)]
+        is_continued = messages[-1].role == "assistant"
+
+        def render(turns: list[dict[str, Any]], arguments: dict[str, Any]) -> str:
+            if above:  # aligned by the end, because a folded system turn is missing at the start
+                turns = [_with_above(turn, text) for turn, text in zip(turns, above[-len(turns) :], strict=True)]
+            return self._render(turns, arguments, is_continued)
+
+        has_data = False
         try:
-            text = self._render(turns, more, is_continued=messages[-1].role == "assistant")
+            if self._control_tokens is None:
+                text = render(turns, more)
+            else:
+                text, has_data = self._control_tokens.rendered(turns, more, render)
+        except InvalidRequest:
+            raise
         except Exception as error:  # a template is a program in the model's files and may raise anything
             reason = str(error) if self._control_tokens is None else self._control_tokens.restored(str(error))
             raise InvalidRequest(f"The model's chat template rejected these turns: {reason}") from error
         system = messages[0].content if messages[0].role == "system" else None
-        if self._control_tokens is not None and hidden is not None:
+        if self._control_tokens is not None and has_data:
             token_ids = self._control_tokens.encode(text, adds_special_tokens=adds_special_tokens)
         elif adds_special_tokens:
             token_ids = self._encode(text, adds_special_tokens=True)

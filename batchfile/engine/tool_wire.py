@@ -52,10 +52,19 @@ def wire_turn(turn: Message) -> dict[str, Any]:
 
 
 def wire_parts(turn: Message) -> list[dict[str, Any]]:
-    """The content of a turn as chat templates of models with media take it: each medium is its kind alone."""
-    if not turn.parts:
-        return [{"type": "text", "text": turn.content}]
-    return [{"type": "text", "text": part} if isinstance(part, str) else {"type": part.kind} for part in turn.parts]
+    """The content of a turn as chat templates of models with media take it: each medium is its kind alone.
+
+    Adjacent texts are one, separated as in turns without media, because templates write them without a separator.
+    """
+    made: list[dict[str, Any]] = []
+    for part in turn.parts or (turn.content,):
+        if not isinstance(part, str):
+            made.append({"type": part.kind})
+        elif made and made[-1]["type"] == "text":
+            made[-1]["text"] = "\n\n".join(filter(None, (made[-1]["text"], part)))
+        else:
+            made.append({"type": "text", "text": part})
+    return made
 
 
 def call_stem(request: Request) -> str:

@@ -212,19 +212,23 @@ class Texts:
                 else self.encode(one + other, None, adds=adds, keep=keep)
             )
         turns = [{"role": "query", "content": one}, {"role": "document", "content": other}]
-        hidden = None if self._control_tokens is None else self._control_tokens.hide(turns, arguments)
-        if hidden is not None:
-            turns, arguments = hidden.turns, hidden.arguments
         try:
-            with self._lock:
-                text = self._tokenizer.apply_chat_template(
-                    turns, chat_template=self._template, tokenize=False, **arguments
-                )
+            if self._control_tokens is None:
+                return self.encode(self._render(turns, arguments), None, adds=adds, keep=keep)
+            text, has_data = self._control_tokens.rendered(turns, arguments, self._render)
+        except InvalidRequest:
+            raise
         except Exception as error:  # a template is a program and may raise anything
             raise InvalidRequest(f"The pool's chat template rejected this pair: {error}") from error
-        if self._control_tokens is not None and hidden is not None:
+        if has_data:
             return _Encoded(self._control_tokens.encode(text, adds_special_tokens=adds))
         return self.encode(text, None, adds=adds, keep=keep)
+
+    def _render(self, turns: list[dict[str, Any]], arguments: Mapping[str, Any]) -> str:
+        with self._lock:
+            return str(
+                self._tokenizer.apply_chat_template(turns, chat_template=self._template, tokenize=False, **arguments)
+            )
 
     def encode(self, one: str, other: str | None, *, adds: bool, keep: int | None) -> _Encoded:
         """`keep`: at most so many tokens, special ones included; -1: as many as fit."""
