@@ -92,6 +92,7 @@ const VALUES: { [Key in keyof Required<BatchParams>]: BatchParams[Key] } = {
   add_generation_prompt: true,
   continue_final_message: false,
   chat_template_kwargs: { enable_thinking: false },
+  verbosity: 'low',
   documents: [{ title: 'A', text: 'B' }],
   priority: 0,
   cache_salt: 'tenant',
@@ -190,7 +191,7 @@ async function answers(): Promise<void> {
   deepEqual([seen.media?.length, seen.media?.[0]?.type, seen.media?.[0]?.sha256?.length], [1, 'image', 64]);
   const { logprobs, stop_reason, model, usage } = await answerOf(id, 'logprobs');
   deepEqual([logprobs?.length, stop_reason, typeof model], [usage?.output_tokens, 'end_turn', 'string']);
-  ok(logprobs?.every(({ token, logprob, top_logprobs }) => token && logprob <= 0 && top_logprobs.length <= 1));
+  ok(logprobs?.every(({ token, logprob, top_logprobs }) => token && logprob !== null && logprob <= 0 && top_logprobs.length <= 1));
   equal((await answerOf(id, 'several')).choices?.length, 2);
 
   const messages: BatchMessage[] = [
