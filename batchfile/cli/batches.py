@@ -73,9 +73,9 @@ def ls(
     num, kept = 0, list[BatchStatus]()
     with where.connected() as connection:
         newest = islice((batch.last_status for batch in connection.batches()), LOOKED_AT_MAX)
-        recent: Iterator[BatchStatus] = newest if is_json else _without_kept(newest, kept)
-        young = takewhile(lambda batch: batch.created_at >= (since or 0.0), recent)
-        found = islice(filter(is_wanted, young), limit)
+        young = takewhile(lambda batch: batch.created_at >= (since or 0.0), newest)
+        listed: Iterator[BatchStatus] = young if is_json else _without_kept(young, kept)
+        found = islice(filter(is_wanted, listed), limit)
         while page := list(islice(found, 1 if is_json else PAGE)):
             rows = [json.dumps(as_json(batch)) for batch in page] if is_json else list_lines(page, time.time())
             for row in rows[1:] if num and not is_json else rows:

@@ -219,7 +219,7 @@ class _AnyOf:
         tree: dict[str, Any] = {}
         tokens = list(tokens)
         self._beginnings = {token[:size] for token in tokens for size in range(1, len(token))}
-        self._longest = max(map(len, self._beginnings), default=0)
+        self._longest = max(map(len, self._beginnings), default=1)
         for token in tokens:
             node = tree
             for letter in token:
@@ -246,7 +246,7 @@ class _AnyOf:
 
     def ends_inside(self, text: str) -> bool:
         """Whether a token may begin at the end of the text, apart from spaces, which templates strip."""
-        tail = text[-self._longest - 8 :].rstrip()
+        tail = text.rstrip()[-self._longest :]
         for letter in self._letters:
             at = tail.find(letter)
             while at >= 0:

@@ -116,24 +116,28 @@ def test_a_request_that_kills_the_engine_is_found_among_those_with_images() -> N
 def test_an_endpoint_gets_urls_as_sent_and_other_media_as_data(server: Any, tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(png())
     (tmp_path / "a.wav").write_bytes(wav())
+    (tmp_path / "a.mp3").write_bytes(b"ID3")
     far = {"type": "image_url", "image_url": {"url": "https://images.example/a.png", "detail": "low"}}
     answer = {"message": {"role": "assistant", "content": "a cat"}, "finish_reason": "stop"}
     server.always = {"text": json.dumps({"choices": [answer]}), "content_type": "application/json"}
     parts = [{"type": "text", "text": "see"}, far, image("a.png"), {"type": "audio_url", "audio_url": "a.wav"}]
+    parts.append({"type": "audio_url", "audio_url": "a.mp3"})
     [found] = results(
         [line(0, *parts)],
         MediaRules(folder=tmp_path, allow=None),
         lambda: HttpEngine(http_options(server.url)),
     )
     assert found["status"] == "succeeded"
-    text, sent, near, audio = server.seen[0]["body"]["messages"][0]["content"]
+    text, sent, near, audio, song = server.seen[0]["body"]["messages"][0]["content"]
     assert (text, sent) == (parts[0], far)
     assert near["image_url"]["url"].startswith("data:image/png;base64,iVBORw0KGgo")
     assert (audio["type"], audio["input_audio"]["format"]) == ("input_audio", "wav")
+    assert song["input_audio"]["format"] == "mp3", "as OpenAI names it, not mpeg"
     assert [one["sha256"] for one in found["media"]] == [
         None,
         sha256(png()).hexdigest(),
         sha256(wav()).hexdigest(),
+        sha256(b"ID3").hexdigest(),
     ]
 
 

@@ -45,6 +45,14 @@ def with_parts(*parts: str | Media, role: Any = "user") -> Message:
     return Message(role, "\n\n".join(part for part in parts if isinstance(part, str)), parts=parts)
 
 
+def test_spaces_that_a_template_trims_separate_nothing(tokenizers: dict[str, Any]) -> None:
+    tokenizer, (begin, end) = tokenizers["chatml"], CUTS["chatml"]
+    layout = "{% for part in m.content if part.type == 'text' %}{{ part.text | trim }}{% endfor %}"
+    prompts = prompts_with(tokenizer, f"{{% for m in messages %}}{layout}{{% endfor %}}")
+    parts = (begin + " " * 40, IMAGE, end)
+    assert named(tokenizer, prompts.prompt((with_parts(*parts),)).token_ids) == []
+
+
 @pytest.mark.parametrize("layout", [PARTS, MEDIA_FIRST], ids=["in order", "media first"])
 @pytest.mark.parametrize("family", CUTS)
 def test_parts_of_a_turn_never_make_a_control_token(tokenizers: dict[str, Any], family: str, layout: str) -> None:

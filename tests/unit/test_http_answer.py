@@ -260,6 +260,13 @@ def test_vectors_that_are_not_what_was_asked_for_spend_an_attempt(data: Any, wor
     assert words in odd({"data": data}, replace(VECTORS, dimensions=2))
 
 
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_scores_that_are_not_finite_spend_an_attempt(number: float) -> None:
+    score = {"data": [{"index": 0, "score": number}]}
+    assert "not finite" in odd(score, replace(VECTORS, kind="score"))
+    assert "not finite" in odd({"results": [{"index": 0, "relevance_score": number}]}, replace(VECTORS, kind="rerank"))
+
+
 @pytest.mark.parametrize(
     ("body", "words"),
     [

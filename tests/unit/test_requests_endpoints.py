@@ -180,6 +180,22 @@ def results(place: str, parts: dict[str, Any], engine: EchoEngine) -> dict[str, 
     return body
 
 
+@pytest.mark.parametrize(
+    ("kind", "vector", "key", "shown"),
+    [
+        ("rerank", (0.0, float("nan")), "results", {"index": 0, "relevance_score": None}),
+        ("classification", (float("nan"), 1.0), "data", {"probs": [None, 1.0], "num_classes": 2}),
+        ("score", (float("nan"),), "data", {"index": 0, "score": None}),
+    ],
+)
+def test_a_number_that_is_not_finite_is_null_and_the_rest_of_the_file_is_written(
+    kind: Any, vector: Any, key: str, shown: dict[str, Any]
+) -> None:
+    line = encode_result("a", Completion(choices=(), usage=Usage(), kind=kind, vectors=(vector,)), "m")
+    [made] = openai_file([line + b"\n"], batch_id="batch_1", created=1, is_output=None)
+    assert json.loads(made)["response"]["body"][key][0].items() >= shown.items()
+
+
 def test_results_have_the_shape_of_their_endpoint() -> None:
     talking = EchoEngine(thinking="hm", tool_input={"a": 1})
     found = Response.model_validate(results(openai_responses.URL, {"input": "a b c", "max_output_tokens": 2}, talking))

@@ -244,7 +244,7 @@ def _text(given: object) -> str:
 
 def _vectors(body: dict[str, Any], wanted: ExpectedAnswer) -> Completion:
     if wanted.kind == "rerank":
-        made = tuple((float(int(one["index"])), float(one["relevance_score"])) for one in body["results"])
+        made = tuple((float(int(one["index"])), _finite(one["relevance_score"])) for one in body["results"])
         if len(made) != wanted.num_vectors:
             raise Odd(f"it has {len(made)} documents instead of {wanted.num_vectors}.")
         return Completion(choices=(), usage=_usage(body, "prompt_tokens"), kind=wanted.kind, vectors=made)
@@ -255,7 +255,7 @@ def _vectors(body: dict[str, Any], wanted: ExpectedAnswer) -> Completion:
         raise Odd("the indexes of its vectors do not match the inputs.")
     usage, labels = _usage(body, "prompt_tokens"), tuple[str | None, ...]()
     if wanted.kind == "score":
-        vectors: tuple[Vector, ...] = tuple((float(one["score"]),) for one in found)
+        vectors: tuple[Vector, ...] = tuple((_finite(one["score"]),) for one in found)
     elif wanted.kind == "classification":
         vectors = tuple(_vector(one["probs"], wanted) for one in found)
         labels = tuple(None if one.get("label") is None else str(one["label"]) for one in found)
@@ -276,7 +276,7 @@ def _vector_or_more(given: Any, wanted: ExpectedAnswer) -> Vector:
 def _finite(given: Any) -> float:
     value = float(given)
     if not isfinite(value):
-        raise Odd("it has a vector with a number that is not finite.")
+        raise Odd("it has a number that is not finite.")
     return value
 
 
@@ -284,7 +284,7 @@ def _vector(given: Any, wanted: ExpectedAnswer) -> tuple[float, ...] | str:
     """A vector in the requested encoding, whichever encoding the response has."""
     values = _unpacked(given) if isinstance(given, str) else tuple(map(float, given))
     if not all(map(isfinite, values)):
-        raise Odd("it has a vector with a number that is not finite.")
+        raise Odd("it has a number that is not finite.")
     if wanted.dimensions is not None and len(values) != wanted.dimensions:
         raise Odd(f"it has a vector of {len(values)} numbers instead of {wanted.dimensions}.")
     if isinstance(given, str) and wanted.is_base64:

@@ -308,6 +308,9 @@ def _turn(turn: Message) -> dict[str, Any]:
     return wire
 
 
+_AUDIO_FORMATS = {"mpeg": "mp3", "x-wav": "wav"}  # as OpenAI names them
+
+
 def _part(part: str | Media) -> dict[str, Any]:
     """A text or medium in OpenAI's form. One that the endpoint cannot reach itself is sent as a data URL."""
     if isinstance(part, str):
@@ -320,13 +323,15 @@ def _part(part: str | Media) -> dict[str, Any]:
         return {"type": "image_url", "image_url": {"url": url} | ({"detail": part.detail} if part.detail else {})}
     if part.data is None:
         return {"type": "audio_url", "audio_url": {"url": url}}  # vLLM's
-    return {"type": "input_audio", "input_audio": {"data": url.partition(",")[2], "format": mime.partition("/")[2]}}
+    subtype = mime.partition("/")[2]
+    audio = {"data": url.partition(",")[2], "format": _AUDIO_FORMATS.get(subtype, subtype)}
+    return {"type": "input_audio", "input_audio": audio}
 
 
 def _mime_of(media: Media) -> str:
     default = {"image": "image/jpeg", "audio": "audio/wav"}.get(media.kind, "application/octet-stream")
     guessed = guess_type(media.source.partition("?")[0])[0] or ""
-    return guessed.replace("x-wav", "wav") if guessed.startswith(f"{media.kind}/") else default
+    return guessed if guessed.startswith(f"{media.kind}/") else default
 
 
 def _tools(tools: Tools) -> dict[str, Any]:

@@ -346,6 +346,8 @@ def _choice(choice: Any, text: str) -> Choice:
 def read_template(path: str) -> str:
     try:
         return Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise SettingsError(f"chat_template {path!r} is not UTF-8; save it as UTF-8") from None
     except OSError as error:
         if why := why_unavailable(error, path):
             raise EngineDead(f"chat_template {path!r} is unavailable now ({why})") from error

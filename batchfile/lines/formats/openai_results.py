@@ -47,8 +47,8 @@ _INVALID = "invalid_request_error"
 _PLACE = re.compile(r"(?:body\.)?(model|(?<=body\.)[^\s:]+): ")  # the key of the body that a message is about
 
 _encoder = msgspec.json.Encoder()
-_numbers = msgspec.json.Decoder(tuple[float, float])
-_probabilities = msgspec.json.Decoder(list[float])
+_numbers = msgspec.json.Decoder(tuple[float, float | None])  # null: what a model gave was not finite
+_probabilities = msgspec.json.Decoder(list[float | None])
 _token = msgspec.json.Decoder(TokenLogprob)
 
 
