@@ -15,6 +15,7 @@ from batchfile.ledger.assemble import fingerprints_of
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.batches import Planned
 from batchfile.ledger.cas import Lost, Stored, load, swap, update_batch
+from batchfile.ledger.parallel import in_order
 from batchfile.ledger.records import BatchRecord, IdempotencyRecord, ShardRecord
 from batchfile.local.display import counted, from_here
 from batchfile.local.options import (
@@ -80,7 +81,8 @@ def previous_of(ledger: Ledger, batch: BatchRecord) -> Previous:
     earlier = None if name is None else batches.read_batch(ledger, name)
     if batch.state == "ended":
         return Previous(batch, earlier, batch.counts.succeeded, batch.fingerprints)
-    found = [load(ledger, entry.key, ShardRecord) for entry in ledger.store.list(keys.shards_prefix(batch.batch_id))]
+    shards = (entry.key for entry in ledger.store.list(keys.shards_prefix(batch.batch_id)))
+    found = in_order(ledger, lambda key: load(ledger, key, ShardRecord), shards)
     records = [one.record for one in found if one is not None]
     num = sum(record.counts.succeeded for record in records)
     return Previous(batch, earlier, num, fingerprints_of(batch, records))

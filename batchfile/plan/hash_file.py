@@ -22,7 +22,7 @@ from batchfile.types import Defaults
 
 NO_HASH = bytes(HASH_BYTES)
 NO_LINE = 2**32 - 1
-PORTION_LINES = 500_000  # of a batch, whose hashes are in memory at once: about 70 MB
+PORTION_LINES = 500_000  # of the old batch, whose hashes are in memory at once: about 70 MB
 _PORTIONS_MAX = 256  # values of the first byte of a hash
 _HEADER = b"batchfile hash 1"  # the last digit is the version of this format
 _WRITE_HASHES = 4096
@@ -100,7 +100,7 @@ def pairs(ledger: Ledger, old: FileRef, new: FileRef, beat: Callable[[], None]) 
     new_of = array("I", [NO_LINE]) * old.num_lines
     next_of = array("I", [NO_LINE]) * old.num_lines  # the next line of `old` with the same request
     num_unhashed = 0
-    for is_in in _portions(max(old.num_lines, new.num_lines)):
+    for is_in in _portions(old.num_lines):
         first_of: dict[bytes, int] = {}
         last_of: dict[bytes, int] = {}  # only of requests that are repeated
         for number, digest in _read(ledger, old, is_in, beat):

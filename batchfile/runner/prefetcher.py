@@ -4,6 +4,7 @@ A thread calls `tick`, which handles one shard at a time.
 """
 
 from contextlib import suppress
+from functools import lru_cache
 from itertools import count
 from typing import NamedTuple
 
@@ -297,6 +298,9 @@ def _with_adapter(request: Request, line: bytes, batch: BatchRecord, loaded: tup
     return request if name == request.model else replace_fields(request, model=name)
 
 
+_adapter_meant = lru_cache(maxsize=1024)(typo_of)  # most lines of a batch name one model
+
+
 def _check_spelling(model: str | None, batch: BatchRecord) -> None:
     """A stage ignores models, such as those of a hosted API, but a misspelled adapter is not one of them.
 
@@ -305,7 +309,9 @@ def _check_spelling(model: str | None, batch: BatchRecord) -> None:
     table = batch.routing
     if model is None or model in table.adapters or model in table.pools:
         return
-    meant = None if any(model in names for names in table.pools.values()) else typo_of(model, table.adapters)
+    meant = (
+        None if any(model in names for names in table.pools.values()) else _adapter_meant(model, tuple(table.adapters))
+    )
     if meant is not None:
         raise InvalidRequest(f"model: {model[:80]!r} is unknown; did you mean the adapter {meant!r}?")
 

@@ -188,6 +188,11 @@ def _keys(model: type[BaseModel], plain: type[BaseModel]) -> frozenset[str]:
     return frozenset(model.model_fields.keys() - plain.model_fields.keys() - ignored)
 
 
+@cache
+def _only_endpoints(model: type[BaseModel]) -> dict[str, OnlyEndpoints]:
+    return rules_of(model, OnlyEndpoints)
+
+
 _OFF = frozenset({"logprobs", "echo", "include_stop_str_in_output", "return_token_ids", "return_tokens_as_token_ids"})
 
 
@@ -197,7 +202,7 @@ def sent_options(body: BaseModel, plain: type[BaseModel]) -> dict[str, Any]:
     """
     given = _keys(type(body), plain) & body.model_fields_set
     found = body.model_dump(include=set(given), by_alias=True, exclude_unset=True) if given else {}
-    harmless = rules_of(type(body), OnlyEndpoints) if found else {}
+    harmless = _only_endpoints(type(body)) if found else {}
     return {
         key: value
         for key, value in found.items()
@@ -210,7 +215,7 @@ def sent_options(body: BaseModel, plain: type[BaseModel]) -> dict[str, Any]:
 
 def options_of(body: BaseModel, sent: dict[str, Any], guide: Mapping[str, Any], logprobs: int | None = None) -> Options:
     """`sent`: from `sent_options`; the format may have added to it. `guide`: from `guide_of`."""
-    only = [key for key in rules_of(type(body), OnlyEndpoints) if key in sent]
+    only = [key for key in _only_endpoints(type(body)) if key in sent]
     values = sent | {"sent": sent, "only_endpoints": only, "logprobs": logprobs, "guide": None}
     made = msgspec.convert(values, Options, str_keys=True)
     rest = {name: value for name, value in guide.items() if name not in ("json", "json_object")}
