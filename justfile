@@ -112,6 +112,10 @@ audit:
     {{out}}/audit/bin/pip-audit --path `{{python}} -c 'import sysconfig; print(sysconfig.get_path("purelib"))'`
     npm --prefix ts audit
 
+# update the generated pages of the docs: the commands, the settings, the keys of requests, the glossary
+docs:
+    {{python}} -m docs.pages
+
 # format the code and fix what the linter can fix
 format:
     {{python}} -m ruff check --fix .

@@ -112,7 +112,7 @@ PLACES = {
     "batchfile/client/": "errors types logs routing settings open_ledger store lines rows ledger plan.options "
     "plan.reuse_sources plan.submit inbox.records local.inputs local.options local.outputs local.receipt local.tables",
     "batchfile/testing/": "errors types clock store engine.base engine.echo ledger.records runner",
-    "batchfile/cli/": "batchfile errors types logs routing settings settings_built_in settings_tables signals "
+    "batchfile/cli/": "batchfile errors types logs routing settings settings_tables signals "
     "open_ledger store lines engine.fit engine.vllm.cpu engine.vllm.preflight ledger inbox.documents runner.runner "
     "local client",
     "batchfile/__main__.py": "cli",
