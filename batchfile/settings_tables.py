@@ -142,9 +142,9 @@ class PoolSettings(BaseModel):
             raise ValueError(
                 "lora is for models that are loaded here; serve the endpoint's adapters as pools of their own"
             )
-        if taken := self.lora.keys() & {self.model, *self.aliases}:
+        if in_use := self.lora.keys() & {self.model, *self.aliases}:
             raise ValueError(
-                f"lora: {min(taken)!r} is the name of the model or an alias; give the adapter another name"
+                f"lora: {min(in_use)!r} is the name of the model or an alias; give the adapter another name"
             )
         if self.engine == "http" and self.revision:
             raise ValueError("revision is for models that are loaded here; its endpoint chooses that of an http pool")

@@ -152,7 +152,7 @@ PUBLIC = ("batchfile/__init__.py", "batchfile/errors.py", "batchfile/testing/__i
 PUBLIC += ("batchfile/engine/base.py",)
 UNIT_FILES_MAX = 3  # unit tests that import the same inner module directly: those of the module itself
 
-OWN_NAMES = {"Checked", "Connection"}  # classes inside one engine
+OWN_NAMES = {"Connection"}  # a class inside one engine
 LINES_MAX, TEST_LINES_MAX = 400, 450
 
 
