@@ -6,7 +6,7 @@ python := ".venv/bin/python"
 model := `.venv/bin/python deploy/local.py --print-model`
 out := "out"
 newest := ".cache/newest"
-engines := "tests/e2e tests/contract/test_engine.py tests/bench"
+engines := "tests/e2e tests/bench"
 fast := "tests/unit tests/contract/test_ledger*.py tests/contract/test_runner.py"
 
 # lint, types and the fast tests, side by side: what a change needs, in under 30 seconds
