@@ -69,13 +69,13 @@ test-all: setup-test lint check-pythons
 setup-test:
     {{python}} deploy/local.py --test
 
-# all tests in their short form, with what is installed; engines mostly wait, so the others run at the same time
+# all tests in their short form, with what is installed; many wait for processes and times, so there are more than cores
 [parallel]
 all-tests: lint short-tests engine-tests
 
 # the tests without vLLM, in their short form
 short-tests:
-    {{python}} -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not vllm and not long"
+    {{python}} -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder -m "not vllm and not long"
 
 # the tests with real vLLM, in their short form
 engine-tests:
