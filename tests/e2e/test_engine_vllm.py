@@ -71,7 +71,9 @@ def lora(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
 
 @pytest.fixture(scope="module")
 def engine(model_dir: Path, lora: dict[str, str]) -> Iterator[VllmEngine]:
-    built = VllmEngine(VllmOptions(model=str(model_dir), max_model_len=1024, lora=lora, checks_model=True))
+    """In float32: in bfloat16, which some CPUs compute in, an answer may depend on the requests that run with it."""
+    options = VllmOptions(model=str(model_dir), max_model_len=1024, lora=lora, checks_model=True, dtype="float32")
+    built = VllmEngine(options)
     yield built
     built.close()
 
@@ -79,7 +81,8 @@ def engine(model_dir: Path, lora: dict[str, str]) -> Iterator[VllmEngine]:
 def test_what_decides_its_answers_was_known_before_it_was_loaded(
     engine: VllmEngine, model_dir: Path, lora: dict[str, str]
 ) -> None:
-    known = engine_factory("vllm", model=str(model_dir), max_model_len=1024, lora=lora).identity()
+    args = {"dtype": "float32"}
+    known = engine_factory("vllm", model=str(model_dir), max_model_len=1024, lora=lora, engine_args=args).identity()
     assert known is not None
     assert engine.info.fingerprint == known.fingerprint
 

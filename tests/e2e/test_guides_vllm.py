@@ -81,7 +81,10 @@ def ledger() -> Ledger:
 
 @pytest.fixture(scope="module")
 def runner(ledger: Ledger, model_dir: Path) -> Iterator[Runner]:
-    """At work over a store in memory, with less patience for a schema than usual. It may compile none in here."""
+    """At work over a store in memory, with less patience for a schema than usual. It may compile none in here.
+
+    In float32, in which equal requests have equal log-probabilities whatever runs with them.
+    """
     import vllm.v1.structured_output.backend_xgrammar as xgrammar
 
     def compile_here(params: Any) -> None:
@@ -89,7 +92,7 @@ def runner(ledger: Ledger, model_dir: Path) -> Iterator[Runner]:
 
     found = Runner(
         ledger,
-        lambda: VllmEngine(VllmOptions(model=str(model_dir), max_model_len=512, max_num_seqs=16)),
+        lambda: VllmEngine(VllmOptions(model=str(model_dir), max_model_len=512, max_num_seqs=16, dtype="float32")),
         RunnerOptions(runner_id="r", pool="local"),
     )
     thread = threading.Thread(target=found.run)
