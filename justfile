@@ -6,7 +6,7 @@ python := ".venv/bin/python"
 model := `.venv/bin/python deploy/local.py --print-model`
 out := "out"
 newest := ".cache/newest"
-engines := "tests/e2e tests/contract/test_engine.py tests/bench"
+engines := "tests/e2e tests/bench"
 fast := "tests/unit tests/contract/test_ledger*.py tests/contract/test_runner.py"
 
 # lint, types and the fast tests, side by side: what a change needs, in under 30 seconds
@@ -111,6 +111,10 @@ audit:
     {{out}}/audit/bin/python -m pip install -q pip-audit
     {{out}}/audit/bin/pip-audit --path `{{python}} -c 'import sysconfig; print(sysconfig.get_path("purelib"))'`
     npm --prefix ts audit
+
+# update the generated pages of the docs: the commands, the settings, the keys of requests, the glossary
+docs:
+    {{python}} -m docs.pages
 
 # format the code and fix what the linter can fix
 format:

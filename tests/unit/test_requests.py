@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from batchfile.cli.requests_reference import ECHO, MODELS, NOTES, rows_of, with_tables
 from batchfile.engine.http.wire import request_body
 from batchfile.errors import InvalidRequest
 from batchfile.lines.formats import (
@@ -23,6 +22,7 @@ from batchfile.lines.formats import (
 )
 from batchfile.lines.parse import why_unserved
 from batchfile.types import Defaults, Request
+from docs.pages.requests import ECHO, MODELS, NOTES, rows_of, with_tables
 from tests.helpers.lines import openai_chat, parse_request
 
 PAGE = Path(__file__).parents[2] / "docs" / "requests.md"
@@ -225,9 +225,7 @@ def test_every_field_of_vllms_requests_is_in_the_table(place: str) -> None:
 
 
 def test_the_page_is_current() -> None:
-    assert with_tables(PAGE.read_text()) == PAGE.read_text(), (
-        "run: python -m batchfile.cli.requests_reference docs/requests.md"
-    )
+    assert with_tables(PAGE.read_text()) == PAGE.read_text(), "run: python -m docs.pages"
 
 
 def test_every_note_and_every_reason_is_about_a_key() -> None:
