@@ -9,11 +9,10 @@ from msgspec.structs import replace
 from openai.types.chat import ChatCompletion
 from openai.types.responses import Response
 
+from batchfile.endpoints import KINDS
 from batchfile.errors import InvalidRequest
-from batchfile.lines.formats import (
-    openai_completions,
-    openai_responses,
-)
+from batchfile.lines.formats import openai_completions, openai_responses
+from batchfile.lines.formats.bodies import FORMATS
 from batchfile.testing import EchoEngine
 from batchfile.types import Choice, Completion, Defaults, TokenLogprob, TopLogprob, Usage
 from tests.helpers.lines import (
@@ -23,6 +22,7 @@ from tests.helpers.lines import (
     openai_chat,
     openai_embeddings,
     openai_file,
+    parse,
     parse_request,
 )
 from tests.unit.test_requests import HI, LEAST, SCHEMA, parsed
@@ -41,6 +41,20 @@ RESPONSE = {
     "tools": [{"type": "function", "name": "look", "parameters": SCHEMA, "strict": True}],
     "store": False,
 }
+
+
+def test_every_endpoint_has_a_format() -> None:
+    assert [*FORMATS] == [*KINDS]
+
+
+@pytest.mark.parametrize("url", [*LEAST])
+def test_a_valid_line_is_not_searched_for_problems(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The search validates the line again, and slower."""
+    monkeypatch.setattr(parse, "find_problems", lambda envelope: pytest.fail("searched"))
+    label = "metadata" if url in ("params", "/v1/messages") else "user"
+    assert parsed(url, {label: "me"}).options is None
+    options = parsed(url, {"truncate_prompt_tokens": 9, "user": "me"} if label == "user" else {"priority": 0}).options
+    assert options is not None
 
 
 def test_a_response_is_read_as_the_same_chat_completion() -> None:
