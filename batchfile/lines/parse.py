@@ -79,15 +79,12 @@ def parse_request(line: bytes | Envelope, defaults: Defaults) -> Request:
     if defaults.url is not None and envelope.url is None:
         envelope = msgspec.structs.replace(envelope, url=defaults.url)
     form = _format_of(envelope)
-    return form.to_request(envelope.custom_id, _checked(envelope, form), defaults)
+    return form.to_request(envelope.custom_id, read_carried(envelope, form), defaults)
 
 
-def read_carried(envelope: Envelope) -> Carried:
-    """The checked `params` or `body`. Raises: InvalidRequest."""
-    return _checked(envelope, _format_of(envelope))
-
-
-def _checked(envelope: Envelope, form: Format) -> Carried:
+def read_carried(envelope: Envelope, form: Format | None = None) -> Carried:
+    """The checked `params` or `body`, of this format if it is known. Raises: InvalidRequest."""
+    form = form or _format_of(envelope)
     try:
         # Calls the validator directly: `model_validate_json` adds 0.5 us a line.
         carried: Carried = form.plain.__pydantic_validator__.validate_json(envelope.carried)
