@@ -79,8 +79,8 @@ PLACES = {
     "batchfile/routing.py": "errors endpoints types",
     "batchfile/safe_http.py": "",
     "batchfile/store/": "errors clock child_env",
-    "batchfile/lines/": "errors types request_media child_env routing lines.formats",
-    "batchfile/lines/formats/": "errors types request_media request_options lines.diagnostics lines.framing "
+    "batchfile/lines/": "errors endpoints types request_media child_env routing lines.formats",
+    "batchfile/lines/formats/": "errors endpoints types request_media request_options lines.diagnostics lines.framing "
     "lines.result",
     "batchfile/rows/": "errors types lines schemas.rules",
     "batchfile/schemas/": "child_env",
@@ -88,7 +88,8 @@ PLACES = {
     # testing.faulty_echo: where a variable asks for faults
     "batchfile/engine/": "errors endpoints types request_media request_options clock engine.http.engine "
     "engine.vllm.engine engine.vllm.identity engine.vllm.tasks testing.faulty_echo",
-    "batchfile/engine/http/": "errors types request_media engine.base engine.fit engine.prompts engine.tool_wire",
+    "batchfile/engine/http/": "errors endpoints types request_media engine.base engine.fit engine.prompts "
+    "engine.tool_wire",
     "batchfile/engine/vllm/": "errors endpoints types request_media request_options child_env schemas engine.base "
     "engine.control_tokens engine.fit engine.identity engine.prompts engine.tool_wire",
     "batchfile/ledger/": "errors types clock store.base lines.envelope lines.failures lines.framing lines.result",
