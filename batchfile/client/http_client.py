@@ -310,7 +310,7 @@ class Client:
         pause_s = max(away.wait_s, min(BACKOFF_S * 2.0**num, BACKOFF_S_MAX) * random.uniform(0.5, 1.0))
         if not self._has_answered:
             raise ServiceUnavailable(
-                f"{self.url} cannot be reached ({away.message}); check that it runs and that the address is correct"
+                f"{self.url} cannot be reached ({away.message}); check that it is running and that this is its address"
             )
         if now + pause_s - since > self._patience_s:
             raise ServiceUnavailable(f"{self.url} {away}; {advice}")
