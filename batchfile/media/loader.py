@@ -123,7 +123,9 @@ class MediaLoader:
             yield Loaded(request=replace(request, messages=messages), media=digests, size=size)
 
     def _fetched(self, media: Media, rules: MediaRules, use: MediaUse, batch_id: str, share: Share) -> Media:
-        """With `data` and, opened in `decoded`, an image, or with a recording in `decoded` alone; unchanged if the engine's server reads it itself."""
+        """With its `data`, and an image opened in `decoded`; a recording has `decoded` alone. Unchanged if the engine's
+        server reads it itself.
+        """
         scheme = scheme_of(media.source)
         if scheme == "data":
             share.take(len(media.source) * 3 // 4)

@@ -158,7 +158,7 @@ def test_a_recording_counts_with_what_its_samples_take_in_memory() -> None:
     rules = MediaRules(allow=None, limits=MediaLimits(request_bytes=150_000))
     use = MediaUse(kinds=frozenset({"audio"}))
     with (
-        pytest.raises(InvalidRequest, match="the media of the request take 176,0.. bytes of memory or more"),
+        pytest.raises(InvalidRequest, match=r"the media of the request take 176,0.. bytes of memory or more"),
         loaded(audio, rules=rules, use=use),
     ):
         pass
