@@ -300,7 +300,7 @@ class MediaAccess(BaseModel):
         default=DEFAULT_LIMITS.pixels,
         ge=1,
         le=PIXELS_MAX,
-        description="Pixels of an image, for engines that decode it.",
+        description="Pixels of an image, for engines that decode it. A side has at most four times their square root.",
     )
     objects_max: int = Field(
         default=DEFAULT_LIMITS.objects, ge=1, description="Images, recordings and documents of a request."
@@ -308,7 +308,10 @@ class MediaAccess(BaseModel):
     request_bytes_max: int = Field(
         default=DEFAULT_LIMITS.request_bytes,
         ge=1,
-        description="Bytes in memory of the media of a request: as read, and four for each pixel of an image.",
+        description=(
+            "Bytes in memory of the media of a request: as read, four for each pixel, and four for each sample, as "
+            "read and at 16,000 per second."
+        ),
     )
 
     @field_validator("allow")

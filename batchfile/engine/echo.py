@@ -337,11 +337,17 @@ def _with_options(request: Request, options: Options, completion: Completion) ->
     choices = completion.choices
     if options.guide is not None and options.guide.choice is not None:
         choices = (Choice(options.guide.choice[0], "end_turn"),) * request.sampling.num_choices
-    if options.echo and request.raw is not None:
-        choices = tuple(replace_fields(one, text=text_of(request.raw.inputs[0]) + one.text) for one in choices)
+    if options.echo and (begun := _begun(request)):
+        choices = tuple(replace_fields(one, text=begun + one.text) for one in choices)
     if options.logprobs is not None:
         choices = tuple(replace_fields(one, logprobs=_logprobs(one.text, options.logprobs)) for one in choices)
     return replace_fields(completion, choices=choices)
+
+
+def _begun(request: Request) -> str:
+    if request.raw is not None:
+        return text_of(request.raw.inputs[0])
+    return request.messages[-1].content if request.messages[-1].role == "assistant" else ""
 
 
 def _logprobs(text: str, num: int) -> tuple[TokenLogprob, ...]:

@@ -58,8 +58,8 @@ NOTES = {
     ),
     "thinking_token_budget": "vLLM needs a reasoning parser with known markers",
     "tools": (
-        "needs a chat template with tools; on vLLM, `strict` of a tool has no effect: arguments follow the schema "
-        "where `tool_choice` requires a call"
+        "needs a chat template with tools; on vLLM, `strict` guides the arguments by the schema, for parsers for whose "
+        "calls vLLM has a grammar; its default is true where `tool_choice` requires a call, else false"
     ),
     "vllm_xargs": "for samplers of your own in vLLM",
     "verbosity": _VARIABLE,

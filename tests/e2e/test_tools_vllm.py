@@ -153,3 +153,17 @@ def test_thinking_is_told_apart_from_text_and_calls(tokenizer: Any) -> None:
     assert (cut.text, cut.thinking, cut.stop_reason) == ("", "hm", "max_tokens")
     assert read(found, request(None, is_thinking=False), "yes") == Choice("yes", "end_turn")
     assert found.template_arguments(request(None, is_thinking=False))["enable_thinking"] is False
+
+
+@pytest.mark.parametrize(
+    ("choice", "strict", "is_guided"),
+    [("auto", True, True), ("auto", None, False), ("auto", False, False), ("any", None, True), ("any", True, True)],
+)
+def test_the_schema_of_a_strict_tool_guides_its_call(
+    tokenizer: Any, choice: Any, strict: bool | None, is_guided: bool
+) -> None:
+    tools = Tools(offered=(Tool("look", None, CITY, strict),), choice=choice)
+    reading = parsers(tokenizer).reading(request(tools))
+    assert reading is not None
+    guide = reading.asked.structured_outputs
+    assert (guide is not None and '"Bern"' in (guide.structural_tag or str(guide.json))) == is_guided

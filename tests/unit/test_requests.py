@@ -261,6 +261,25 @@ def test_a_rejected_key_is_named(place: str, key: str) -> None:
 
 WRONG = [
     ("params", {"min_tokens": -1}, "params.min_tokens: must be at least 0, got -1"),
+    ("params", {"logit_bias": {"07": 1}}, 'params.logit_bias.07: must be a token id, got "07"'),
+    ("params", {"thinking": {"type": "disabled", "budget_tokens": 5}}, "params.thinking.budget_tokens: has no effect"),
+    (
+        openai_chat.URL,
+        {"response_format": {"type": "text", "triggers": ["a"]}},
+        "body.response_format: the type ",
+    ),
+    (
+        openai_chat.URL,
+        {"response_format": {"type": "structural_tag", "format": {"type": "any_text"}, "structures": []}},
+        "body.response_format: the type structural_tag needs format alone",
+    ),
+    (
+        openai_responses.URL,
+        {"text": {"format": {"type": "text", "schema": SCHEMA}}},
+        'body.text.format: has schema, but its type is "text"; make it "json_schema" or remove schema',
+    ),
+    (openai_responses.URL, {"text": {"format": {"type": "json_schema"}}}, "body.text.format: schema is missing"),
+    (openai_responses.URL, {"input": [{"type": "reasoning"}]}, "body.input: has no message; add one"),
     ("params", {"logit_bias": {"5": 101}}, "params.logit_bias.5: must be at most 100, got 101"),
     ("params", {"top_logprobs": 3}, "params.top_logprobs: needs logprobs; add it"),
     ("params", {"chat_template_kwargs": {"tokenize": 1}}, "params.chat_template_kwargs: must not contain tokenize"),
