@@ -5,8 +5,8 @@ import re
 from contextlib import suppress
 
 import pytest
-
 from batchfile.cli.requests_reference import MODELS
+
 from batchfile.engine.http.wire import request_body
 from batchfile.errors import InvalidRequest
 from batchfile.testing import EchoEngine
