@@ -75,7 +75,7 @@ all-tests: lint short-tests engine-tests
 
 # the tests without vLLM, in their short form
 short-tests:
-    {{python}} -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not vllm and not long"
+    {{python}} -m pytest -q -n 4 --dist loadfile --no-loadscope-reorder -m "not vllm and not long"
 
 # the tests with real vLLM, in their short form
 engine-tests:
