@@ -69,7 +69,7 @@ test-all: setup-test lint check-pythons
 setup-test:
     {{python}} deploy/local.py --test
 
-# all tests in their short form, with what is installed; engines mostly wait, so the others run at the same time
+# all tests in their short form, with what is installed; many wait for processes and times, so there are more than cores
 [parallel]
 all-tests: lint short-tests engine-tests
 

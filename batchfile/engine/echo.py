@@ -272,8 +272,7 @@ class EchoEngine:
         """Gives free slots to waiting requests in order of arrival."""
         free = self.info.num_slots - len(self._running)
         started = [self._waiting.popleft() for _ in range(min(free, len(self._waiting)))]
-        if len(started) == free:
-            self._num_full_steps += 1
+        self._num_full_steps += len(started) == free
         return started
 
     def _with_blocks(self, request: Request, completion: Completion) -> Completion:
@@ -345,9 +344,8 @@ def _with_options(request: Request, options: Options, completion: Completion) ->
 
 
 def _begun(request: Request) -> str:
-    if request.raw is not None:
-        return text_of(request.raw.inputs[0])
-    return request.messages[-1].content if request.messages[-1].role == "assistant" else ""
+    last = Message("assistant", text_of(request.raw.inputs[0])) if request.raw else request.messages[-1]
+    return last.content if last.role == "assistant" else ""
 
 
 def _logprobs(text: str, num: int) -> tuple[TokenLogprob, ...]:
