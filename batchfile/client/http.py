@@ -64,7 +64,7 @@ class HttpRemote:
             try:
                 return self._run(sending)
             except TooLarge as error:
-                raise TooLarge(f"{error}; or submit it directly to the service's store with --store") from None
+                raise TooLarge(f"{error}; or submit it to the store of the service, as with --store") from None
 
     def batch(self, name: str) -> BatchStatus:
         return self._of(name, self._client.get(_path(name), BatchStatus))

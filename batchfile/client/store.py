@@ -226,7 +226,7 @@ class StoreRemote:
     def _find(self, name: str) -> BatchRecord:
         batch = find_batch(self._ledger, name)
         if batch.tenant != self._tenant:
-            raise NotFound(f"{name}: not a batch of the tenant {self._tenant}; --tenant selects another")
+            raise NotFound(f"{name}: not a batch of the tenant {self._tenant}; name the tenant that it belongs to")
         self._known.add(batch.batch_id)
         return batch
 

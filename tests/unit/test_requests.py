@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from batchfile.cli.requests_reference import ECHO, MODELS, NOTES, rows_of, with_tables
 from batchfile.engine.http.wire import request_body
 from batchfile.errors import InvalidRequest
 from batchfile.lines.formats import (
@@ -19,6 +18,7 @@ from batchfile.lines.formats import (
 )
 from batchfile.lines.parse import why_unserved
 from batchfile.types import Defaults, Request
+from docs.pages.requests import ECHO, MODELS, NOTES, rows_of, with_tables
 from tests.helpers.lines import openai_chat, parse_request
 
 PAGE = Path(__file__).parents[2] / "docs" / "requests.md"
@@ -221,9 +221,7 @@ def test_every_field_of_vllms_requests_is_in_the_table(place: str) -> None:
 
 
 def test_the_page_is_current() -> None:
-    assert with_tables(PAGE.read_text()) == PAGE.read_text(), (
-        "run: python -m batchfile.cli.requests_reference docs/requests.md"
-    )
+    assert with_tables(PAGE.read_text()) == PAGE.read_text(), "run: python -m docs.pages"
 
 
 def test_every_note_and_every_reason_is_about_a_key() -> None:
@@ -263,6 +261,25 @@ def test_a_rejected_key_is_named(place: str, key: str) -> None:
 
 WRONG = [
     ("params", {"min_tokens": -1}, "params.min_tokens: must be at least 0, got -1"),
+    ("params", {"logit_bias": {"07": 1}}, 'params.logit_bias.07: must be a token id, got "07"'),
+    ("params", {"thinking": {"type": "disabled", "budget_tokens": 5}}, "params.thinking.budget_tokens: has no effect"),
+    (
+        openai_chat.URL,
+        {"response_format": {"type": "text", "triggers": ["a"]}},
+        "body.response_format: the type ",
+    ),
+    (
+        openai_chat.URL,
+        {"response_format": {"type": "structural_tag", "format": {"type": "any_text"}, "structures": []}},
+        "body.response_format: the type structural_tag needs format alone",
+    ),
+    (
+        openai_responses.URL,
+        {"text": {"format": {"type": "text", "schema": SCHEMA}}},
+        'body.text.format: has schema, but its type is "text"; make it "json_schema" or remove schema',
+    ),
+    (openai_responses.URL, {"text": {"format": {"type": "json_schema"}}}, "body.text.format: schema is missing"),
+    (openai_responses.URL, {"input": [{"type": "reasoning"}]}, "body.input: has no message; add one"),
     ("params", {"logit_bias": {"5": 101}}, "params.logit_bias.5: must be at most 100, got 101"),
     ("params", {"top_logprobs": 3}, "params.top_logprobs: needs logprobs; add it"),
     ("params", {"chat_template_kwargs": {"tokenize": 1}}, "params.chat_template_kwargs: must not contain tokenize"),

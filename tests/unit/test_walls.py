@@ -113,7 +113,7 @@ PLACES = {
     "batchfile/client/": "errors types logs routing settings open_ledger store lines rows ledger plan.options "
     "plan.reuse_sources plan.submit inbox.records local.inputs local.options local.outputs local.receipt local.tables",
     "batchfile/testing/": "errors types clock store engine.base engine.echo ledger.records runner",
-    "batchfile/cli/": "batchfile errors types logs routing settings settings_built_in settings_tables signals "
+    "batchfile/cli/": "batchfile errors types logs routing settings settings_tables signals "
     "open_ledger store lines engine.fit engine.vllm.cpu engine.vllm.preflight ledger inbox.documents runner.runner "
     "local client",
     "batchfile/__main__.py": "cli",
@@ -153,7 +153,7 @@ PUBLIC = ("batchfile/__init__.py", "batchfile/errors.py", "batchfile/testing/__i
 PUBLIC += ("batchfile/engine/base.py",)
 UNIT_FILES_MAX = 3  # unit tests that import the same inner module directly: those of the module itself
 
-OWN_NAMES = {"Checked", "Connection"}  # classes inside one engine
+OWN_NAMES = {"Connection"}  # a class inside one engine
 LINES_MAX, TEST_LINES_MAX = 400, 450
 
 

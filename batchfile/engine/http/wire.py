@@ -164,9 +164,9 @@ def request_body(request: Request, model: str, max_tokens: int | None) -> bytes:
 
 def with_newer_limit(body: bytes) -> bytes:
     """The same body, with max_tokens renamed to max_completion_tokens, which newer models require."""
-    told = json.loads(body)
-    told["max_completion_tokens"] = told.pop("max_tokens")
-    return json.dumps(told).encode()
+    sent = json.loads(body)
+    sent["max_completion_tokens"] = sent.pop("max_tokens")
+    return json.dumps(sent).encode()
 
 
 def unwrapped(said: Said) -> Said:
@@ -225,8 +225,8 @@ def _unserved_reason(said: Said, *, is_proven: bool) -> str | None:
     if not is_misplaced and not (_is_good(said.status) and is_page):
         return None
     where = f" and redirects to {said.headers['Location']}" if "Location" in said.headers else ""
-    told = "a web page" if is_page else endpoints_words(said.data).rstrip(".")
-    return f"it {_answered(said)}{where}: {told}; check its base URL, API key and model"
+    found = "a web page" if is_page else endpoints_words(said.data).rstrip(".")
+    return f"it {_answered(said)}{where}: {found}; check its base URL, API key and model"
 
 
 def _is_page(said: Said) -> bool:
@@ -358,17 +358,17 @@ def endpoints_words(data: bytes) -> str:
     return text.strip()[:MESSAGE_CHARS_MAX] or NO_WORDS
 
 
-def _in_words(told: Any) -> str:
+def _in_words(message: Any) -> str:
     """A message as text: a list of problems, as FastAPI sends, or else JSON unless it is a string."""
-    if isinstance(told, str):
-        return told
-    if isinstance(told, list) and told and all(isinstance(one, dict) and "msg" in one for one in told):
-        return "; ".join(_problem(one) for one in told)
-    return json.dumps(told, ensure_ascii=False)
+    if isinstance(message, str):
+        return message
+    if isinstance(message, list) and message and all(isinstance(one, dict) and "msg" in one for one in message):
+        return "; ".join(_problem(one) for one in message)
+    return json.dumps(message, ensure_ascii=False)
 
 
-def _problem(told: dict[str, Any]) -> str:
-    place, words = told.get("loc"), _in_words(told["msg"])
+def _problem(problem: dict[str, Any]) -> str:
+    place, words = problem.get("loc"), _in_words(problem["msg"])
     return f"{'.'.join(map(str, place))}: {words}" if isinstance(place, list) and place else words
 
 

@@ -162,9 +162,10 @@ def _asked(tools: Tools | None) -> Any:
             "tool_choice": wire_choice(tools),
             "parallel_tool_calls": tools.is_parallel,
         }
-        if tools.choice != "auto":
-            for tool in about["tools"]:
-                tool["function"]["strict"] = True  # decoding is guided by the tool's schema
+        for tool, offered in zip(about["tools"], tools.offered, strict=True):
+            # Decoding is guided by the schemas of strict tools, where vLLM has a grammar for the model's calls.
+            is_strict = tools.choice != "auto" if offered.is_strict is None else offered.is_strict
+            tool["function"] |= {"strict": True} if is_strict else {}
     try:
         return ChatCompletionRequest(messages=[{"role": "user", "content": ""}], **about)
     except ValueError as error:

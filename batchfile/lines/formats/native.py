@@ -148,6 +148,13 @@ class Thinking(Strict):
     budget_tokens: Annotated[Whole, Field(ge=0, le=TOKENS_MAX)] | None = None
     display: Annotated[Any, never('only "summarized" is supported; remove it', "summarized")] = None
 
+    @field_validator("budget_tokens")
+    @classmethod
+    def _is_of_thinking(cls, budget: int | None, info: ValidationInfo) -> int | None:
+        if budget is not None and info.data.get("type") == "disabled":
+            raise ValueError('has no effect with the type "disabled"; remove it')
+        return budget
+
 
 class PlainParams(Strict):
     """The fields that most `params` have alone."""

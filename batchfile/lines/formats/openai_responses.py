@@ -5,7 +5,7 @@ from functools import cache, cached_property
 from typing import Annotated, Any, Literal
 
 from msgspec.structs import replace
-from pydantic import Discriminator, Field, Tag
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from batchfile.lines.diagnostics import Diagnostic, Path
 from batchfile.lines.formats import openai_chat
@@ -112,6 +112,18 @@ class TextFormat(Strict):
     strict: bool | None = None
     schema_: dict[str, Any] | None = Field(None, alias="schema")
 
+    @model_validator(mode="after")
+    def _has_schema(self) -> "TextFormat":
+        found = {"name": self.name, "description": self.description, "strict": self.strict, "schema": self.schema_}
+        given = [key for key, value in found.items() if value is not None]
+        if self.type == "json_schema" and self.schema_ is None:
+            raise ValueError("schema is missing; put the schema there")
+        if self.type != "json_schema" and given:
+            raise ValueError(
+                f'has {given[0]}, but its type is "{self.type}"; make it "json_schema" or remove {given[0]}'
+            )
+        return self
+
 
 class Text(Strict):
     format: TextFormat | None = None
@@ -199,6 +211,10 @@ def _more_problems(body: Body) -> list[Diagnostic]:
         for n, item in enumerate(body.input)
         if isinstance(item, Called) and not openai_chat.is_object(item.arguments)
     ]
+    if not isinstance(body.input, str) and not any(_turns(item) for item in body.input):
+        wrong.append(
+            Diagnostic(("body", "input"), "has no message; add one", 'Add {"role": "user", "content": "..."}.')
+        )
     if wrong:
         return wrong
     found = openai_chat.more_problems(body.chat)

@@ -60,9 +60,11 @@ class ResponseFormat(Strict):
             raise ValueError(
                 f'has a json_schema, but its type is "{self.type}"; make it "json_schema" or remove the schema'
             )
-        has_legacy = self.structures is not None and self.triggers is not None
-        if (self.type == "structural_tag") != (self.format is not None or has_legacy):
-            raise ValueError("the type structural_tag needs format, or structures and triggers; no other type has them")
+        given = [key for key in ("format", "structures", "triggers") if getattr(self, key) is not None]
+        if given not in ([["format"], ["structures", "triggers"]] if self.type == "structural_tag" else [[]]):
+            raise ValueError(
+                "the type structural_tag needs format alone, or structures and triggers; no other type has them"
+            )
         return self
 
     @property
@@ -195,9 +197,11 @@ def _input(given: Any, place: str) -> Input:
     if isinstance(given, str):
         return given
     if isinstance(given, list) and all(_is_token(item) for item in given):
-        return tuple(given)
+        return tuple(map(int, given))
     raise ValueError(f"{place}must be a string or a list of token ids, got {shown(given)}")
 
 
 def _is_token(item: Any) -> bool:
-    return type(item) is int and 0 <= item <= TOKEN_ID_MAX
+    """1.0 is 1, because JSON has only one number type."""
+    is_whole = type(item) is int or (type(item) is float and item.is_integer())
+    return is_whole and 0 <= item <= TOKEN_ID_MAX

@@ -1,13 +1,11 @@
 """The tables of docs/requests.md, made from the models that read requests: what becomes of every key.
 
-`python -m batchfile.cli.requests_reference docs/requests.md` updates them in place and keeps the text around them.
+The text around them stays.
 """
 
 import re
-from pathlib import Path
 from typing import Literal, NamedTuple
 
-import click
 from pydantic import BaseModel
 
 from batchfile.lines.formats import native, openai_chat, openai_scores
@@ -60,8 +58,8 @@ NOTES = {
     ),
     "thinking_token_budget": "vLLM needs a reasoning parser with known markers",
     "tools": (
-        "needs a chat template with tools; on vLLM, `strict` of a tool has no effect: arguments follow the schema "
-        "where `tool_choice` requires a call"
+        "needs a chat template with tools; on vLLM, `strict` guides the arguments by the schema, for parsers for whose "
+        "calls vLLM has a grammar; its default is true where `tool_choice` requires a call, else false"
     ),
     "vllm_xargs": "for samplers of your own in vLLM",
     "verbosity": _VARIABLE,
@@ -111,13 +109,3 @@ def _table(model: type[BaseModel]) -> str:
 
 def _description(row: KeyRow) -> str:
     return f"{row.state}: {row.note}" if row.note else row.state
-
-
-@click.command(help=__doc__)
-@click.argument("page", type=click.Path(path_type=Path, exists=True, dir_okay=False))
-def main(page: Path) -> None:
-    page.write_text(with_tables(page.read_text()))
-
-
-if __name__ == "__main__":
-    main()
