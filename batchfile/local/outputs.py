@@ -293,7 +293,7 @@ def lock_output(output: str | None) -> Iterator[None]:
     with _locked(lock_path(output), output):
         folder = os.path.dirname(output)
         if is_locked(os.path.join(folder, _FOLDER_LOCK)):
-            raise _taken(folder)
+            raise _being_written(folder)
         yield
 
 
@@ -310,10 +310,10 @@ def check_unlocked(output: str) -> None:
     Raises: OutputTaken where another process holds this output.
     """
     if is_being_written(output):
-        raise _taken(output)
+        raise _being_written(output)
 
 
-def _taken(output: str) -> OutputTaken:
+def _being_written(output: str) -> OutputTaken:
     return OutputTaken(f"another batchfile process is writing {output}; wait for it, or choose another output")
 
 
@@ -362,7 +362,7 @@ def _lock(path: str, output: str) -> int:
         if _is_still_there(fd, path):
             return fd
         unlock(fd)
-    raise _taken(output)
+    raise _being_written(output)
 
 
 def _is_still_there(fd: int, path: str) -> bool:

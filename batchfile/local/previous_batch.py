@@ -127,10 +127,10 @@ def why_refused(made: Fingerprints, engine: EngineIdentity | None, *, is_asked: 
 
 
 class NothingReused(OutputTaken):
-    """`told`: about the finished answers; `can_ask`: are they kept if that is asked for? `how_to_keep`: by commands."""
+    """`answers`: the finished ones; `can_ask`: are they kept if that is asked for? `how_to_keep`: by commands."""
 
-    def __init__(self, output: str, told: str, *, can_ask: bool, how_to_keep: str = "") -> None:
-        self._told, self._can_ask = told, can_ask
+    def __init__(self, output: str, answers: str, *, can_ask: bool, how_to_keep: str = "") -> None:
+        self._answers, self._can_ask = answers, can_ask
         super().__init__(self._advised(from_here(output), "choose another output", how_to_keep))
 
     def of_map(self) -> OutputTaken:
@@ -141,7 +141,7 @@ class NothingReused(OutputTaken):
         first = f"{how_to_keep}. Or {elsewhere}, or" if how_to_keep else f"{elsewhere.capitalize()}, or"
         if self._can_ask:
             first = f"Add --reuse to keep the answers to equal requests, {elsewhere}, or"
-        return f"{who} has {self._told}. {first} add --restart to discard them"
+        return f"{who} has {self._answers}. {first} add --restart to discard them"
 
 
 def nothing_reused(previous: Previous, wanted: Mapping[str, str], why: str) -> NothingReused:
@@ -152,11 +152,11 @@ def nothing_reused(previous: Previous, wanted: Mapping[str, str], why: str) -> N
     why = OF_ENDPOINT if can_ask and wanted.get(ENGINE) == "http" else why
     of_engine = changes(old, {ANSWERS_BY: wanted.get(ANSWERS_BY, "")})
     is_longer = len(of_engine) == 1 and of_engine[0].startswith(f"{CONTEXT_LENGTH} ")
-    told = (
+    answers = (
         f"{counted(previous.num_succeeded, 'finished answer')} of "
         f"{f'a run that differs: {differs}' if differs else 'an earlier run'}. None of them can be reused: {why}"
     )
-    return NothingReused(old[OUTPUT], told, can_ask=can_ask, how_to_keep=_MERGE if is_longer else "")
+    return NothingReused(old[OUTPUT], answers, can_ask=can_ask, how_to_keep=_MERGE if is_longer else "")
 
 
 def with_merged(ledger: Ledger, previous: Previous, output: str) -> Previous:
