@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import random
+import resource
 import subprocess
 import sys
 import tempfile
@@ -126,20 +127,27 @@ def measure_runs(ledger: Ledger, num: int) -> dict[str, Any]:
     }
 
 
+def _cpu_of_children() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def measure_command(folder: Path, num: int) -> dict[str, Any]:
-    walls = []
+    walls, cpus = [], []
     command = [sys.executable, "-m", "batchfile", "run", "in.jsonl", "-o", "out.jsonl", "--engine", "echo", "--json"]
     for is_changed in (False, True):
         with open(folder / "in.jsonl", "wb") as file:
             file.writelines(rows(num, is_changed=is_changed))
-        began_at = time.monotonic()
+        began_at, cpu_at = time.monotonic(), _cpu_of_children()
         environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
         made = subprocess.run(command, cwd=folder, env=environment, check=True, capture_output=True).stdout
         walls.append(time.monotonic() - began_at)
+        cpus.append(_cpu_of_children() - cpu_at)
     return {
         "first_s": round(walls[0], 2),
         "second_s": round(walls[1], 2),
         "share": round(walls[1] / walls[0], 3),
+        "cpu_share": round(cpus[1] / cpus[0], 3),
         "reused": json.loads(made)["reused"],
     }
 
