@@ -74,13 +74,13 @@ _BOUNDS = {
 _STRICT = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class PoolSettings(BaseModel):
-    """The runners that serve one model."""
+class _ModelSettings(BaseModel):
+    """A model and what runs it: of a pool, or of `batchfile run`."""
 
     model_config = _STRICT
 
-    model: str = Field(
-        min_length=1,
+    model: str | None = Field(
+        default=None,
         description="The model's name on the hub or its folder; with an endpoint, the name that the endpoint serves.",
     )
     revision: str | None = Field(
@@ -88,11 +88,24 @@ class PoolSettings(BaseModel):
         min_length=1,
         description="The branch, tag or commit of the model on its hub. By default its main branch.",
     )
-    aliases: tuple[str, ...] = Field(default=(), description="Further model names that mean this pool.")
     engine: EngineKind = Field(
         default="vllm",
         description="What generates: `vllm` here, `http` for an OpenAI-compatible endpoint, `echo` for tests.",
     )
+    base_url: BaseUrl | None = Field(
+        default=None, description="The address of the endpoint, such as `https://llm.example/v1`. Required with `http`."
+    )
+    max_num_seqs: int | None = Field(default=None, ge=1, description="Requests that one engine works on at a time.")
+
+
+class PoolSettings(_ModelSettings):
+    """The runners that serve one model."""
+
+    model: str = Field(
+        min_length=1,
+        description="The model's name on the hub or its folder; with an endpoint, the name that the endpoint serves.",
+    )
+    aliases: tuple[str, ...] = Field(default=(), description="Further model names that mean this pool.")
     task: Task = Field(
         default="generate",
         description=(
@@ -100,16 +113,12 @@ class PoolSettings(BaseModel):
             "of a cross-encoder. An endpoint does not need it."
         ),
     )
-    base_url: BaseUrl | None = Field(
-        default=None, description="The address of the endpoint, such as `https://llm.example/v1`. Required with `http`."
-    )
     api_key: SecretStr | None = Field(default=None, description="The key of the endpoint. Better set as a variable.")
     max_model_len: int = Field(default=8192, ge=16, description="Tokens of a prompt and its answer together.")
     gpu_memory_utilization: float = Field(
         default=0.9, gt=0, le=1, description="The share of a GPU's memory that vLLM uses."
     )
     tensor_parallel_size: int = Field(default=1, ge=1, description="GPUs that one engine uses.")
-    max_num_seqs: int | None = Field(default=None, ge=1, description="Requests that one engine works on at a time.")
     tool_parser: str | None = Field(default=None, description="vLLM's parser for tool calls, such as `hermes`.")
     reasoning_parser: str | None = Field(default=None, description="vLLM's parser for thinking, such as `qwen3`.")
     chat_template: str | None = Field(
@@ -142,38 +151,19 @@ class PoolSettings(BaseModel):
             raise ValueError(
                 "lora is for models that are loaded here; serve the endpoint's adapters as pools of their own"
             )
-        if taken := self.lora.keys() & {self.model, *self.aliases}:
+        if in_use := self.lora.keys() & {self.model, *self.aliases}:
             raise ValueError(
-                f"lora: {min(taken)!r} is the name of the model or an alias; give the adapter another name"
+                f"lora: {min(in_use)!r} is the name of the model or an alias; give the adapter another name"
             )
         if self.engine == "http" and self.revision:
             raise ValueError("revision is for models that are loaded here; its endpoint chooses that of an http pool")
         return self
 
 
-class LocalRun(BaseModel):
+class LocalRun(_ModelSettings):
     """Defaults of `batchfile run`; its options override them."""
 
-    model_config = _STRICT
-
-    engine: EngineKind = Field(
-        default="vllm",
-        description="What generates: `vllm` here, `http` for an OpenAI-compatible endpoint, `echo` for tests.",
-    )
-    model: str | None = Field(
-        default=None,
-        description="The model's name on the hub or its folder; with an endpoint, the name that the endpoint serves.",
-    )
-    revision: str | None = Field(
-        default=None,
-        min_length=1,
-        description="The branch, tag or commit of the model on its hub. By default its main branch.",
-    )
-    base_url: BaseUrl | None = Field(
-        default=None, description="The address of the endpoint, such as `https://llm.example/v1`. Required with `http`."
-    )
     max_model_len: int | None = Field(default=None, ge=16, description="Tokens of a prompt and its answer together.")
-    max_num_seqs: int | None = Field(default=None, ge=1, description="Requests that the engine works on at a time.")
     max_tokens: int = Field(default=2048, ge=1, description="Tokens of an answer, for requests that do not say.")
     temperature: float | None = Field(
         default=None, ge=0, le=2, description="Sampling temperature, for requests that do not say."

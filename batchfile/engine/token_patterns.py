@@ -31,18 +31,12 @@ class AnyOf:
         self._pattern = re.compile(_branches(tree) or r"(?!)")
         self._letters = list(tree)
 
-    def may_be_in(self, text: str) -> bool:
-        for letter in self._letters:  # noqa: SIM110 - four times as fast as any()
-            if letter in text:
-                return True
-        return False
-
     def first_in(self, text: str) -> str | None:
-        # Most texts have none of the first letters, and to know that is cheaper than to match.
-        if not self.may_be_in(text):
-            return None
-        found = self._pattern.search(text)
-        return None if found is None else found[0]
+        for letter in self._letters:  # most texts have none, and to know that is cheaper than to match
+            if letter in text:
+                found = self._pattern.search(text)
+                return None if found is None else found[0]
+        return None
 
     def all_in(self, text: str) -> list[str]:
         return self._pattern.findall(text)

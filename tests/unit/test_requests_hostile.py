@@ -6,11 +6,11 @@ from contextlib import suppress
 
 import pytest
 
-from batchfile.cli.requests_reference import MODELS
-from batchfile.engine.http.wire import request_body
 from batchfile.errors import InvalidRequest
 from batchfile.testing import EchoEngine
 from batchfile.types import Defaults, Request
+from docs.pages.requests import MODELS
+from tests.helpers.endpoint import request_body
 from tests.helpers.lines import find_problems, parse_request
 from tests.unit.test_requests import LEAST
 

@@ -1,7 +1,7 @@
 """OpenAI's `body` of a response (/v1/responses), as far as it depends on no earlier one: read as a chat completion."""
 
 from dataclasses import replace as replace_field
-from functools import cache
+from functools import cache, cached_property
 from typing import Annotated, Any, Literal
 
 from msgspec.structs import replace
@@ -14,12 +14,13 @@ from batchfile.lines.formats.options import INT64_MAX, INT64_MIN, GeneratingOpti
 from batchfile.lines.formats.shared import (
     TOKENS_MAX,
     Effectless,
+    Format,
     Name,
     NoEffect,
     Strict,
     UnsupportedKey,
     Whole,
-    unsupported_keys_of,
+    rules_of,
 )
 from batchfile.types import Defaults, Request
 
@@ -197,17 +198,14 @@ class Body(GeneratingOptions):
     ] = None
     truncation: Annotated[Any, UnsupportedKey((None, "disabled"), "use truncate_prompt_tokens")] = None
 
-
-PlainBody = Body
-UNSUPPORTED_KEYS = unsupported_keys_of(Body)
-
-
-def is_plain(_: Body) -> bool:
-    return False
+    @cached_property
+    def chat(self) -> openai_chat.Body:
+        """The same request as a chat completion."""
+        return _chat_of(self)
 
 
-def more_problems(body: Body) -> list[Diagnostic]:
-    """Those of the same request as a chat completion, with their places in this one."""
+def _more_problems(body: Body) -> list[Diagnostic]:
+    """Those of the chat completion, with their places in this request."""
     wrong = [
         Diagnostic(("body", "input", n, "arguments"), "must be a string that contains a JSON object", "Change it.")
         for n, item in enumerate(body.input)
@@ -219,7 +217,7 @@ def more_problems(body: Body) -> list[Diagnostic]:
         )
     if wrong:
         return wrong
-    found = openai_chat.more_problems(chat_of(body))
+    found = openai_chat.more_problems(body.chat)
     return [
         replace_field(
             problem,
@@ -253,18 +251,18 @@ def _names_in(rest: Path, item: Path, body: Body) -> Path:
     return rest
 
 
-def to_request(custom_id: str, body: Body, defaults: Defaults) -> Request:
-    return replace(openai_chat.to_request(custom_id, chat_of(body), defaults), form="response")
+def _to_request(custom_id: str, body: Body, defaults: Defaults) -> Request:
+    return replace(openai_chat.to_request(custom_id, body.chat, defaults), form="response")
 
 
 @cache
 def _shared_keys() -> frozenset[str]:
     """The keys that mean the same in a chat completion, as they are."""
-    own = {"tools", "tool_choice", *UNSUPPORTED_KEYS}
+    own = {"tools", "tool_choice", *rules_of(Body, UnsupportedKey)}
     return frozenset((Body.model_fields.keys() & openai_chat.Body.model_fields.keys()) - own)
 
 
-def chat_of(body: Body) -> openai_chat.Body:
+def _chat_of(body: Body) -> openai_chat.Body:
     chat = body.model_dump(include=set(_shared_keys()), by_alias=True, exclude_unset=True)
     said = {"role": "system", "content": body.instructions}
     given = [Spoken(role="user", content=body.input)] if isinstance(body.input, str) else body.input
@@ -311,3 +309,6 @@ def _tool(tool: FunctionTool) -> dict[str, Any]:
 
 def _choice(given: str | NamedFunction | None) -> Any:
     return {"type": "function", "function": {"name": given.name}} if isinstance(given, NamedFunction) else given
+
+
+FORMAT = Format(url=URL, plain=Body, body=Body, to_request=_to_request, more_problems=_more_problems)

@@ -121,17 +121,18 @@ def asked_of(
     limit_key: LimitKey = "max_tokens",
 ) -> Asked:
     """`plain`: the model of bodies without options."""
-    if type(body) is plain and (body.response_format is None or body.response_format.type != "structural_tag"):
-        return Asked(_sampling_of(body, defaults, max_tokens, max_tokens_else, limit_key, None), None)
-    sent = sent_options(body, plain)
-    guide = guide_of(sent)
+    sent = {} if type(body) is plain else sent_options(body, plain)
     if body.response_format is not None and body.response_format.type == "structural_tag":
         sent["response_format"] = body.response_format.model_dump(by_alias=True, exclude_unset=True)
+    if not sent:
+        return Asked(_sampling_of(body, defaults, max_tokens, max_tokens_else, limit_key, None), None)
+    guide = guide_of(sent)
+    if "response_format" in sent:
         guide["structural_tag"] = json.dumps(sent["response_format"])
     logprobs = sent.get("logprobs")
     options = options_of(body, sent, guide, chat_logprobs(sent) if isinstance(logprobs, bool) else logprobs)
     sampling = _sampling_of(body, defaults, max_tokens, max_tokens_else, limit_key, json_schema_of(guide))
-    return Asked(sampling, options if sent else None)
+    return Asked(sampling, options)
 
 
 def format_keys(body: PlainSampled) -> list[str]:
