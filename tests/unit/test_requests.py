@@ -279,7 +279,7 @@ WRONG = [
         'body.text.format: has schema, but its type is "text"; make it "json_schema" or remove schema',
     ),
     (openai_responses.URL, {"text": {"format": {"type": "json_schema"}}}, "body.text.format: schema is missing"),
-    (openai_scores.URL, {"text_1": ""}, "body.text_1: must not be empty"),
+    ("/v1/score", {"text_1": ""}, "body.text_1: must not be empty"),
     (
         openai_chat.URL,
         {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": ""}]}]},
