@@ -56,6 +56,7 @@ def from_pydantic(
 ) -> list[Diagnostic]:
     """`data` is what was validated, and `carried` its JSON; `root` is the key that contains it."""
     diagnostics: dict[Path, Diagnostic] = {}
+    of_types = set[Path]()
     for detail in error.errors(include_url=False):
         if detail["type"] == "json_invalid":
             return [_whole(carried, root)]
@@ -67,7 +68,11 @@ def from_pydantic(
             diagnostic = Diagnostic((root, *path), *UNKNOWN, at_key=True)
         else:
             diagnostic = _finding(detail, path, values, root, model, data)
-        diagnostics.setdefault(diagnostic.path, diagnostic)
+        is_type = detail["type"] in _KINDS
+        if diagnostic.path not in diagnostics or (diagnostic.path in of_types and not is_type):
+            # The type is that of another member of a union, if the value has the type of this one.
+            diagnostics[diagnostic.path] = diagnostic
+            (of_types.add if is_type else of_types.discard)(diagnostic.path)
     return list(diagnostics.values())
 
 
