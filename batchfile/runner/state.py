@@ -89,7 +89,8 @@ class PendingRequest:
     """One request on its way. `deaths`: engine crashes with it in flight. `added_at`: monotonic.
 
     `size`: of its line, and of its media in memory (`media_bytes`). `media`: their references, with digests.
-    `gpu_s_before`: what each request in flight had cost when this one was added.
+    `gpu_s_before`: what each request in flight had cost when this one was added. `engine_s`: how long the engine had
+    it, in all attempts.
     """
 
     key: int
@@ -106,6 +107,7 @@ class PendingRequest:
     media_bytes: int = 0
     added_at: float = 0.0
     gpu_s_before: float = 0.0
+    engine_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

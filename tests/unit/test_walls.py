@@ -58,7 +58,7 @@ ALLOWED = {
     "pandas": ("batchfile/rows/arrow.py",),
     "polars": ("batchfile/rows/arrow.py",),
     "datasets": ("batchfile/rows/arrow.py",),
-    "jinja2": ("batchfile/rows/prompt.py", "api/http/openapi.py"),
+    "jinja2": ("batchfile/rows/prompt.py", "batchfile/client/report/page.py", "api/http/openapi.py"),
     "ray": ("runners/ray/",),
 }
 APPLICATIONS = ("batchfile", "api", "runners", "deploy")
@@ -110,7 +110,10 @@ PLACES = {
     "engine.base engine.identity engine.open engine.http.engine engine.vllm.adapters engine.vllm.preflight ledger plan "
     "inbox.documents runner.runner runner.stats",
     "batchfile/client/": "errors types logs routing settings open_ledger store lines rows ledger plan.options "
-    "plan.reuse_sources plan.submit inbox.records local.inputs local.options local.outputs local.receipt local.tables",
+    "plan.reuse_sources plan.submit inbox.records local.inputs local.options local.outputs local.receipt local.tables "
+    "client.report",
+    "batchfile/client/report/": "batchfile types lines ledger.profile local.display local.options local.outputs "
+    "local.progress local.receipt client.base",
     "batchfile/testing/": "errors types clock store engine.base engine.echo ledger.records runner",
     "batchfile/cli/": "batchfile errors types logs routing settings settings_built_in settings_tables signals "
     "open_ledger store lines engine.fit engine.vllm.cpu engine.vllm.preflight ledger inbox.documents runner.runner "
