@@ -44,6 +44,7 @@ def main(arguments: list[str] | None = None, prog: str = f"python -m {__package_
     logging.basicConfig(level=logging.WARNING, handlers=[_AsLines()], force=True)
     try:
         settings = load_settings()
+        logs.set_level(settings.log_level)
         host = _host(args.host, settings)
         port = settings.port if args.port is None else args.port
         listener = _listener(host, port)

@@ -35,9 +35,18 @@ def _without_user(url: str) -> str:
     return url
 
 
-BaseUrl = Annotated[str, AfterValidator(_without_user)]
+BaseUrl = Annotated[
+    Annotated[str, AfterValidator(_without_user)] | None,
+    Field(description="The address of the endpoint, such as `https://llm.example/v1`. Required with `http`."),
+]
+Revision = Annotated[
+    Annotated[str, Field(min_length=1)] | None,
+    Field(description="The branch, tag or commit of the model on its hub. By default its main branch."),
+]
 
 WEBHOOK_URL = r"^https?://[^\s/?#@]+(/[^\s#]*)?$"
+KEY_NAME_RULE = "letters, digits, _, . and -, at most 40"
+KEY_NAME = r"^[\w.-]{1,40}$"
 PUBLIC_URL = r"^https?://[^\s{}?#]+$"
 
 _KINDS = {
@@ -62,6 +71,7 @@ _KINDS = {
 }
 _PATTERNS = {
     WEBHOOK_URL: "an http:// or https:// URL without user name and #, with a / before any ?",
+    KEY_NAME: KEY_NAME_RULE,
     PUBLIC_URL: "an http:// or https:// URL without ?, #, { or }",
 }
 _BOUNDS = {
@@ -83,11 +93,7 @@ class PoolSettings(BaseModel):
         min_length=1,
         description="The model's name on the hub or its folder; with an endpoint, the name that the endpoint serves.",
     )
-    revision: str | None = Field(
-        default=None,
-        min_length=1,
-        description="The branch, tag or commit of the model on its hub. By default its main branch.",
-    )
+    revision: Revision = None
     aliases: tuple[str, ...] = Field(default=(), description="Further model names that mean this pool.")
     engine: EngineKind = Field(
         default="vllm",
@@ -100,9 +106,7 @@ class PoolSettings(BaseModel):
             "of a cross-encoder. An endpoint does not need it."
         ),
     )
-    base_url: BaseUrl | None = Field(
-        default=None, description="The address of the endpoint, such as `https://llm.example/v1`. Required with `http`."
-    )
+    base_url: BaseUrl = None
     api_key: SecretStr | None = Field(default=None, description="The key of the endpoint. Better set as a variable.")
     max_model_len: int = Field(default=8192, ge=16, description="Tokens of a prompt and its answer together.")
     gpu_memory_utilization: float = Field(
@@ -164,14 +168,8 @@ class LocalRun(BaseModel):
         default=None,
         description="The model's name on the hub or its folder; with an endpoint, the name that the endpoint serves.",
     )
-    revision: str | None = Field(
-        default=None,
-        min_length=1,
-        description="The branch, tag or commit of the model on its hub. By default its main branch.",
-    )
-    base_url: BaseUrl | None = Field(
-        default=None, description="The address of the endpoint, such as `https://llm.example/v1`. Required with `http`."
-    )
+    revision: Revision = None
+    base_url: BaseUrl = None
     max_model_len: int | None = Field(default=None, ge=16, description="Tokens of a prompt and its answer together.")
     max_num_seqs: int | None = Field(default=None, ge=1, description="Requests that the engine works on at a time.")
     max_tokens: int = Field(default=2048, ge=1, description="Tokens of an answer, for requests that do not say.")
@@ -246,6 +244,7 @@ class ApiKey(BaseModel):
     dialect: Literal["stage", "anthropic"] | None = Field(
         default=None, description="The API format of responses to this key. Without it, the request decides."
     )
+    name: str | None = Field(default=None, pattern=KEY_NAME, description="What the log calls the key.")
 
     @field_validator("sha256")
     @classmethod

@@ -64,6 +64,11 @@ class Lease:
         return self.stored.record
 
     @property
+    def name(self) -> str:
+        """The shard as logs and messages have it."""
+        return f"{self.record.pool}/{self.record.n}"
+
+    @property
     def missing(self) -> int:
         """A bitmap of the range's lines that are not done, including lines of other pools and rejected lines."""
         return ((1 << self.range.num_lines) - 1) & ~bitmaps.parse(self.record.done)

@@ -82,7 +82,7 @@ class Checkpointer:
             except StoreError as error:
                 self._saw_store(started_at, is_there=False)
                 shard.retry_at = started_at + RETRY_S
-                log.warning("shard.not_released", shard=shard.held.record.n, error=str(error))
+                log.warning("shard.not_released", batch_id=shard.batch_id, shard=shard.held.name, error=str(error))
                 return False
         return True
 
@@ -127,7 +127,7 @@ class Checkpointer:
                 )
             except (LeaseLost, BatchDamaged) as error:
                 if isinstance(error, BatchDamaged):  # its holder is unknown now; the other shards continue
-                    log.error("shard.unreadable", batch_id=shard.batch_id, shard=shard.held.record.n, error=str(error))
+                    log.error("shard.unreadable", batch_id=shard.batch_id, shard=shard.held.name, error=str(error))
                 shard.is_closed = isinstance(error, ShardClosed)
                 self._drop(shard)
                 return
@@ -135,7 +135,7 @@ class Checkpointer:
                 raise
             except StoreError as error:
                 self._saw_store(started_at, is_there=False)
-                log.warning("checkpoint.failed", shard=shard.held.record.n, error=str(error))
+                log.warning("checkpoint.failed", batch_id=shard.batch_id, shard=shard.held.name, error=str(error))
                 self._set_back(shard, error)
                 return
             self._saw_store(started_at, is_there=True)
@@ -152,7 +152,7 @@ class Checkpointer:
             log.info(
                 "shard.done",
                 batch_id=shard.batch_id,
-                shard=shard.held.record.n,
+                shard=shard.held.name,
                 epoch=shard.held.record.epoch,
                 succeeded=counts.succeeded,
                 errored=counts.errored,
@@ -170,10 +170,10 @@ class Checkpointer:
     def _drop(self, shard: ActiveShard) -> None:
         shard.is_dropped = True
         if shard.is_closed:
-            log.info("shard.closed", batch_id=shard.batch_id, shard=shard.held.record.n)
+            log.info("shard.closed", batch_id=shard.batch_id, shard=shard.held.name)
         else:
             self._state.stats.num_leases_lost += 1
-            log.warning("lease.lost", batch_id=shard.batch_id, shard=shard.held.record.n)
+            log.warning("lease.lost", batch_id=shard.batch_id, shard=shard.held.name)
         self._claimer.forget(shard.batch_id, shard.held.record.n)
         self._state.shards.remove(shard)
         self._state.has_dropped = True

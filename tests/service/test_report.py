@@ -82,7 +82,7 @@ def rows_of(page: Page) -> list[Any]:
 
 def test_the_report_has_what_the_status_has(folder: Path) -> None:
     page = page_of(folder)
-    for text in ("38 of 40 requests", "2 did not succeed", "38 succeeded", "2 rejected", "params.messages: must not be"):
+    for text in ("38 of 40 requests", "2 did not succeed", "38 succeeded", "2 rejected", "params.messages: must"):
         assert text in page.text
     assert "Fix the request as the message says" in page.text
     assert page.tags["figure"] == 5, "requests and tokens over time, input and output tokens, and times"
@@ -129,7 +129,8 @@ def test_a_report_that_exists_is_kept_and_only_html_is_written(folder: Path) -> 
 
 
 def test_a_batch_that_has_not_ended_has_no_report(tmp_path: Path) -> None:
-    (tmp_path / "in.jsonl").write_text('{"custom_id": "a", "params": {"messages": [{"role": "user", "content": "Hi"}]}}')
+    params = {"messages": [{"role": "user", "content": "Hi"}]}
+    (tmp_path / "in.jsonl").write_text(json.dumps({"custom_id": "a", "params": params}))
     with batchfile.connect(tmp_path / "store") as client:
         batch = client.submit(tmp_path / "in.jsonl", stage="email")
         with pytest.raises(NotEnded):
