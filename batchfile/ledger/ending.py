@@ -9,11 +9,12 @@ from dataclasses import replace
 
 import structlog
 
+from batchfile import tracing
 from batchfile.errors import BatchDamaged, BatchfileError, LeaseLost, RecordDamaged, RecordNewer, StoreError
 from batchfile.ledger import keys, shards
 from batchfile.ledger.assemble import Assembled, Records, Shard, assemble
 from batchfile.ledger.base import Ledger
-from batchfile.ledger.batches import queue_entries, read_batch, read_plan
+from batchfile.ledger.batches import attributes_of, queue_entries, read_batch, read_plan
 from batchfile.ledger.cas import Stored, load, update_batch
 from batchfile.ledger.parallel import in_order
 from batchfile.ledger.records import BatchRecord, Plan, ShardRecord
@@ -83,7 +84,8 @@ def _assemble(
             records = final_records(ledger, batch, plan, beat)
         if records is not None:
             nonce = ledger.new_id()[:12]
-            return assemble(ledger, batch, plan, records, written_at=written_at, nonce=nonce, beat=beat)
+            with tracing.span("batchfile.assemble", attributes_of(batch), of=batch.traceparent):
+                return assemble(ledger, batch, plan, records, written_at=written_at, nonce=nonce, beat=beat)
     except LeaseLost:
         return None
     except shards.TaskStopped:

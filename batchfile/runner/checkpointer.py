@@ -10,6 +10,7 @@ import structlog
 from batchfile.errors import BatchDamaged, LeaseLost, ShardClosed, StoreError, StoreFull
 from batchfile.ledger import lease, shards
 from batchfile.runner.claimer import Claimer
+from batchfile.runner.shard_span import trace_shard
 from batchfile.runner.state import ActiveShard, SharedState
 
 log = structlog.get_logger()
@@ -77,6 +78,7 @@ class Checkpointer:
         with shard.commit_lock:
             try:
                 shards.release(self._ledger, shard.held)
+                trace_shard(self._state, shard)
             except (LeaseLost, BatchDamaged):
                 self._saw_store(started_at, is_there=True)
             except StoreError as error:
@@ -148,6 +150,7 @@ class Checkpointer:
         self._state.stats.checkpoint_s.add(self._state.now() - started_at)
         if shard.held.record.state == "done":
             self._state.shards.remove(shard)
+            trace_shard(self._state, shard)
             counts = shard.held.record.counts
             log.info(
                 "shard.done",
@@ -169,6 +172,7 @@ class Checkpointer:
 
     def _drop(self, shard: ActiveShard) -> None:
         shard.is_dropped = True
+        trace_shard(self._state, shard, "the shard is closed" if shard.is_closed else "the lease is lost")
         if shard.is_closed:
             log.info("shard.closed", batch_id=shard.batch_id, shard=shard.held.name)
         else:

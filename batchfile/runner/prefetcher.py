@@ -118,6 +118,7 @@ class Prefetcher:
             left=record.num_lines - record.counts.finished,
             output_schema=output_schema,
             needs_answer=defaults.needs_answer or output_schema is not None,
+            claimed_at=self._ledger.clock.now(),
             is_bisecting=lease.is_bisecting(record),
         )
         self._state.take_on(shard)
