@@ -35,16 +35,13 @@ def configure(**keys: Any) -> None:
         else structlog.processors.JSONRenderer()
     )
 
-    def add_keys(logger: WrappedLogger, name: str, event: EventDict) -> EventDict:
-        return {**event, **keys}
-
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
-            add_keys,
+            lambda logger, name, event: {**event, **keys},
             renderer,
         ],
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),

@@ -7,17 +7,8 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from batchfile.lines.diagnostics import Diagnostic, Path, shown
-from batchfile.lines.formats import (
-    native,
-    openai_chat,
-    openai_classify,
-    openai_completions,
-    openai_embeddings,
-    openai_pooling,
-    openai_rerank,
-    openai_responses,
-    openai_scores,
-)
+from batchfile.lines.formats import native, openai_responses
+from batchfile.lines.formats.bodies import FORMATS
 from batchfile.lines.formats.native import (
     OutputConfig,
     Thinking,
@@ -29,16 +20,12 @@ from batchfile.lines.formats.native import (
 from batchfile.lines.formats.openai_chat import Body, Function
 from batchfile.lines.formats.openai_shared import ResponseFormat
 from batchfile.lines.formats.options import StructuredOutputs
-from batchfile.lines.formats.shared import TextBlock, UnsupportedKey, unsupported_keys_of
+from batchfile.lines.formats.shared import TextBlock, UnsupportedKey, rules_of
 from batchfile.lines.json_scan import find_fault, longest_number, nesting
 from batchfile.lines.key_advice import Advice, advice, typo_of
 
 _MISSING: Any = object()
-_BODIES = (
-    *(native.Params, openai_chat.Body, openai_completions.Body, openai_embeddings.Body, openai_responses.Body),
-    *(openai_scores.Body, openai_rerank.Body, openai_classify.Body, openai_pooling.Body),
-)
-_FIELDS = frozenset[str]().union(*(model.model_fields for model in _BODIES))
+_FIELDS = frozenset(native.Params.model_fields).union(*(form.body.model_fields for form in FORMATS.values()))
 _SCHEMA_FORM = '{"type": "json_schema", "json_schema": {"name": "...", "schema": {...}}}'
 _IN_JSON_SCHEMA = {"name", "description", "strict", "schema"}
 # Allowed in the content of a turn in `params` and in `body`; everywhere else only text is.
@@ -199,7 +186,8 @@ def _moved(key: str, response_format: Mapping[str, Any]) -> Advice:
 
 def _served(model: type[BaseModel]) -> list[str]:
     """The keys of `params` or `body`, without those that are always rejected."""
-    return [key for key in model.model_fields if key not in unsupported_keys_of(model)]
+    rejected = rules_of(model, UnsupportedKey)
+    return [key for key in model.model_fields if key not in rejected]
 
 
 def _keys_at(path: Path, model: type[BaseModel]) -> list[str]:

@@ -166,6 +166,7 @@ def _continue(run: "_Run", batch: BatchRecord, pointer: Stored[IdempotencyRecord
         return Opened(batch=batch, is_new=False)
     outputs.check_not_taken(ledger, batch, batch.metadata[OUTPUT])
     previous = previous_batch.previous_of(ledger, batch)
+    previous = previous_batch.with_merged(ledger, previous, batch.metadata[OUTPUT])
     sources = previous_batch.sources_of(previous, wanted, run.engine, is_asked=run.options.reuse, is_same=is_same)
     run.before_plan()
     if batch.state != "ended":
@@ -258,7 +259,7 @@ class _Run:
         # Of an endpoint's model, nobody knows the task.
         routing = RoutingTable(everything=POOL, tasks={} if options.engine == "http" else {POOL: options.task})
         draft = CreateOptions(stage=options.stage).draft(batch_id, None, routing, defaults)
-        old = () if previous is None else tuple(one for one in previous.all if one.batch_id in sources)
+        old = () if previous is None else tuple(one for one in previous.sources if one.batch_id in sources)
         old += tuple(one for one in others if one.batch_id not in sources)
         notes: list[str] = []
 
@@ -291,6 +292,7 @@ class _Run:
             notes.extend(previous_batch.reuse_notes(planned, options.reuse_from))
             if previous is not None:
                 notes.extend(previous_batch.notes(previous, planned, wanted))
+                planned = previous_batch.with_whole_batches(previous, planned)
             noun = "line" if source.table is None else "row"
             notes.extend(_notes(planned, _first_model(ledger, planned), options.model or "", noun))
             notes.extend(_tail_note(ledger, planned))

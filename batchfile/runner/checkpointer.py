@@ -150,6 +150,8 @@ class Checkpointer:
         self._state.stats.checkpoint_s.add(self._state.now() - started_at)
         if shard.held.record.state == "done":
             self._state.shards.remove(shard)
+            if not self._state.is_working_on(shard.batch_id):
+                self._state.end_due.set()
             trace_shard(self._state, shard)
             counts = shard.held.record.counts
             log.info(

@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from batchfile import Ledger, Runner, RunnerOptions
 from batchfile.testing import EchoEngine
 from batchfile.types import Choice, Completion, Defaults, RoutingTable, Usage
-from tests.helpers.ledger import BatchRecord, Draft, HashingWriter, Planned, batches, keys, update_batch
+from tests.helpers.ledger import IN_FLIGHT, BatchRecord, Draft, HashingWriter, Planned, batches, keys, update_batch
 from tests.helpers.lines import encode_result
 from tests.helpers.plan import Reuse, plan_input
 from tests.helpers.store import DirectoryStore
@@ -132,7 +132,8 @@ def main() -> int:
     args = parser.parse_args()
     if args.child:
         kind, folder = args.child
-        ledger = Ledger(store=DirectoryStore(Path(folder), fsync=False))
+        # As in a run, so that small objects are written next to each other.
+        ledger = Ledger(store=DirectoryStore(Path(folder), fsync=False), num_in_flight=IN_FLIGHT)
         print(json.dumps(measure_runs(ledger, args.lines) if kind == "runs" else measure_plan(ledger, kind)))
         return 0
     row: dict[str, Any] = {"bench": "reuse", "lines": args.lines}
