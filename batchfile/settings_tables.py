@@ -38,6 +38,8 @@ def _without_user(url: str) -> str:
 BaseUrl = Annotated[str, AfterValidator(_without_user)]
 
 WEBHOOK_URL = r"^https?://[^\s/?#@]+(/[^\s#]*)?$"
+KEY_NAME_RULE = "letters, digits, _, . and -, at most 40"
+KEY_NAME = r"^[\w.-]{1,40}$"
 PUBLIC_URL = r"^https?://[^\s{}?#]+$"
 
 _KINDS = {
@@ -62,6 +64,7 @@ _KINDS = {
 }
 _PATTERNS = {
     WEBHOOK_URL: "an http:// or https:// URL without user name and #, with a / before any ?",
+    KEY_NAME: KEY_NAME_RULE,
     PUBLIC_URL: "an http:// or https:// URL without ?, #, { or }",
 }
 _BOUNDS = {
@@ -236,6 +239,7 @@ class ApiKey(BaseModel):
     dialect: Literal["stage", "anthropic"] | None = Field(
         default=None, description="The API format of responses to this key. Without it, the request decides."
     )
+    name: str | None = Field(default=None, pattern=KEY_NAME, description="What the log calls the key.")
 
     @field_validator("sha256")
     @classmethod
@@ -300,7 +304,7 @@ class MediaAccess(BaseModel):
         default=DEFAULT_LIMITS.pixels,
         ge=1,
         le=PIXELS_MAX,
-        description="Pixels of an image, for engines that decode it.",
+        description="Pixels of an image, for engines that decode it. A side has at most four times their square root.",
     )
     objects_max: int = Field(
         default=DEFAULT_LIMITS.objects, ge=1, description="Images, recordings and documents of a request."
@@ -308,7 +312,10 @@ class MediaAccess(BaseModel):
     request_bytes_max: int = Field(
         default=DEFAULT_LIMITS.request_bytes,
         ge=1,
-        description="Bytes in memory of the media of a request: as read, and four for each pixel of an image.",
+        description=(
+            "Bytes in memory of the media of a request: as read, four for each pixel, and four for each sample, as "
+            "read and at 16,000 per second."
+        ),
     )
 
     @field_validator("allow")

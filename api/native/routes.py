@@ -46,17 +46,8 @@ async def create(
     *,
     background: NamedDependency[BackgroundTasks],
 ) -> BatchStatus:
-    options = create_options(
-        request,
-        service,
-        caller,
-        stage=stage,
-        priority=priority,
-        metadata=metadata_of(metadata),
-        is_strict=strict,
-        pool=pool,
-        reuse=reuse,
-    )
+    asked = {"stage": stage, "priority": priority, "is_strict": strict, "pool": pool, "reuse": reuse}
+    options = create_options(request, service, caller, metadata=metadata_of(metadata), **asked)
     batch = await create_from(request, service, caller, options, "native")
     if batch.is_all_reused:
         background.wake(batch.batch_id)
@@ -72,7 +63,7 @@ def list_batches(
     after: Annotated[str | None, QueryParameter(description="Return batches older than this one.")] = None,
 ) -> BatchStatusPage:
     page = service.page(caller, limit=limit, after=after)
-    data = [pool_status.with_waiting(serializers.batch_status(item)) for item in page.data]
+    data = [pool_status.with_waiting(serializers.batch_status(item, is_listed=True)) for item in page.data]
     return BatchStatusPage(data=data, has_more=page.has_more)
 
 

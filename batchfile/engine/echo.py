@@ -272,8 +272,7 @@ class EchoEngine:
         """Gives free slots to waiting requests in order of arrival."""
         free = self.info.num_slots - len(self._running)
         started = [self._waiting.popleft() for _ in range(min(free, len(self._waiting)))]
-        if len(started) == free:
-            self._num_full_steps += 1
+        self._num_full_steps += len(started) == free
         return started
 
     def _with_blocks(self, request: Request, completion: Completion) -> Completion:
@@ -337,11 +336,16 @@ def _with_options(request: Request, options: Options, completion: Completion) ->
     choices = completion.choices
     if options.guide is not None and options.guide.choice is not None:
         choices = (Choice(options.guide.choice[0], "end_turn"),) * request.sampling.num_choices
-    if options.echo and request.raw is not None:
-        choices = tuple(replace_fields(one, text=text_of(request.raw.inputs[0]) + one.text) for one in choices)
+    if options.echo and (begun := _begun(request)):
+        choices = tuple(replace_fields(one, text=begun + one.text) for one in choices)
     if options.logprobs is not None:
         choices = tuple(replace_fields(one, logprobs=_logprobs(one.text, options.logprobs)) for one in choices)
     return replace_fields(completion, choices=choices)
+
+
+def _begun(request: Request) -> str:
+    last = Message("assistant", text_of(request.raw.inputs[0])) if request.raw else request.messages[-1]
+    return last.content if last.role == "assistant" else ""
 
 
 def _logprobs(text: str, num: int) -> tuple[TokenLogprob, ...]:

@@ -8,17 +8,8 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from batchfile.lines.diagnostics import Diagnostic, Path, shown
-from batchfile.lines.formats import (
-    native,
-    openai_chat,
-    openai_classify,
-    openai_completions,
-    openai_embeddings,
-    openai_pooling,
-    openai_rerank,
-    openai_responses,
-    openai_scores,
-)
+from batchfile.lines.formats import native, openai_responses
+from batchfile.lines.formats.bodies import FORMATS
 from batchfile.lines.formats.native import (
     OutputConfig,
     Thinking,
@@ -30,16 +21,12 @@ from batchfile.lines.formats.native import (
 from batchfile.lines.formats.openai_chat import Body, Function
 from batchfile.lines.formats.openai_shared import ResponseFormat
 from batchfile.lines.formats.options import StructuredOutputs
-from batchfile.lines.formats.shared import TextBlock, UnsupportedKey, unsupported_keys_of
+from batchfile.lines.formats.shared import TextBlock, UnsupportedKey, rules_of
 from batchfile.lines.json_scan import find_fault, longest_number, nesting
 from batchfile.lines.key_advice import UNKNOWN, Advice, advice, typo_of
 
 _MISSING: Any = object()
-_BODIES = (
-    *(native.Params, openai_chat.Body, openai_completions.Body, openai_embeddings.Body, openai_responses.Body),
-    *(openai_scores.Body, openai_rerank.Body, openai_classify.Body, openai_pooling.Body),
-)
-_FIELDS = frozenset[str]().union(*(model.model_fields for model in _BODIES))
+_FIELDS = frozenset(native.Params.model_fields).union(*(form.body.model_fields for form in FORMATS.values()))
 _SCHEMA_FORM = '{"type": "json_schema", "json_schema": {"name": "...", "schema": {...}}}'
 _IN_JSON_SCHEMA = {"name", "description", "strict", "schema"}
 # Allowed in the content of a turn in `params` and in `body`; everywhere else only text is.
@@ -69,6 +56,7 @@ def from_pydantic(
 ) -> list[Diagnostic]:
     """`data` is what was validated, and `carried` its JSON; `root` is the key that contains it."""
     diagnostics: dict[Path, Diagnostic] = {}
+    of_types = set[Path]()
     for detail in error.errors(include_url=False):
         if detail["type"] == "json_invalid":
             return [_whole(carried, root)]
@@ -80,7 +68,11 @@ def from_pydantic(
             diagnostic = Diagnostic((root, *path), *UNKNOWN, at_key=True)
         else:
             diagnostic = _finding(detail, path, values, root, model, data)
-        diagnostics.setdefault(diagnostic.path, diagnostic)
+        is_type = detail["type"] in _KINDS
+        if diagnostic.path not in diagnostics or (diagnostic.path in of_types and not is_type):
+            # The type is that of another member of a union, if the value has the type of this one.
+            diagnostics[diagnostic.path] = diagnostic
+            (of_types.add if is_type else of_types.discard)(diagnostic.path)
     return list(diagnostics.values())
 
 
@@ -205,7 +197,7 @@ def _moved(key: str, response_format: Mapping[str, Any]) -> Advice:
 @cache
 def _served(model: type[BaseModel]) -> tuple[str, ...]:
     """The keys of `params` or `body`, without those that are always rejected."""
-    rejected = unsupported_keys_of(model)
+    rejected = rules_of(model, UnsupportedKey)
     return tuple(key for key in model.model_fields if key not in rejected)
 
 

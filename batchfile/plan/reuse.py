@@ -25,7 +25,7 @@ from batchfile.ledger.parallel import in_order
 from batchfile.ledger.records import BatchRecord, FileRef, InputRef, PartRef, Plan, ShardRecord
 from batchfile.lines.envelope import Envelope, decode_envelope
 from batchfile.lines.framing import data_of
-from batchfile.lines.result import FinishedLine, after_id, encoded_id, with_id
+from batchfile.lines.result import FinishedLine, encoded_id, with_id
 from batchfile.plan.hash_file import NO_LINE, pairs
 from batchfile.plan.range_buckets import Found, RangeBuckets
 from batchfile.plan.ranges import Cut
@@ -250,7 +250,7 @@ def _take_all(batch: NewBatch, source: BatchRecord, outcome: ReuseOutcome) -> li
             batch.ledger,
             lambda found: _store(batch, lease, *found),
             _results(batch, source.results, new_of, buckets),
-            size_of=lambda found: sum([len(rest) for _, rest in found[1]]),
+            size_of=lambda found: sum([len(line) for _, line in found[1]]),
             size_max=AHEAD_BYTES,
         ):
             batch.beat()
@@ -307,14 +307,12 @@ def _num_by_range(batch: NewBatch, new_of: "array[int]") -> list[int]:
 def _results(
     batch: NewBatch, stored: FileRef, new_of: "array[int]", buckets: RangeBuckets
 ) -> Iterator[tuple[int, list[Found]]]:
-    """The succeeded results by range of the new batch, each range once it is complete, with the lines' new places. Each
-    result is what follows its custom_id.
+    """The results by range of the new batch, each range once it is complete, with the lines' new places.
 
     Raises: _Unusable, perhaps only at the end.
     """
     firsts = [cut.range.first for cut in batch.cuts]
     digest, num = sha256(), 0
-    n = first = end = 0
 
     def chunks() -> Iterator[bytes]:
         for chunk in batch.ledger.store.stream(stored.key):
@@ -324,13 +322,13 @@ def _results(
 
     with _reading_source():
         for lines in _blocks(chunks()):
+            by_range: dict[int, list[Found]] = {}
             for new, line in zip(new_of[num : num + len(lines)], lines, strict=False):
-                if new == NO_LINE:
-                    continue
-                if not first <= new < end:
+                if new != NO_LINE:
                     n = bisect_right(firsts, new) - 1
-                    first, end = firsts[n], firsts[n] + batch.cuts[n].range.num_lines
-                if buckets.add(n, new - first, after_id(line)):
+                    by_range.setdefault(n, []).append((new - firsts[n], line))
+            for n, found in by_range.items():
+                if buckets.add(n, found):
                     yield n, buckets.take(n)
             num += len(lines)
     if digest.hexdigest() != stored.sha256:
@@ -350,12 +348,13 @@ def _blocks(chunks: Iterable[bytes]) -> Iterator[list[bytes]]:
 
 def _store(batch: NewBatch, lease: str, n: int, found: list[Found]) -> _Stored:
     """Write the results of a range as parts, with the ids of the new requests."""
-    requests = _requests(batch, n) if found else []
+    requests = _requests(batch, n)
     if batch.hasher.has_files:
-        found = [(place, rest) for place, rest in found if _may_have(batch, requests[place], rest)]
+        found = [(place, line) for place, line in found if _may_have(batch, requests[place], line)]
+    renamed = [(place, with_id(encoded_id(requests[place]), line)) for place, line in found]
     # Without usage: it cost this batch nothing.
-    made = [FinishedLine(place, "succeeded", with_id(encoded_id(requests[place]), rest)) for place, rest in found]
-    places = [place for place, _ in found]
+    made = [FinishedLine(place, "succeeded", line) for place, line in renamed if line is not None]
+    places = [item.line for item in made]
     parts: list[PartRef] = []
     for portion in _portions(made):
         key = keys.part_key(batch.batch_id, keys.REUSED_POOL, n, lease, len(parts) + 1)

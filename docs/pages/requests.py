@@ -8,31 +8,14 @@ from typing import Literal, NamedTuple
 
 from pydantic import BaseModel
 
-from batchfile.lines.formats import (
-    native,
-    openai_chat,
-    openai_classify,
-    openai_completions,
-    openai_embeddings,
-    openai_pooling,
-    openai_rerank,
-    openai_responses,
-    openai_scores,
-)
+from batchfile.lines.formats import native, openai_chat, openai_scores
+from batchfile.lines.formats.bodies import FORMATS
 from batchfile.lines.formats.shared import Effectless, OnlyEndpoints, UnsupportedKey, rules_of
 
 State = Literal["served", "http only", "no effect", "rejected"]
 
-MODELS: dict[str, type[BaseModel]] = {
-    "params": native.Params,
-    openai_chat.URL: openai_chat.Body,
-    openai_completions.URL: openai_completions.Body,
-    openai_embeddings.URL: openai_embeddings.Body,
-    openai_responses.URL: openai_responses.Body,
-    openai_scores.URL: openai_scores.Body,
-    openai_rerank.URL: openai_rerank.Body,
-    openai_classify.URL: openai_classify.Body,
-    openai_pooling.URL: openai_pooling.Body,
+MODELS: dict[str, type[BaseModel]] = {"params": native.Params} | {
+    url: form.body for url, form in FORMATS.items() if form.body is not native.Params
 }
 # From `<!-- requests: NAME -->` to `<!-- end -->` the page has the table of this model.
 _BLOCK = re.compile(r"(<!-- requests: (\S+) -->\n).*?(<!-- end -->)", re.S)
@@ -75,8 +58,8 @@ NOTES = {
     ),
     "thinking_token_budget": "vLLM needs a reasoning parser with known markers",
     "tools": (
-        "needs a chat template with tools; on vLLM, `strict` of a tool has no effect: arguments follow the schema "
-        "where `tool_choice` requires a call"
+        "needs a chat template with tools; on vLLM, `strict` guides the arguments by the schema, for parsers for whose "
+        "calls vLLM has a grammar; its default is true where `tool_choice` requires a call, else false"
     ),
     "vllm_xargs": "for samplers of your own in vLLM",
     "verbosity": _VARIABLE,

@@ -153,3 +153,27 @@ def test_thinking_is_told_apart_from_text_and_calls(tokenizer: Any) -> None:
     assert (cut.text, cut.thinking, cut.stop_reason) == ("", "hm", "max_tokens")
     assert read(found, request(None, is_thinking=False), "yes") == Choice("yes", "end_turn")
     assert found.template_arguments(request(None, is_thinking=False))["enable_thinking"] is False
+
+
+@pytest.mark.parametrize(
+    ("choice", "strict", "is_guided"),
+    [("auto", True, True), ("auto", None, False), ("auto", False, False), ("any", None, True), ("any", True, True)],
+)
+def test_the_schema_of_a_strict_tool_guides_its_call(
+    tokenizer: Any, choice: Any, strict: bool | None, is_guided: bool
+) -> None:
+    tools = Tools(offered=(Tool("look", None, CITY, strict),), choice=choice)
+    reading = parsers(tokenizer).reading(request(tools))
+    assert reading is not None
+    guide = reading.asked.structured_outputs
+    assert (guide is not None and '"Bern"' in (guide.structural_tag or str(guide.json))) == is_guided
+
+
+@pytest.mark.parametrize("choice", ["any", "named"])
+def test_tools_that_vllm_cannot_make_a_grammar_of_fail_their_request(tokenizer: Any, choice: Any) -> None:
+    deep: dict[str, Any] = {"type": "object"}
+    for _ in range(150):
+        deep = {"type": "object", "properties": {"a": deep}}
+    tools = Tools(offered=(Tool("look", None, deep),), choice=choice, name="look" if choice == "named" else None)
+    with pytest.raises(InvalidRequest, match=r"^vLLM rejected the tools: "):
+        parsers(tokenizer).reading(request(tools))

@@ -17,6 +17,7 @@ from time import time
 from typing import Any
 from urllib.parse import urlsplit
 
+from batchfile.endpoints import URLS
 from batchfile.engine.http.answer import ExpectedAnswer, Odd, error_in, read_completion, status_of
 from batchfile.engine.tool_wire import wire_choice, wire_tools, wire_turn
 from batchfile.errors import SettingsError
@@ -93,15 +94,7 @@ class Failed:
 
 
 TEXT_ALONE = ExpectedAnswer()
-PATHS: dict[Kind, str] = {
-    "chat": "/chat/completions",
-    "completion": "/completions",
-    "embedding": "/embeddings",
-    "score": "/score",
-    "rerank": "/rerank",
-    "classification": "/classify",
-    "pooling": "/pooling",
-}
+PATHS: dict[Kind, str] = {kind: url.removeprefix("/v1") for kind, url in URLS.items()}
 OUTSIDE_V1 = ("/classify", "/pooling")  # vLLM's server has them at its root alone
 MODELS_PATH = "/models"  # which every endpoint has
 Answer = Outcome | Unserved | Throttled | Failed
