@@ -246,7 +246,7 @@ def test_options_of_rows_do_not_fit_requests() -> None:
     Path("in.jsonl").write_text('{"custom_id": "a", "params": {"messages": [{"role": "user", "content": "x"}]}}')
     with pytest.raises(SettingsError, match=r"prompt is for rows and text; in\.jsonl is"):
         run("in.jsonl", "out.jsonl", prompt="x")
-    with pytest.raises(SettingsError, match="--raw is for a text"):
+    with pytest.raises(SettingsError, match="raw=True is for a text"):
         run("reviews.csv", "out.jsonl", prompt=PROMPT, raw=True)
     with pytest.raises(SettingsError, match=r"use \.csv, \.tsv, \.jsonl, \.parquet or \.txt"):
         run("reviews.csv", "out.xlsx", prompt=PROMPT)
