@@ -172,9 +172,7 @@ def test_choices_and_schemas_become_columns(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_another_prompt_is_another_run_and_further_rows_are_run() -> None:
     run("reviews.csv", "a.csv", prompt=PROMPT)
-    with pytest.raises(
-        OutputTaken, match=r"prompt was 'Classify.*' and is 'Rate.*' now\. None of them can be reused"
-    ):
+    with pytest.raises(OutputTaken, match=r"prompt was 'Classify.*' and is 'Rate.*' now\. None of them can be reused"):
         run("reviews.csv", "a.csv", prompt="Rate {{ review }}")
     with Path("reviews.csv").open("a") as file:
         file.write("r4,new,3\n")
