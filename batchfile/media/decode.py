@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 SIDE_SHARE = 4  # the longest side, of that of a square with `pixels_max`: some models make every image a square
 RATE_STEP, RATE_MIN, RATE_MAX = 25, 4_000, 384_000  # of a recording: other rates take long to convert, or much memory
+WIDTH_MAX = 4  # bytes of a sample
 MODEL_RATE = 16_000  # the rate of most models, to which a recording is converted
 SAMPLE_BYTES = 4  # in memory, for a model
 # Others may start programs, or are not images of one picture.
@@ -125,6 +126,8 @@ def read_wav(data: bytes) -> Recording:
         raise InvalidRequest(f"is not a recording in WAV (PCM), the only format that is decoded: {why}") from error
     if not recording.frames or not recording.rate:
         raise InvalidRequest("is a recording without samples")
+    if recording.width > WIDTH_MAX:
+        raise InvalidRequest(f"has samples of {8 * recording.width} bits; convert them to 16")
     if not RATE_MIN <= recording.rate <= RATE_MAX or recording.rate % RATE_STEP:
         raise InvalidRequest(
             f"has {recording.rate:,} samples per second; convert it to 16,000, or another multiple of {RATE_STEP} from "

@@ -167,3 +167,13 @@ def test_the_schema_of_a_strict_tool_guides_its_call(
     assert reading is not None
     guide = reading.asked.structured_outputs
     assert (guide is not None and '"Bern"' in (guide.structural_tag or str(guide.json))) == is_guided
+
+
+@pytest.mark.parametrize("choice", ["any", "named"])
+def test_tools_that_vllm_cannot_make_a_grammar_of_fail_their_request(tokenizer: Any, choice: Any) -> None:
+    deep: dict[str, Any] = {"type": "object"}
+    for _ in range(150):
+        deep = {"type": "object", "properties": {"a": deep}}
+    tools = Tools(offered=(Tool("look", None, deep),), choice=choice, name="look" if choice == "named" else None)
+    with pytest.raises(InvalidRequest, match=r"^vLLM rejected the tools: "):
+        parsers(tokenizer).reading(request(tools))

@@ -146,6 +146,10 @@ def test_a_recording_has_its_length() -> None:
     assert decode.read_wav(wav(seconds=0.5)).seconds == 0.5
     with pytest.raises(InvalidRequest, match="WAV"):
         decode.read_wav(b"ID3\x04")
+    wide = bytearray(wav())
+    wide[34] = 40
+    with pytest.raises(InvalidRequest, match="has samples of 40 bits; convert them to 16"):
+        decode.read_wav(bytes(wide))
     for rate in (1, 3_975, 16_001, 400_000):
         with pytest.raises(InvalidRequest, match=f"has {rate:,} samples per second; convert it to 16,000, or another"):
             decode.read_wav(wav(seconds=10 / rate, rate=rate))

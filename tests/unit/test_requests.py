@@ -279,6 +279,12 @@ WRONG = [
         'body.text.format: has schema, but its type is "text"; make it "json_schema" or remove schema',
     ),
     (openai_responses.URL, {"text": {"format": {"type": "json_schema"}}}, "body.text.format: schema is missing"),
+    ("/v1/score", {"text_1": ""}, "body.text_1: must not be empty"),
+    (
+        openai_chat.URL,
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": ""}]}]},
+        "body.messages[0].content[0].image_url: must not be empty",
+    ),
     (openai_responses.URL, {"input": [{"type": "reasoning"}]}, "body.input: has no message; add one"),
     ("params", {"logit_bias": {"5": 101}}, "params.logit_bias.5: must be at most 100, got 101"),
     ("params", {"top_logprobs": 3}, "params.top_logprobs: needs logprobs; add it"),

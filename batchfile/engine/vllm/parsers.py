@@ -24,6 +24,8 @@ TOOL_PARSERS = (
     ("<|python_tag|>", "llama3_json"),
 )
 
+_REJECTED = "vLLM rejected the {what}: {why}"
+
 # The variables of chat templates that options set.
 _VARIABLES = {
     "reasoning_effort": ("reasoning_effort", "enable_thinking"),
@@ -113,7 +115,13 @@ class Parsers:
         template_arguments = self.template_arguments(request)
         if request.tools is None and not self.thinks:
             return None
-        asked = self._parser(request.tools, template_arguments).adjust_request(_asked(request.tools))
+        try:
+            asked = self._parser(request.tools, template_arguments).adjust_request(_asked(request.tools))
+        except InvalidRequest:
+            raise
+        except Exception as error:  # parsers of vLLM or a plug-in may raise anything
+            what = "request" if request.tools is None else "tools"
+            raise InvalidRequest(_REJECTED.format(what=what, why=error)) from error
         stem = "" if request.tools is None else call_stem(request)
         return Reading(
             asked=asked,
@@ -169,4 +177,4 @@ def _asked(tools: Tools | None) -> Any:
     try:
         return ChatCompletionRequest(messages=[{"role": "user", "content": ""}], **about)
     except ValueError as error:
-        raise InvalidRequest(f"vLLM rejected these tools: {error}") from error
+        raise InvalidRequest(_REJECTED.format(what="tools", why=error)) from error

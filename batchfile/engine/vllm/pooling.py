@@ -220,7 +220,9 @@ class Texts:
             )
 
     def encode(self, one: str, other: str | None, *, adds: bool, keep: int | None) -> _Encoded:
-        """`keep`: at most so many tokens, special ones included; -1: as many as fit."""
+        """`keep`: at most so many tokens, special ones included; -1: as many as fit. Raises: InvalidRequest if the
+        special ones alone are more, because then the tokenizer would keep the whole text.
+        """
         bound = self._max_model_len if keep == -1 else keep
         with self._lock:
             found = self._tokenizer(
@@ -232,6 +234,8 @@ class Texts:
                 return_token_type_ids=self._has_types,
             )
         token_ids: list[int] = list(found["input_ids"])
+        if keep is not None and bound is not None and len(token_ids) > bound:
+            raise InvalidRequest(f"truncate_prompt_tokens: the control tokens alone are more than {keep}; raise it")
         types = found["token_type_ids"] if self._has_types and other is not None else None
         return _Encoded(token_ids, None if types is None else types.index(1) if 1 in types else len(types))
 
