@@ -235,9 +235,7 @@ class Texts:
             )
         token_ids: list[int] = list(found["input_ids"])
         if keep is not None and bound is not None and len(token_ids) > bound:
-            raise InvalidRequest(
-                f"truncate_prompt_tokens: the control tokens alone are more than {keep}; raise it"
-            )
+            raise InvalidRequest(f"truncate_prompt_tokens: the control tokens alone are more than {keep}; raise it")
         types = found["token_type_ids"] if self._has_types and other is not None else None
         return _Encoded(token_ids, None if types is None else types.index(1) if 1 in types else len(types))
 
