@@ -1,6 +1,7 @@
 """Turns pydantic errors about `params` or `body` into messages with a place. Runs for invalid lines only."""
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -22,7 +23,7 @@ from batchfile.lines.formats.openai_shared import ResponseFormat
 from batchfile.lines.formats.options import StructuredOutputs
 from batchfile.lines.formats.shared import TextBlock, UnsupportedKey, rules_of
 from batchfile.lines.json_scan import find_fault, longest_number, nesting
-from batchfile.lines.key_advice import Advice, advice, typo_of
+from batchfile.lines.key_advice import UNKNOWN, Advice, advice, typo_of
 
 _MISSING: Any = object()
 _FIELDS = frozenset(native.Params.model_fields).union(*(form.body.model_fields for form in FORMATS.values()))
@@ -33,6 +34,7 @@ _BLOCKS = {"text", "tool_use", "tool_result", "thinking", "redacted_thinking", "
 _PARTS = {"text", "image_url", "input_audio", "audio_url", "file", "input_text", "input_image", "input_file", "refusal"}
 _RESPONSE_PARTS = {"input_text", "output_text", "text", "refusal", "input_image", "input_file", "input_audio"}
 _ITEMS = {"message", "function_call", "function_call_output", "reasoning"}
+_ADVISED_MAX = 100  # problems of a line before unknown keys, of which there may be thousands, get no advice
 _DEPTH_SAFE = 100  # nested containers, and digits of a number, that pydantic always reads
 _DIGITS_SAFE = 1000
 _KINDS = {
@@ -62,7 +64,10 @@ def from_pydantic(
         is_of_branch = path[-1:] != detail["loc"][-1:]  # its last step is pydantic's name for a member of a union
         if detail["type"] == "string_type" and isinstance(detail["input"], list) and is_of_branch:
             continue  # a list is allowed as well as a string: the problem is inside the list
-        diagnostic = _finding(detail, path, values, root, model, data)
+        if detail["type"] == "extra_forbidden" and len(path) == 1 and len(diagnostics) >= _ADVISED_MAX:
+            diagnostic = Diagnostic((root, *path), *UNKNOWN, at_key=True)
+        else:
+            diagnostic = _finding(detail, path, values, root, model, data)
         is_type = detail["type"] in _KINDS
         if diagnostic.path not in diagnostics or (diagnostic.path in of_types and not is_type):
             # The type is that of another member of a union, if the value has the type of this one.
@@ -189,10 +194,11 @@ def _moved(key: str, response_format: Mapping[str, Any]) -> Advice:
     return Advice("is only allowed with the type json_schema", f"Write {_SCHEMA_FORM} as response_format.")
 
 
-def _served(model: type[BaseModel]) -> list[str]:
+@cache
+def _served(model: type[BaseModel]) -> tuple[str, ...]:
     """The keys of `params` or `body`, without those that are always rejected."""
     rejected = rules_of(model, UnsupportedKey)
-    return [key for key in model.model_fields if key not in rejected]
+    return tuple(key for key in model.model_fields if key not in rejected)
 
 
 def _keys_at(path: Path, model: type[BaseModel]) -> list[str]:

@@ -12,6 +12,7 @@ from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import load
 from batchfile.ledger.records import BatchRecord, IdempotencyRecord
 from batchfile.local import outputs, previous_batch
+from batchfile.local.merged_answers import merged_answers
 from batchfile.local.options import OUTPUT
 from batchfile.local.previous_batch import why_refused
 from batchfile.plan.reuse_sources import SOURCES_MAX, latest
@@ -39,8 +40,11 @@ def earlier_runs(ledger: Ledger, engine: EngineIdentity | None, *, is_asked: boo
     return tuple(found)
 
 
-def run_of(ledger: Ledger, output: str, engine: EngineIdentity | None) -> BatchRecord:
-    """The run of another output, also if nobody knows what has made it. Raises: InvalidFile, BatchDamaged."""
+def run_of(ledger: Ledger, output: str, engine: EngineIdentity | None) -> list[BatchRecord]:
+    """The run of another output, also if nobody knows what has made it, after the answers that were merged into it.
+
+    Raises: InvalidFile, BatchDamaged.
+    """
     pointer = load(ledger, keys.idempotency_key("output", os.path.realpath(output)), IdempotencyRecord)
     batch = None if pointer is None else batches.read_batch(ledger, pointer.record.batch_id)
     if batch is None:
@@ -53,7 +57,8 @@ def run_of(ledger: Ledger, output: str, engine: EngineIdentity | None) -> BatchR
     why = why_refused(batch.fingerprints, engine, is_asked=True)
     if why is not None:
         raise InvalidFile(f"reuse_from: no answer of {output} can be reused: {why}")
-    return batch
+    merged = merged_answers(ledger, batch, os.path.realpath(output), previous_batch.POOL).source
+    return [batch] if merged is None else [merged, batch]
 
 
 def _ended(ledger: Ledger, batch: BatchRecord) -> BatchRecord | None:

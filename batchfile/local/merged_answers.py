@@ -2,12 +2,17 @@
 source of its own: the requests of the old batch, with the merged results in place of all others.
 """
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from itertools import zip_longest
+from typing import BinaryIO
 
 from batchfile.ledger import keys
 from batchfile.ledger.base import Ledger
+from batchfile.ledger.batches import Planned
 from batchfile.ledger.inputs import HashingWriter
 from batchfile.ledger.records import BatchRecord
 from batchfile.lines.framing import iter_lines
@@ -17,6 +22,7 @@ from batchfile.local.display import counted, from_here
 from batchfile.types import Counts
 
 _NO_ANSWER = b"{}"  # in place of a result, so that it is not taken over
+_ENDING = "-merged"  # of the batch's id, as the id of the source
 _CHUNK_BYTES = 256 * 1024
 
 
@@ -35,14 +41,12 @@ NOT_MERGED = MergedAnswers()
 
 
 def merged_answers(ledger: Ledger, batch: BatchRecord, output: str, pool: str) -> MergedAnswers:
-    """Those at the output of an ended batch. `pool`: of the batch.
+    """Those at the output of an ended batch, a path. `pool`: of the batch.
 
     Of an output that was edited since, there are none: `export` keeps it as it is. Raises: OSError, StoreError.
     """
     receipt = outputs.read_receipt(output)
     if receipt is None or not receipt.merged or receipt.batch_id != batch.batch_id or batch.results is None:
-        return NOT_MERGED
-    if not outputs.is_there(receipt.output):
         return NOT_MERGED
     if batch.input.format != "native":
         num = counted(receipt.merged, "merged result")
@@ -51,26 +55,43 @@ def merged_answers(ledger: Ledger, batch: BatchRecord, output: str, pool: str) -
     made_by = receipt.merged_by
     if made_by != batch.fingerprints.get(pool):  # otherwise a later run would find answers of two models
         made_by = ("",)
-    num_merged = 0
+    num_merged, digest = 0, sha256()
     # Its key is below the old batch, so it is removed with that.
-    with HashingWriter(ledger, keys.results_key(batch.batch_id, f"merged-{ledger.new_id()[:12]}")) as writer:
-        for stored, here in zip_longest(outputs.result_lines(ledger, batch), _lines(output), fillvalue=b""):
+    key = keys.results_key(batch.batch_id, f"merged-{ledger.new_id()[:12]}")
+    with suppress(FileNotFoundError), open(output, "rb") as file, HashingWriter(ledger, key) as writer:
+        for stored, here in zip_longest(
+            outputs.result_lines(ledger, batch), _lines(file, digest.update), fillvalue=b""
+        ):
             is_merged = here != stored and (after_id(here) is not None or b'"succeeded"' in here)
             num_merged += is_merged
             writer.write_lines([here if is_merged else _NO_ANSWER])
-        results = writer.commit()
-    source = replace(
-        batch,
-        batch_id=f"{batch.batch_id}-merged",
-        results=results,
-        counts=Counts(succeeded=num_merged),
-        fingerprints={pool: made_by},
-    )
-    return MergedAnswers(source=source if num_merged else None, sha256=receipt.output.sha256)
+        if num_merged and digest.hexdigest() == receipt.output.sha256:
+            return MergedAnswers(
+                source=replace(
+                    batch,
+                    batch_id=batch.batch_id + _ENDING,
+                    results=writer.commit(),
+                    counts=Counts(succeeded=num_merged),
+                    fingerprints={pool: made_by},
+                ),
+                sha256=receipt.output.sha256,
+            )
+    return NOT_MERGED
 
 
-def _lines(path: str) -> Iterator[bytes]:
-    with open(path, "rb") as file:
-        chunks = iter(lambda: file.read(_CHUNK_BYTES), b"")
-        for line in iter_lines(chunks, line_bytes_max=RESULT_BYTES_MAX):
-            yield line.data or b""
+def with_whole_batches(planned: Planned) -> Planned:
+    """Merged answers count as those of the batch whose output has them."""
+    found = Counter[str]()
+    for name, num in planned.reused_from.items():
+        found[name.removesuffix(_ENDING)] += num
+    return replace(planned, reused_from=dict(found))
+
+
+def _lines(file: BinaryIO, on_chunk: Callable[[bytes], None]) -> Iterator[bytes]:
+    def chunks() -> Iterator[bytes]:
+        while chunk := file.read(_CHUNK_BYTES):
+            on_chunk(chunk)
+            yield chunk
+
+    for line in iter_lines(chunks(), line_bytes_max=RESULT_BYTES_MAX):
+        yield line.data or b""

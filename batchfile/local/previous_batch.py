@@ -4,7 +4,6 @@ The pointer of the output names the previous batch and the new one until that is
 any point. The caller holds the lock of the output.
 """
 
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -202,16 +201,6 @@ def reuse_notes(planned: Planned, asked: str | None) -> Iterator[str]:
         yield f"{planned.num_reused:,} of {planned.total:,} reused"
     elif asked is not None and not planned.reuse_note:
         yield f"nothing was reused: {_NONE_SAME} in {asked}"
-
-
-def with_whole_batches(previous: Previous, planned: Planned) -> Planned:
-    """Merged answers count as those of the batch whose output has them."""
-    merged = previous.merged.source
-    if merged is None or merged.batch_id not in planned.reused_from:
-        return planned
-    counts = Counter(planned.reused_from)
-    counts[previous.batch.batch_id] += counts.pop(merged.batch_id)
-    return replace(planned, reused_from=dict(counts))
 
 
 def notes(previous: Previous, planned: Planned, wanted: Mapping[str, str]) -> Iterator[str]:

@@ -24,6 +24,7 @@ from batchfile.local import inputs, outputs, previous_batch
 from batchfile.local.earlier_runs import earlier_runs, run_of
 from batchfile.local.inputs import Source
 from batchfile.local.media_files import FileDigests
+from batchfile.local.merged_answers import with_whole_batches
 from batchfile.local.options import (
     EARLIER,
     INPUT,
@@ -222,7 +223,7 @@ class _Run:
     ) -> Opened:
         """A new batch of the output. `previous`: what it replaces; `sources`: the ids of those to take results from."""
         ledger, output, other = self.ledger, self.options.output, self.options.reuse_from
-        others = [] if other is None else [run_of(ledger, other, self.engine)]
+        others = [] if other is None else run_of(ledger, other, self.engine)
         if self.shares_results:
             others += earlier_runs(ledger, self.engine, is_asked=self.options.reuse)
         batch_id = f"batch_{ledger.new_id()[:12]}"
@@ -292,11 +293,10 @@ class _Run:
             notes.extend(previous_batch.reuse_notes(planned, options.reuse_from))
             if previous is not None:
                 notes.extend(previous_batch.notes(previous, planned, wanted))
-                planned = previous_batch.with_whole_batches(previous, planned)
             noun = "line" if source.table is None else "row"
             notes.extend(_notes(planned, _first_model(ledger, planned), options.model or "", noun))
             notes.extend(_tail_note(ledger, planned))
-            return planned
+            return with_whole_batches(planned)
 
         try:
             batch = submit.create(ledger, draft, plan)

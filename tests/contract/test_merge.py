@@ -247,6 +247,13 @@ def test_a_result_that_was_written_by_hand_is_kept_as_a_copy(
     assert COPIED in capsys.readouterr().err
 
 
+def test_another_output_can_take_merged_answers_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = Output(tmp_path, monkeypatch)
+    receipt = batchfile.run("in.jsonl", "other.jsonl", engine="echo", reuse_from="out.jsonl")
+    assert (receipt.is_all_succeeded, receipt.reused, len(receipt.reused_from)) == (True, 3, 1)
+    assert Path("other.jsonl").read_bytes() == out.merged
+
+
 def test_an_interrupted_run_keeps_merged_answers_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = Output(tmp_path, monkeypatch)
     changed = [*out.rows[:2], out.bad, out.rows[3]]

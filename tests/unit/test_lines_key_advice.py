@@ -35,6 +35,14 @@ def fields(form: Any) -> set[str]:
     return set(form.body.model_fields)
 
 
+def test_of_thousands_of_unknown_keys_the_first_ones_get_advice() -> None:
+    """Which takes long: a line of 50,000 would stop its planner for half a minute."""
+    found = told("params", max_token=5, **{f"top_{n}": n for n in range(5000)}, temperatur=0)
+    assert len(found) == 5002
+    assert "did you mean max_tokens?" in found["params.max_token"]
+    assert found["params.temperatur"] == "unknown field; remove it | "
+
+
 @pytest.mark.parametrize(
     ("place", "key", "words"),
     [

@@ -1,8 +1,7 @@
 """Shared by the request formats: value types, text blocks, and turns in the form that engines take."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
@@ -75,7 +74,7 @@ def rules_of(model: type[BaseModel], kind: type[_Rule]) -> dict[str, _Rule]:
     return {key: rule for key, field in model.model_fields.items() for rule in field.metadata if isinstance(rule, kind)}
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Format:
     """How the requests of an endpoint are read.
 
@@ -88,10 +87,10 @@ class Format:
     body: type[BaseModel]
     to_request: Callable[[str, Any, Defaults], Request]
     more_problems: Callable[[Any], list[Diagnostic]] = lambda _: []
+    unsupported_keys: dict[str, UnsupportedKey] = field(init=False)
 
-    @cached_property
-    def unsupported_keys(self) -> dict[str, UnsupportedKey]:
-        return rules_of(self.body, UnsupportedKey)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "unsupported_keys", rules_of(self.body, UnsupportedKey))
 
     def asks_for_unsupported(self, carried: BaseModel) -> bool:
         given = carried.model_fields_set & self.unsupported_keys.keys()
