@@ -264,7 +264,9 @@ class HeartbeatRecord:
     holds and ends. `down`: its endpoint is unavailable. `shards`: held ones as `batch_id/n`, the first 100.
     `set_aside`: batches that it leaves alone because an object cannot be read or written, and why, the first 20.
     `started_at`: epoch seconds. `fingerprint`: of its engine (see `engine/identity.py`); empty: unknown, or not loaded.
-    `commits`: of the models that came from a hub, by their names.
+    `commits`: of the models that came from a hub, by their names. `waiting`: requests that are ready and wait for a
+    slot. `kv_use`: the share of the KV cache in use; None: unknown. `gpu_s`: GPU seconds since its start; 0 if no GPU is
+    known. `problem`: why it cannot answer, in words without addresses.
     """
 
     pool: str
@@ -288,6 +290,10 @@ class HeartbeatRecord:
     shards: tuple[str, ...] = ()
     set_aside: dict[str, str] = field(default_factory=dict)
     commits: dict[str, str] = field(default_factory=dict)
+    waiting: int = 0
+    kv_use: float | None = None
+    gpu_s: float = 0.0
+    problem: str = ""
     version: int = VERSION
 
 
