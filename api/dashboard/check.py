@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 
-from batchfile.client.estimate import Sample, expected_output_tokens, pool_times, read_sample
+from batchfile.client.estimate import PoolTime, Sample, expected_output_tokens, pool_times, read_sample
 from batchfile.errors import InvalidFile, InvalidRequest, SettingsError, TooLarge
 from batchfile.lines.framing import iter_lines
 from batchfile.lines.kinds import KIND_BYTES, FileKind, detect, refusal
@@ -23,7 +23,7 @@ from batchfile.types import Defaults, RoutingTable
 from ..http.spool import Spooled
 from ..ops.pools import PoolStatus
 from .latest import turns_of
-from .schemas import CheckReport, FileProblem, PoolEstimate, Turn
+from .schemas import CheckReport, PoolEstimate, Turn
 
 CHECK_BYTES_MAX = 32 * 1024 * 1024
 ROWS_BYTES_MAX = 8 * 1024 * 1024
@@ -78,7 +78,9 @@ class GivenFile:
         return (bytes(self.data[at : at + CHUNK_BYTES]) for at in range(0, len(self.data), CHUNK_BYTES))
 
 
-def check(file: GivenFile, routing: RoutingTable, stage: str | None, pool: str | None, status: PoolStatus) -> CheckReport:
+def check(
+    file: GivenFile, routing: RoutingTable, stage: str | None, pool: str | None, status: PoolStatus
+) -> CheckReport:
     """Raises: InvalidFile, StoreUnavailable."""
     kind = file.kind
     report = CheckReport(
@@ -97,41 +99,34 @@ def check(file: GivenFile, routing: RoutingTable, stage: str | None, pool: str |
     scan = Scan(table=table, stage=stage)
     problems = list(islice(validate(lambda: lines, scan), PROBLEMS_MAX))
     sample = _sample(lines, table, stage)
-    times = pool_times(sample, status.heartbeats(), {name: status.scale_of(name).pending_requests for name in sample.pools})
+    times = pool_times(
+        sample, status.heartbeats(), {name: status.scale_of(name).pending_requests for name in sample.pools}
+    )
     return report.model_copy(
         update={
             "requests": sample.num_requests,
             "bad": round(sample.num_bad),
             "num_problems": max(len(problems), scan.summary.num_problems),
-            "problems": [
-                FileProblem(
-                    line=one.line,
-                    column=None if kind.content == "rows" else one.column,
-                    custom_id=one.custom_id,
-                    where=one.where,
-                    message=one.message,
-                    fix=one.fix,
-                )
-                for one in problems
-            ],
+            "problems": [replace(one, column=None) if kind.content == "rows" else one for one in problems],
             "first_prompt": _first_prompt(lines),
             "unrouted": round(sample.num_unrouted),
             "input_tokens": round(sample.input_tokens),
             "max_output_tokens": round(sample.max_output_tokens),
             "expected_output_tokens": expected_output_tokens(sample, times),
-            "pools": [
-                PoolEstimate(
-                    pool=time.pool,
-                    requests=time.num_requests,
-                    runners=time.num_runners,
-                    waiting=time.waiting,
-                    requests_per_s=time.requests_per_s,
-                    busy_s=time.busy_s,
-                    until_s=time.until_s,
-                )
-                for time in times
-            ],
+            "pools": [_estimate(time) for time in times],
         }
+    )
+
+
+def _estimate(time: PoolTime) -> PoolEstimate:
+    return PoolEstimate(
+        pool=time.pool,
+        requests=time.num_requests,
+        runners=time.num_runners,
+        waiting=time.waiting,
+        requests_per_s=time.requests_per_s,
+        busy_s=time.busy_s,
+        until_s=time.until_s,
     )
 
 

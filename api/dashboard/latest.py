@@ -111,8 +111,10 @@ def _turn(role: str, text: str) -> Turn:
 def _result(index: int, data: bytes, line: bytes | None, defaults: Defaults) -> LatestResult:
     found = decode_result(data)
     prompt: list[Turn] = []
-    with suppress(InvalidRequest):  # the result of such a line says what is wrong with it
+    try:
         prompt = [] if line is None else turns_of(parse_request(line, defaults))
+    except InvalidRequest:  # the result says what is wrong with it
+        prompt = [_turn("line", (line or b"").decode("utf-8", "replace"))]
     text = _text(found.message) if found.vectors is None else f"{len(found.vectors)} vectors"
     return LatestResult(
         index=index,
@@ -125,7 +127,9 @@ def _result(index: int, data: bytes, line: bytes | None, defaults: Defaults) -> 
         model=found.model,
         input_tokens=None if found.usage is None else found.usage.input_tokens,
         output_tokens=None if found.usage is None else found.usage.output_tokens,
-        error=None if found.error is None else LatestError(type=found.error.type, message=found.error.message[:CHARS_MAX]),
+        error=None
+        if found.error is None
+        else LatestError(type=found.error.type, message=found.error.message[:CHARS_MAX]),
     )
 
 

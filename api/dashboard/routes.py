@@ -10,8 +10,8 @@ from litestar.openapi.spec import OpenAPIMediaType, Operation, RequestBody, Sche
 from litestar.openapi.spec.enums import OpenAPIType
 from litestar.params import FromPath, QueryParameter
 
-from batchfile.errors import InvalidFile
-from batchfile.ledger.shard_runs import ShardList, shard_list
+from batchfile.errors import InvalidFile, SettingsError
+from batchfile.routing import check_pool, check_stage
 
 from ..http.create_query import PoolName
 from ..http.errors import AnyRequest, Refusal
@@ -33,10 +33,10 @@ POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; base-uri 'none'; "
     "form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
 )
-MEDIA_TYPES = {
-    ".html": "text/html; charset=utf-8",
-    ".js": "text/javascript; charset=utf-8",
-    ".css": "text/css; charset=utf-8",
+MEDIA_TYPES = {  # Litestar adds the charset
+    ".html": "text/html",
+    ".js": "text/javascript",
+    ".css": "text/css",
     ".svg": "image/svg+xml",
 }
 STATIC = Path(__file__).parent / "static"
@@ -59,17 +59,6 @@ async def index(request: AnyRequest) -> Response[bytes]:
 @pages.get("/dashboard/{name:str}", include_in_schema=False)
 async def static(request: AnyRequest, name: FromPath[str]) -> Response[bytes]:
     return _served(request, name)
-
-
-@batches.get("/{batch_id:str}/shards", 400, summary="Get the shards of a batch", middleware=[etagged])
-def shards(batch_id: FromPath[str], service: ServiceDep, caller: CallerDep) -> ShardList:
-    """The shards of an open batch that runners have claimed, and how many requests finished when. Empty once the batch
-    has ended.
-    """
-    batch = service.read(caller, batch_id).batch
-    rows = service.reader.shards(batch_id) if batch.state != "ended" else []
-    ledger = service.ledger
-    return shard_list(rows, created_at=batch.created_at, now=ledger.clock.now(), ttl_s=ledger.limits.lease_ttl_s)
 
 
 @batches.get("/{batch_id:str}/latest", 400, summary="Get the latest results with their prompts", middleware=[etagged])
@@ -101,9 +90,7 @@ class FILE_BODY(Operation):
         self.request_body = RequestBody(required=True, content={"application/octet-stream": any_bytes})
 
 
-@files.post(
-    "/check", 400, 408, 413, 415, summary="Check a file", request_max_body_size=None, operation_class=FILE_BODY
-)
+@files.post("/check", 400, 408, 413, 415, summary="Check a file", request_max_body_size=None, operation_class=FILE_BODY)
 async def check_file(
     request: AnyRequest,
     service: ServiceDep,
@@ -118,8 +105,13 @@ async def check_file(
     32 MiB.
     """
     routing = service.settings.routing()
-    _check_known("stage", stage, routing.stages)
-    _check_known("pool", pool, routing.pools)
+    try:
+        if stage is not None:
+            check_stage(routing.stages, stage[:80])
+        if pool is not None:
+            check_pool(routing.pools, pool[:80])
+    except SettingsError as error:
+        raise InvalidFile(str(error)) from None
     async with spool_body(request, _limits(service)) as spooled, service.creating:
         file = GivenFile.of(spooled, name[:NAME_CHARS_MAX], prompt)
         return await asyncio.to_thread(check, file, routing, stage, pool, pool_status)
@@ -147,15 +139,7 @@ async def convert_file(
 
 def _limits(service: Service) -> SpoolLimits:
     limits = SpoolLimits.of(service.settings.api)
-    return SpoolLimits(
-        bytes_max=min(limits.bytes_max, CHECK_BYTES_MAX), wait_s=limits.wait_s, folder=limits.folder
-    )
-
-
-def _check_known(what: str, name: str | None, known: object) -> None:
-    names = sorted(known) if isinstance(known, dict) else []
-    if name is not None and name not in names:
-        raise InvalidFile(f"{what}: {name[:80]!r} is unknown; use one of {', '.join(names)}")
+    return SpoolLimits(bytes_max=min(limits.bytes_max, CHECK_BYTES_MAX), wait_s=limits.wait_s, folder=limits.folder)
 
 
 def _served(request: AnyRequest, name: str) -> Response[bytes]:

@@ -4,6 +4,8 @@ from typing import Literal
 
 from pydantic import BaseModel
 
+from batchfile.lines.validate import LineProblem
+
 
 class Turn(BaseModel):
     """A turn of a prompt. `cut`: how many further characters it has."""
@@ -43,17 +45,6 @@ class Latest(BaseModel):
     data: list[LatestResult]
 
 
-class FileProblem(BaseModel):
-    """`line` of the file, from 1. `column` in characters, from 1; null: of the whole line."""
-
-    line: int
-    column: int | None
-    custom_id: str | None
-    where: str
-    message: str
-    fix: str
-
-
 class PoolEstimate(BaseModel):
     """`waiting`: requests ahead of these. `busy_s`: for these alone; `until_s`: until they are done. Null: unknown."""
 
@@ -83,7 +74,7 @@ class CheckReport(BaseModel):
     requests: int = 0
     bad: int = 0
     num_problems: int = 0
-    problems: list[FileProblem] = []
+    problems: list[LineProblem] = []
     first_prompt: list[Turn] = []
     unrouted: int = 0
     input_tokens: int = 0

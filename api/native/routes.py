@@ -2,15 +2,16 @@
 
 import asyncio
 from collections.abc import Callable, Iterable, Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from litestar import Response
 from litestar.di import NamedDependency
 from litestar.enums import HttpMethod
 from litestar.params import FromPath, QueryParameter
 
-from batchfile.ledger.batch_status import BatchStatus, BatchStatusPage, Pool
-from batchfile.ledger.records import BatchRecord, FileRef
+from batchfile.ledger.batch_status import BatchStatus, BatchStatusPage, Pool, ShownState
+from batchfile.ledger.records import BatchRecord, EndReason, FileRef
+from batchfile.ledger.shard_runs import ShardList, shard_list
 from batchfile.ledger.status import BatchSnapshot
 from batchfile.lines.formats.anthropic import anthropic_lines
 from batchfile.lines.formats.openai_results import openai_file
@@ -32,20 +33,7 @@ from ..ops.pools import PoolStatus
 from ..service import PAGE_MAX, Service, ServiceDep
 from . import schemas, serializers
 
-# Literals, because a type that is made at run time would not be documented: the states and the reasons of an end.
-ListedState = Literal[
-    "planning",
-    "open",
-    "ending",
-    "ended",
-    "damaged",
-    "unreadable",
-    "completed",
-    "canceled",
-    "expired",
-    "failed",
-    "input_changed",
-]
+LISTED_STATES = (*get_args(ShownState), *get_args(EndReason))
 ResultFormat = Literal["native", "stage", "anthropic", "openai", "openai_errors"]
 
 batches = Routes("/api/batches", tag="batches")
@@ -93,8 +81,11 @@ def list_batches(
     limit: Annotated[int, QueryParameter(ge=1, le=PAGE_MAX)] = 20,
     after: Annotated[str | None, QueryParameter(description="Return batches older than this one.")] = None,
     before: Annotated[str | None, QueryParameter(description="Return the next batches newer than this one.")] = None,
-    state: Annotated[
-        list[ListedState] | None, QueryParameter(description="Only batches in this state, or that ended so. Repeatable.")
+    states: Annotated[
+        list[str] | None,  # checked here, because Litestar's own message would have the name of this argument
+        QueryParameter(
+            name="state", description=f"Only batches in this state, or that ended so: {', '.join(LISTED_STATES)}."
+        ),
     ] = None,
     stage: Annotated[str | None, QueryParameter(description="Only batches of this stage.")] = None,
     since: Annotated[
@@ -107,7 +98,10 @@ def list_batches(
     """With a filter, one page looks at up to 1,000 batches: while `has_more` is true, continue with `after` set to
     `next`, even if the page is empty. `id` and `before` cannot be combined with filters.
     """
-    filters = (state, stage, since)
+    filters = (states, stage, since)
+    for one in states or ():
+        if one not in LISTED_STATES:
+            raise Refusal(400, f"state: {one[:80]!r} is unknown; use one of {', '.join(LISTED_STATES)}", param="state")
     following: str | None = None
     if (id or before) and (after or any(one is not None for one in filters) or (id and before)):
         raise Refusal(400, "id and before: send one of them, without after, state, stage or since")
@@ -116,7 +110,7 @@ def list_batches(
             raise Refusal(400, f"id: at most {PAGE_MAX:,} batches; send several requests")
         found, has_more = service.several(caller, id), False
     elif any(one is not None for one in filters):
-        searched = service.search(caller, _filter(state, stage), limit=limit, after=after, since=since)
+        searched = service.search(caller, _filter(states, stage), limit=limit, after=after, since=since)
         found, following = searched.data, searched.next
         has_more = following is not None
     else:
@@ -127,7 +121,7 @@ def list_batches(
     return BatchStatusPage(data=data, has_more=has_more, next=following)
 
 
-def _filter(states: list[ListedState] | None, stage: str | None) -> Callable[[BatchSnapshot], bool]:
+def _filter(states: list[str] | None, stage: str | None) -> Callable[[BatchSnapshot], bool]:
     def has(found: BatchSnapshot) -> bool:
         status = found.status
         return stage in {None, status.stage} and (not states or not {status.state, status.reason}.isdisjoint(states))
@@ -140,6 +134,17 @@ def status(
     batch_id: FromPath[str], service: ServiceDep, caller: CallerDep, pool_status: NamedDependency[PoolStatus]
 ) -> BatchStatus:
     return pool_status.with_waiting(serializers.batch_status(service.look(caller, batch_id)))
+
+
+@batches.get("/{batch_id:str}/shards", 400, summary="Get the shards of a batch", middleware=[etagged])
+def shards(batch_id: FromPath[str], service: ServiceDep, caller: CallerDep) -> ShardList:
+    """The shards of an open batch that runners have claimed, and how many requests finished when. Empty once the batch
+    has ended.
+    """
+    batch = service.read(caller, batch_id).batch
+    rows = service.reader.shards(batch_id) if batch.state != "ended" else []
+    ledger = service.ledger
+    return shard_list(rows, created_at=batch.created_at, now=ledger.clock.now(), ttl_s=ledger.limits.lease_ttl_s)
 
 
 @batches.post("/{batch_id:str}/cancel", 400, summary="Cancel a batch")
@@ -205,7 +210,8 @@ def results(
         bool, QueryParameter(description="Stream results as they are committed, in any order, until the batch ends.")
     ] = False,
     format: Annotated[
-        ResultFormat, QueryParameter(description="The lines of another API; `openai` and `openai_errors` are its two files.")
+        ResultFormat,
+        QueryParameter(description="The lines of another API; `openai` and `openai_errors` are its two files."),
     ] = "native",
 ) -> Response[Any]:
     """The stored results file: one line for each request, in input order. Supports `Range` in the native format."""
@@ -228,9 +234,7 @@ def _as_format(chunks: Iterable[bytes], batch: BatchRecord, format: ResultFormat
         return stage_lines(chunks)
     if format == "anthropic":
         return anthropic_lines(chunks, batch.batch_id)
-    return openai_file(
-        chunks, batch_id=batch.batch_id, created=int(batch.created_at), is_output=format == "openai"
-    )
+    return openai_file(chunks, batch_id=batch.batch_id, created=int(batch.created_at), is_output=format == "openai")
 
 
 @batches.get("/{batch_id:str}/errors", 400, 416, summary="Get the requests that did not succeed", responses=FILE)

@@ -56,8 +56,8 @@ class ShardRun(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Throughput(msgspec.Struct, frozen=True, kw_only=True):
-    """Requests that finished in each of `finished`'s steps of `step_s` seconds, from `start` (epoch seconds) on. A shard
-    counts where it was last written.
+    """Requests that finished in each of `finished`'s steps of `step_s` seconds, from `start` (epoch seconds) on. A
+    shard counts where it was last written.
     """
 
     start: float

@@ -11,8 +11,9 @@ from batchfile.errors import BatchDamaged, InvalidFile, OutputTaken, SettingsErr
 from batchfile.ledger import batches, keys
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import load
+from batchfile.ledger.idempotency import IdempotencyRecord
 from batchfile.ledger.parallel import in_order
-from batchfile.ledger.records import BatchRecord, IdempotencyRecord
+from batchfile.ledger.records import BatchRecord
 from batchfile.local import outputs, previous_batch
 from batchfile.local.options import OUTPUT
 from batchfile.local.previous_batch import why_refused
