@@ -20,7 +20,8 @@ from batchfile.lines.parse import parse_request
 from batchfile.lines.result import RESULT_BYTES_MAX, NativeMessage, decode_part, decode_result
 from batchfile.types import Defaults, Request
 
-from .schemas import Latest, LatestError, LatestResult, Turn
+from ..native.schemas import StageError
+from .schemas import Latest, LatestResult, Turn
 
 CHARS_MAX = 10_000  # of one text; the rest is cut
 SHARDS_MAX = 4  # whose results are read
@@ -129,7 +130,7 @@ def _result(index: int, data: bytes, line: bytes | None, defaults: Defaults) -> 
         output_tokens=None if found.usage is None else found.usage.output_tokens,
         error=None
         if found.error is None
-        else LatestError(type=found.error.type, message=found.error.message[:CHARS_MAX]),
+        else StageError(type=found.error.type, message=found.error.message[:CHARS_MAX]),
     )
 
 

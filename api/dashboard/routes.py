@@ -12,10 +12,11 @@ from litestar.params import FromPath, QueryParameter
 
 from batchfile.errors import InvalidFile, SettingsError
 from batchfile.routing import check_pool, check_stage
+from batchfile.rows.given_file import GivenFile
 
 from ..http.create_query import PoolName
 from ..http.errors import AnyRequest, Refusal
-from ..http.etag import etagged
+from ..http.etag import ETAGGED
 from ..http.openapi import JSON_LINES, RenderedPage, plain
 from ..http.responses import names_any
 from ..http.routes import CallerDep, Routes
@@ -23,7 +24,7 @@ from ..http.spool import SpoolLimits, spool_body
 from ..ops.pools import PoolStatus
 from ..service import Service, ServiceDep
 from . import schemas
-from .check import CHECK_BYTES_MAX, GivenFile, check
+from .check import CHECK_BYTES_MAX, check
 from .latest import LatestReader
 
 LATEST_MAX = 50
@@ -61,7 +62,7 @@ async def static(request: AnyRequest, name: FromPath[str]) -> Response[bytes]:
     return _served(request, name)
 
 
-@batches.get("/{batch_id:str}/latest", 400, summary="Get the latest results with their prompts", middleware=[etagged])
+@batches.get("/{batch_id:str}/latest", 400, summary="Get the latest results with their prompts", **ETAGGED)
 def latest(
     batch_id: FromPath[str],
     service: ServiceDep,
@@ -113,7 +114,7 @@ async def check_file(
     except SettingsError as error:
         raise InvalidFile(str(error)) from None
     async with spool_body(request, _limits(service)) as spooled, service.creating:
-        file = GivenFile.of(spooled, name[:NAME_CHARS_MAX], prompt)
+        file = GivenFile.of(spooled.view(), name[:NAME_CHARS_MAX], prompt)
         return await asyncio.to_thread(check, file, routing, stage, pool, pool_status)
 
 
@@ -132,7 +133,7 @@ async def convert_file(
     (up to 8 MiB), the lines of a text, or the elements of a JSON array.
     """
     async with spool_body(request, _limits(service)) as spooled, service.creating:
-        file = GivenFile.of(spooled, name[:NAME_CHARS_MAX], prompt)
+        file = GivenFile.of(spooled.view(), name[:NAME_CHARS_MAX], prompt)
         lines = await asyncio.to_thread(lambda: b"".join(file.lines()))
     return Response(lines, media_type=JSON_LINES)
 

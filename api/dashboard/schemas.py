@@ -6,6 +6,8 @@ from pydantic import BaseModel
 
 from batchfile.lines.validate import LineProblem
 
+from ..native.schemas import StageError
+
 
 class Turn(BaseModel):
     """A turn of a prompt. `cut`: how many further characters it has."""
@@ -13,11 +15,6 @@ class Turn(BaseModel):
     role: str
     text: str
     cut: int = 0
-
-
-class LatestError(BaseModel):
-    type: str
-    message: str
 
 
 class LatestResult(BaseModel):
@@ -36,7 +33,7 @@ class LatestResult(BaseModel):
     model: str | None
     input_tokens: int | None
     output_tokens: int | None
-    error: LatestError | None
+    error: StageError | None
 
 
 class Latest(BaseModel):

@@ -1,10 +1,12 @@
 """Gives JSON responses an ETag, so that a page that asks again and again gets a 304 while nothing has changed."""
 
 import hashlib
+from typing import Any
 
 from litestar.datastructures import Headers
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
+from .openapi import plain
 from .responses import names_any
 
 
@@ -43,3 +45,10 @@ async def _send(start: Message, body: bytes, asked: str, send: Send) -> None:
     start["headers"] = headers  # type: ignore[typeddict-unknown-key]
     await send(start)
     await send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+# Options of a route.
+ETAGGED: dict[str, Any] = {
+    "middleware": [etagged],
+    "responses": {304: plain(None, "Nothing has changed since the response with the ETag of `If-None-Match`.")},
+}

@@ -22,7 +22,7 @@ from batchfile.plan.submit import rerun as rerun_batch
 from ..create import create_from, create_options
 from ..http.create_query import IsStrict, Metadata, PoolName, Priority, Reuse, metadata_of
 from ..http.errors import AnyRequest, Refusal
-from ..http.etag import etagged
+from ..http.etag import ETAGGED
 from ..http.openapi import FILE, JSON_LINES
 from ..http.request_bodies import JSON_OR_LINES
 from ..http.responses import follow, serve_file, stream
@@ -73,7 +73,7 @@ async def create(
     return serializers.batch_status(await asyncio.to_thread(service.read, caller, batch.batch_id))
 
 
-@batches.get("", 400, summary="List batches, newest first", middleware=[etagged])
+@batches.get("", 400, summary="List batches, newest first", **ETAGGED)
 def list_batches(
     service: ServiceDep,
     caller: CallerDep,
@@ -129,14 +129,14 @@ def _filter(states: list[str] | None, stage: str | None) -> Callable[[BatchSnaps
     return has
 
 
-@batches.get("/{batch_id:str}", 400, summary="Get a batch", middleware=[etagged])
+@batches.get("/{batch_id:str}", 400, summary="Get a batch", **ETAGGED)
 def status(
     batch_id: FromPath[str], service: ServiceDep, caller: CallerDep, pool_status: NamedDependency[PoolStatus]
 ) -> BatchStatus:
     return pool_status.with_waiting(serializers.batch_status(service.look(caller, batch_id)))
 
 
-@batches.get("/{batch_id:str}/shards", 400, summary="Get the shards of a batch", middleware=[etagged])
+@batches.get("/{batch_id:str}/shards", 400, summary="Get the shards of a batch", **ETAGGED)
 def shards(batch_id: FromPath[str], service: ServiceDep, caller: CallerDep) -> ShardList:
     """The shards of an open batch that runners have claimed, and how many requests finished when. Empty once the batch
     has ended.
@@ -216,6 +216,7 @@ def results(
 ) -> Response[Any]:
     """The stored results file: one line for each request, in input order. Supports `Range` in the native format."""
     if format != "native":
+        batch = service.record(caller, batch_id)
         if live:
             raise Refusal(400, "live: works only in the native format; leave format out")
         batch = service.ended(caller, batch_id)
@@ -251,12 +252,12 @@ def reasons(request: AnyRequest, batch_id: FromPath[str], service: ServiceDep, c
     return _file(request, service, service.ended(caller, batch_id).reasons)
 
 
-@pools.get("/pools", 400, summary="List pools", middleware=[etagged])
+@pools.get("/pools", 400, summary="List pools", **ETAGGED)
 def list_pools(pool_status: NamedDependency[PoolStatus]) -> list[Pool]:
     return pool_status.pools()
 
 
-@pools.get("/pools/{pool:str}", 400, summary="Get a pool", middleware=[etagged])
+@pools.get("/pools/{pool:str}", 400, summary="Get a pool", **ETAGGED)
 def one_pool(pool: FromPath[str], pool_status: NamedDependency[PoolStatus]) -> Pool:
     return pool_status.pool(pool)
 
@@ -266,7 +267,7 @@ def scale(pool: FromPath[str], pool_status: NamedDependency[PoolStatus]) -> ops_
     return pool_status.scale(pool)
 
 
-@pools.get("/runners", 400, summary="List live runners", middleware=[etagged])
+@pools.get("/runners", 400, summary="List live runners", **ETAGGED)
 def list_runners(
     pool_status: NamedDependency[PoolStatus], pool: Annotated[str | None, QueryParameter()] = None
 ) -> list[ops_schemas.Runner]:

@@ -125,7 +125,8 @@ PLACES = {
     "api/ops/": "batchfile errors settings settings_tables safe_http open_ledger store lines.formats.stage ledger "
     "plan.pending inbox api.http",
     "api/native/": "lines.formats ledger plan.submit inbox.records api.http api.service api.create api.ops",
-    "api/dashboard/": "errors types routing client.estimate lines rows ledger api.http api.service api.ops.pools",
+    "api/dashboard/": "errors types routing client.estimate lines rows ledger api.http api.service api.ops.pools "
+    "api.native.schemas",
     "api/openai/": "endpoints routing types lines.formats.openai_results lines.parse files ledger plan api.http "
     "api.service api.create api.ops.background",
     # api.native: the responses of the stage contract, which has the same paths
