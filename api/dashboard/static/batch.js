@@ -108,7 +108,7 @@ export function batchView(root, { id, signal, go }) {
       fact('Input tokens', `${compact(batch.input_tokens)}${hit}`, `${num(batch.input_tokens)}, of which the prefix cache served ${num(batch.cached_tokens)}`),
       fact('Output tokens', compact(batch.output_tokens), num(batch.output_tokens)),
       batch.usage_unknown > 0 && fact('Tokens unknown', count(batch.usage_unknown, 'result'), 'Their endpoint did not report tokens; the sums leave them out'),
-      fact('GPU time', batch.gpu_s ? duration(batch.gpu_s) : '–', batch.gpu_s ? `${num(batch.gpu_s)} GPU seconds` : 'No GPU is known'),
+      batch.gpu_s > 0 && fact('GPU time', duration(batch.gpu_s), `${num(batch.gpu_s)} GPU seconds`),
       reused > 0 && fact('Reused', count(reused, 'result'), 'Taken over from earlier batches; they cost nothing'),
       batch.gpu_s > 0 && costFact()].filter(Boolean));
   }

@@ -143,7 +143,7 @@ export class Rates {
     const [first, last] = [points[0], points.at(-1)];
     if (!isOver(batch) && last && last[0] - first[0] >= 5) return Math.max(0, (last[1] - first[1]) / (last[0] - first[0]));
     const lasted = (batch.ended_at ?? batch.updated_at) - batch.created_at;
-    return lasted > 0 ? finished(batch) / lasted : 0;
+    return lasted > 0 ? (batch.succeeded + batch.errored) / lasted : 0; // canceled and expired ones took no time
   }
 
   /** Seconds until its requests are done; null if nothing moves. */
