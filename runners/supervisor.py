@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import structlog
 
+from batchfile import logs
 from batchfile.engine.vllm.cpu import BIND, core_shares, read_cpu
 from batchfile.errors import SettingsError
 from batchfile.settings import load_settings
@@ -194,6 +195,7 @@ class Supervisor:
 def supervise(options: ProgramOptions) -> int:
     """Raises: SettingsError before any runner starts."""
     settings = load_settings()
+    logs.set_level(settings.log_level)
     pool = pool_of(settings, options.pool)
     kind = kind_of(pool, options)
     gpus = visible_gpus(os.environ) if kind == "vllm" else []

@@ -14,6 +14,7 @@ from typing import NoReturn
 
 import structlog
 
+from batchfile import logs, tracing
 from batchfile.errors import BatchDamaged, BatchfileError, StoreError
 from batchfile.inbox import outbox
 from batchfile.inbox.scan import Inbox
@@ -115,6 +116,8 @@ def run_slot(options: ProgramOptions, slot: int) -> int:
 
 def _run(options: ProgramOptions, slot: int, signals: WorkerSignals) -> int:
     settings = load_settings()
+    logs.set_level(settings.log_level)
+    tracing.start("batchfile-worker")
     pool = pool_of(settings, options.pool)
     kind = kind_of(pool, options)
     with ExitStack() as stack:

@@ -56,17 +56,8 @@ async def create(
     *,
     background: NamedDependency[BackgroundTasks],
 ) -> BatchStatus:
-    options = create_options(
-        request,
-        service,
-        caller,
-        stage=stage,
-        priority=priority,
-        metadata=metadata_of(metadata),
-        is_strict=strict,
-        pool=pool,
-        reuse=reuse,
-    )
+    asked = {"stage": stage, "priority": priority, "is_strict": strict, "pool": pool, "reuse": reuse}
+    options = create_options(request, service, caller, metadata=metadata_of(metadata), **asked)
     batch = await create_from(request, service, caller, options, "native")
     if batch.is_all_reused:
         background.wake(batch.batch_id)
@@ -117,7 +108,7 @@ def list_batches(
         page = service.page(caller, limit=limit, after=after, before=before)
         found, has_more = page.data, page.has_more
         following = found[-1].batch.batch_id if has_more and not before else None
-    data = [pool_status.with_waiting(serializers.batch_status(item)) for item in found]
+    data = [pool_status.with_waiting(serializers.batch_status(item, is_listed=True)) for item in found]
     return BatchStatusPage(data=data, has_more=has_more, next=following)
 
 

@@ -143,13 +143,32 @@ class Batch:
     def save_errors(self, output: str | os.PathLike[str] | BinaryIO) -> None:
         """Write the input lines that did not succeed, ready to be fixed and run again. Raises: NotEnded."""
         self._check_ended()
-        errors = self._open("read").errors(self.last_status)
+        errors = self._open("read").download(self.last_status, "errors")
         data = iter(()) if errors is None or not errors.size else errors.read(0)
         if not isinstance(output, str | os.PathLike):
             output.writelines(data)
             return
         with Path(output).open("wb") as file:
             file.writelines(data)
+
+    def report(
+        self,
+        output: str | os.PathLike[str],
+        *,
+        gpu_hour: float | None = None,
+        on_bytes: Callable[[int], None] = lambda num_bytes: None,
+    ) -> None:
+        """Write a report to this path, as one HTML file. `gpu_hour`: the price of a GPU in US dollars, for the cost;
+        None: as the run was told. `on_bytes`, and what is raised: as `save`.
+        """
+        from batchfile.client.report.page import write_report
+        from batchfile.local.outputs import check_place, replaced
+
+        if not os.fspath(output).endswith((".html", ".htm")):
+            raise SettingsError(f"{os.fspath(output)}: a report is HTML; use a name ending in .html")
+        path, results = check_place(os.fspath(output), None), self._results()
+        with replaced(path) as temporary:
+            write_report(self.last_status, results.read(0), temporary, gpu_hour=gpu_hour, on_bytes=on_bytes)
 
     def cancel(self) -> BatchStatus:
         """End it early. Finished requests keep their results; the others become `canceled`. No effect once ended."""
@@ -175,7 +194,7 @@ class Batch:
 
     def _results(self) -> Download:
         self._check_ended()
-        self._download = self._download or self._open("read").results(self.last_status)
+        self._download = self._download or self._open("read").download(self.last_status, "results")
         if self._download is None:
             status = self.last_status
             raise BatchFailed(f"{self.id} ended before any request ran: {status.detail or status.reason}")

@@ -11,6 +11,7 @@ from itertools import islice
 
 import structlog
 
+from batchfile import tracing
 from batchfile.errors import BatchDamaged, StoreError
 from batchfile.ledger import keys, retention
 from batchfile.ledger.base import Ledger
@@ -73,6 +74,12 @@ class Planned:
     metadata: dict[str, str] = field(default_factory=dict)
 
 
+def attributes_of(batch: Draft | BatchRecord) -> dict[str, str]:
+    """Of its spans."""
+    known = {"batchfile.batch_id": batch.batch_id, "batchfile.tenant": batch.tenant}
+    return known if batch.stage is None else known | {"batchfile.stage": batch.stage}
+
+
 def announce(ledger: Ledger, draft: Draft) -> None:
     """Write the index entry before anything else, so that the janitor removes the batch if it is never committed.
 
@@ -126,6 +133,7 @@ def record_of(ledger: Ledger, draft: Draft, pinned: InputRef) -> BatchRecord:
         input=pinned,
         plan_key="",
         total=0,
+        traceparent=tracing.current(),
         routing=draft.routing,
         defaults=draft.defaults,
         stage=draft.stage,
@@ -155,7 +163,7 @@ def commit(ledger: Ledger, record: BatchRecord) -> Committed:
         return Committed(written.record, is_ours=True)
     found = None if written.found is None else written.found.record
     if found is None or _identity(found) != _identity(record):
-        raise _taken(record.batch_id, found)
+        raise _id_in_use(record.batch_id, found)
     return Committed(found, is_ours=False)
 
 
@@ -166,7 +174,7 @@ def _identity(batch: BatchRecord) -> tuple[object, ...]:
     return batch.tenant, batch.created_at, batch.stage, batch.input.sha256
 
 
-def _taken(batch_id: str, found: BatchRecord | None) -> BatchDamaged:
+def _id_in_use(batch_id: str, found: BatchRecord | None) -> BatchDamaged:
     """Why a create cannot have its id: the record found there belongs to a different create."""
     if found is not None and retention.is_fence(found):
         return BatchDamaged(f"{batch_id} was never created: {found.detail}; submit this batch again")

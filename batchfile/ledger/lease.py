@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from batchfile.ledger import bitmaps
+from batchfile.ledger.profile import summed
 from batchfile.ledger.records import EndReason, PartRef, Range, ShardRecord
 from batchfile.lines.failures import merged
 from batchfile.types import Counts, FailureGroup, Usage
@@ -51,7 +52,7 @@ def counts(record: ShardRecord) -> bool:
 
 def claimed(record: ShardRecord, *, lease: str, runner: str) -> ShardRecord:
     """The record as its next holder claims it: the parts stay, the epoch grows, and the crash count may grow."""
-    taken = replace(
+    claim = replace(
         record,
         state="leased",
         lease=lease,
@@ -62,14 +63,14 @@ def claimed(record: ShardRecord, *, lease: str, runner: str) -> ShardRecord:
         is_doubted=False,
     )
     if not counts(record):
-        return taken
-    taken = replace(taken, crash_count=record.crash_count + 1)
+        return claim
+    claim = replace(claim, crash_count=record.crash_count + 1)
     if len(record.bisect_set) == 1:
-        return replace(taken, crashes_alone=record.crashes_alone + 1)
+        return replace(claim, crashes_alone=record.crashes_alone + 1)
     # The half is chosen by the claim, not by the trial, so that every holder after this crash runs the same lines.
     done = bitmaps.parse(record.done)
     left = tuple(line for line in record.bisect_set if not done >> line & 1)
-    return replace(taken, bisect_set=left[: (len(left) + 1) // 2], crashes_alone=0)
+    return replace(claim, bisect_set=left[: (len(left) + 1) // 2], crashes_alone=0)
 
 
 def must_announce(record: ShardRecord) -> bool:
@@ -113,6 +114,7 @@ def checkpointed(
     bisect_set: tuple[int, ...] | None = None,
     accused: int | None = None,
     gpu_s: float = 0.0,
+    request_s: tuple[int, ...] = (),
     failures: tuple[FailureGroup, ...] = (),
     fingerprints: Iterable[str] = (),
 ) -> ShardRecord:
@@ -138,6 +140,7 @@ def checkpointed(
         usage=record.usage + usage,
         failures=merged(record.failures, failures) if failures else record.failures,
         gpu_s=round(record.gpu_s + gpu_s, 4),
+        request_s=summed(record.request_s, request_s),
         fingerprints=record.fingerprints if part is None else tuple(sorted({*record.fingerprints, *fingerprints})),
         has_dispatched=has_dispatched,
         bisect_set=() if crash_count == 0 else record.bisect_set if bisect_set is None else bisect_set,

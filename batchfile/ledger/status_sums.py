@@ -83,6 +83,7 @@ def status_of(
         pools=pools or {},
         reused=batch.reused,
         reuse_note=batch.reuse_note,
+        profile=batch.profile,
     )
 
 

@@ -166,12 +166,15 @@ def after_id(result: bytes) -> bytes | None:
     return result[at + 1 :] if at >= 0 and result.startswith(_SUCCEEDED, at) else None
 
 
-def with_id(custom_id: bytes, rest: bytes) -> bytes:
-    """The result line of the request with this custom_id, encoded. `rest`: from `after_id`.
+def with_id(custom_id: bytes, result: bytes) -> bytes | None:
+    """A succeeded result line as that of the request with this custom_id, encoded; None for any other line.
 
     Nothing in it depends on the line of the request: the ids of tool calls only have to differ within one answer.
     """
-    return b'{"custom_id":%b%b' % (custom_id, rest)
+    if result.startswith(b'{"custom_id":%b,"status":"succeeded",' % custom_id):
+        return result  # nearly always: nothing has to be copied
+    rest = after_id(result)
+    return None if rest is None else b'{"custom_id":%b%b' % (custom_id, rest)
 
 
 _PLAIN_ID = re.compile(rb'\{"custom_id": ?("[ !#-\[\]-~]+")[,}]')
@@ -277,7 +280,7 @@ def explanation(stop_reason: str) -> str:
 class FinishedLine(Struct, frozen=True, gc=False):
     """One finished request: its position in the range, its status and its native result line (no newline).
 
-    `gpu_s`: its share of the GPU time in seconds; 0 without GPUs.
+    `gpu_s`: its share of the GPU time in seconds; 0 without GPUs. `engine_s`: how long the engine had it; 0: never.
     """
 
     line: int
@@ -285,6 +288,7 @@ class FinishedLine(Struct, frozen=True, gc=False):
     result: bytes
     usage: Usage = Usage()
     gpu_s: float = 0.0
+    engine_s: float = 0.0
 
 
 class PartLine(Struct, frozen=True, gc=False):

@@ -174,6 +174,10 @@ def work_on_all(
     gpu_s = sum(status.gpu_s for status in before)
     runners: list[Runner] = []
     ended = {batch.batch_id for batch in batches if batch.state == "ended"}
+    rules = {session.opened.batch.batch_id: session.media_rules for session in sessions}
+
+    def rules_of(batch: BatchRecord) -> MediaRules:
+        return rules[batch.batch_id]
 
     def on_runner(runner: Runner) -> None:
         observer.on_runner(runner)
@@ -194,12 +198,8 @@ def work_on_all(
 
     with observer.show(look):
         runner_id = f"local-{ledger.new_id()[:12]}"
-        factory, rules = choice.noted(observer.say), partial(_media_rules, sessions)
-        work(ledger, left, factory, runner_id, on_runner, end, media_rules=rules, grace_s=grace_s)
-
-
-def _media_rules(sessions: Sequence[Session], batch: BatchRecord) -> MediaRules:
-    return next(one for one in sessions if one.opened.batch.batch_id == batch.batch_id).media_rules
+        factory = choice.noted(observer.say)
+        work(ledger, left, factory, runner_id, on_runner, end, media_rules=rules_of, grace_s=grace_s)
 
 
 def _progress_of(session: Session) -> BatchStatus:

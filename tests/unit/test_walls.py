@@ -58,8 +58,9 @@ ALLOWED = {
     "pandas": ("batchfile/rows/arrow.py",),
     "polars": ("batchfile/rows/arrow.py",),
     "datasets": ("batchfile/rows/arrow.py",),
-    "jinja2": ("batchfile/rows/prompt.py", "api/http/openapi.py"),
+    "jinja2": ("batchfile/rows/prompt.py", "batchfile/client/report/page.py", "api/http/openapi.py"),
     "ray": ("runners/ray/",),
+    "opentelemetry": ("batchfile/tracing.py",),
 }
 APPLICATIONS = ("batchfile", "api", "runners", "deploy")
 # File or folder -> all modules that it may import besides its own, or packages with all that is in them. Names without
@@ -74,13 +75,14 @@ PLACES = {
     "batchfile/endpoints.py": "types",
     "batchfile/clock.py": "",
     "batchfile/logs.py": "",
+    "batchfile/tracing.py": "errors",
     "batchfile/env_aliases.py": "",
     "batchfile/child_env.py": "",
     "batchfile/routing.py": "errors endpoints types",
     "batchfile/safe_http.py": "",
     "batchfile/store/": "errors clock child_env",
-    "batchfile/lines/": "errors types request_media child_env routing lines.formats",
-    "batchfile/lines/formats/": "errors types request_media request_options lines.diagnostics lines.framing "
+    "batchfile/lines/": "errors endpoints types request_media child_env routing lines.formats",
+    "batchfile/lines/formats/": "errors endpoints types request_media request_options lines.diagnostics lines.framing "
     "lines.result",
     "batchfile/rows/": "errors types lines schemas.rules",
     "batchfile/schemas/": "child_env",
@@ -88,10 +90,12 @@ PLACES = {
     # testing.faulty_echo: where a variable asks for faults
     "batchfile/engine/": "errors endpoints types request_media request_options clock engine.http.engine "
     "engine.vllm.engine engine.vllm.identity engine.vllm.tasks testing.faulty_echo",
-    "batchfile/engine/http/": "errors types request_media engine.base engine.fit engine.prompts engine.tool_wire",
+    "batchfile/engine/http/": "errors endpoints types request_media engine.base engine.fit engine.prompts "
+    "engine.tool_wire",
     "batchfile/engine/vllm/": "errors endpoints types request_media request_options child_env schemas engine.base "
     "engine.control_tokens engine.fit engine.identity engine.prompts engine.tool_wire",
-    "batchfile/ledger/": "errors types clock store.base lines.envelope lines.failures lines.framing lines.result",
+    "batchfile/ledger/": "tracing errors types clock store.base lines.envelope lines.failures lines.framing "
+    "lines.result",
     "batchfile/settings_tables.py": "types ledger.keys media.rules",
     "batchfile/settings_built_in.py": "",
     "batchfile/settings.py": "errors types env_aliases routing schemas.rules ledger.base ledger.keys settings_built_in "
@@ -99,20 +103,23 @@ PLACES = {
     # testing.crash_points: where a variable names one
     "batchfile/open_ledger.py": "errors store ledger.base settings testing.crash_points",
     "batchfile/files/": "errors ledger",
-    "batchfile/plan/": "errors types routing store.base lines rows ledger",
+    "batchfile/plan/": "tracing errors types routing store.base lines rows ledger",
     "batchfile/inbox/": "batchfile errors types store.base lines ledger plan",
     "batchfile/long_work.py": "errors ledger plan.pending inbox",
     "batchfile/janitor.py": "errors ledger plan.pending inbox",
-    "batchfile/runner/": "errors types request_media clock routing store.base lines schemas media engine.base ledger "
-    "inbox long_work janitor",
+    "batchfile/runner/": "tracing errors types request_media clock routing store.base lines schemas media engine.base "
+    "ledger inbox long_work janitor",
     "batchfile/signals.py": "runner.runner",
     "batchfile/local/": "batchfile errors types logs routing settings open_ledger store lines rows media.rules "
     "engine.base engine.identity engine.open engine.http.engine engine.vllm.adapters engine.vllm.preflight ledger plan "
     "inbox.documents runner.runner runner.stats",
     "batchfile/client/": "errors types logs routing settings open_ledger store lines rows ledger plan.options "
-    "plan.reuse_sources plan.submit inbox.records local.inputs local.options local.outputs local.receipt local.tables",
+    "plan.reuse_sources plan.submit inbox.records local.inputs local.options local.outputs local.receipt local.tables "
+    "client.report",
+    "batchfile/client/report/": "batchfile types lines ledger.profile local.display local.options local.outputs "
+    "local.progress local.receipt client.base",
     "batchfile/testing/": "errors types clock store engine.base engine.echo ledger.records runner",
-    "batchfile/cli/": "batchfile errors types logs routing settings settings_built_in settings_tables signals "
+    "batchfile/cli/": "batchfile tracing errors types logs routing settings settings_tables signals "
     "open_ledger store lines engine.fit engine.vllm.cpu engine.vllm.preflight ledger inbox.documents runner.runner "
     "local client",
     "batchfile/__main__.py": "cli",
@@ -121,7 +128,8 @@ PLACES = {
     # the service
     "api/http/": "batchfile errors types settings settings_tables lines ledger",
     "api/service.py": "errors settings files ledger api.http",
-    "api/create.py": "errors types routing settings lines.kinds lines.split_document ledger plan api.http api.service",
+    "api/create.py": "tracing errors types routing settings lines.kinds lines.split_document ledger plan api.http "
+    "api.service",
     "api/ops/": "batchfile errors settings settings_tables safe_http open_ledger store lines.formats.stage ledger "
     "plan.pending inbox api.http",
     "api/native/": "lines.formats ledger plan.submit inbox.records api.http api.service api.create api.ops",
@@ -134,12 +142,12 @@ PLACES = {
     "api.ops.background api.native",
     "api/app.py": "settings store.metered ledger inbox.scan long_work janitor api.http api.service api.ops api.native "
     "api.openai api.anthropic api.dashboard",
-    "api/__main__.py": "errors logs settings open_ledger api.http api.ops.store_health api.app",
+    "api/__main__.py": "tracing errors logs settings open_ledger api.http api.ops.store_health api.app",
     "api/__init__.py": "",
     # runners and deployment
-    "runners/": "errors types logs child_env settings settings_tables signals open_ledger store.metered media.rules "
-    "engine.base engine.open engine.vllm.adapters engine.vllm.cpu engine.vllm.preflight ledger inbox.keys inbox.outbox "
-    "inbox.scan runner.runner runner.stats",
+    "runners/": "tracing errors types logs child_env settings settings_tables signals open_ledger store.metered "
+    "media.rules engine.base engine.open engine.vllm.adapters engine.vllm.cpu engine.vllm.preflight ledger inbox.keys "
+    "inbox.outbox inbox.scan runner.runner runner.stats",
     "runners/ray/": "errors types logs settings open_ledger store.open ledger.heartbeats ledger.status runners.child "
     "runners.options runners.scaling runners.supervisor",
     "runners/runpod/": "errors logs signals runners.child runners.options runners.scaling",
@@ -154,7 +162,7 @@ PUBLIC = ("batchfile/__init__.py", "batchfile/errors.py", "batchfile/testing/__i
 PUBLIC += ("batchfile/engine/base.py",)
 UNIT_FILES_MAX = 3  # unit tests that import the same inner module directly: those of the module itself
 
-OWN_NAMES = {"Checked", "Connection"}  # classes inside one engine
+OWN_NAMES = {"Connection"}  # a class inside one engine
 LINES_MAX, TEST_LINES_MAX = 400, 450
 
 

@@ -156,19 +156,23 @@ export function batchView(root, { id, signal, go }) {
   }
 
   async function lookAtShards() {
-    if (!batch || batch.state !== 'open') {
-      sections.shards.hidden = sections.flow.hidden = true;
-      return;
-    }
+    if (!batch) return;
+    sections.shards.hidden = batch.state !== 'open' || !Object.keys(batch.pools).length;
+    if (batch.state === 'ended') return batch.profile ? showFlow(batch.profile.requests, batch.profile.step_s, 'until the last request') : hideFlow();
+    if (batch.state !== 'open') return;
     const found = await get(`${place}/shards`, {}, signal);
-    sections.shards.hidden = !Object.keys(batch.pools).length;
     render(strips, [found.pools, Object.values(batch.pools).map((pool) => pool.shards)], () => Object.entries(batch.pools).map(([pool, whole]) => strip(pool, whole, found.pools[pool] ?? [])));
-    const { finished: values, step_s: step } = found.throughput;
-    const used = values.slice(0, Math.max(2, Math.ceil((Date.now() / 1000 - found.throughput.start) / step)));
+    const { finished: values, step_s: step, start } = found.throughput;
+    showFlow(values.slice(0, Math.max(2, Math.ceil((Date.now() / 1000 - start) / step))), step, 'until now');
+  }
+
+  const hideFlow = () => { sections.flow.hidden = true; };
+
+  function showFlow(values, step, end) {
     sections.flow.hidden = !values.some(Boolean);
-    const top = Math.max(...used) / step;
-    const label = `Requests finished since the start: at most ${rate(top)}`;
-    render(flow, [used, step], () => [h('div', { class: 'over quiet' }, h('span', { text: `Peak ${rate(top)}` }), h('span', { text: `${duration(step * used.length)} until now` })), chart(used, label)]);
+    const top = Math.max(...values) / step;
+    render(flow, [values, step], () => [h('div', { class: 'over quiet' }, h('span', { text: `Peak ${rate(top)}` }), h('span', { text: `${duration(step * values.length)} ${end}` })),
+      chart(values, `Requests finished since the start: at most ${rate(top)}`)]);
   }
 
   async function lookAtLatest() {
