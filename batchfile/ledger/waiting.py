@@ -26,7 +26,8 @@ def _waiting(status: BatchStatus, name: str, pool: PoolProgress, roster: Roster,
         return Waiting(pool=name, cause="set_aside", message=message)
     if any(runner.state in {"running", "idle"} for runner in live):
         return None
-    if pool.num_leased and roster.read_at - status.updated_at < HEARTBEAT_AGE_S_MAX:
+    is_down = bool(live) and all(runner.state == "down" for runner in live)  # these keep their leases
+    if pool.num_leased and roster.read_at - status.updated_at < HEARTBEAT_AGE_S_MAX and not is_down:
         return None  # a runner works on it: it is stopping, or has no heartbeat
     return _why(name, live, roster, status.created_at, status.updated_at)
 

@@ -48,7 +48,7 @@ def opened() -> Iterator[Browser]:
 
 def find() -> tuple[str, dict[str, str]]:
     """Its path, and what its environment needs."""
-    installed = os.environ.get("BATCHFILE_TEST_BROWSER") or next(filter(None, map(shutil.which, NAMES)), None)
+    installed = os.environ.get("TEST_BROWSER") or next(filter(None, map(shutil.which, NAMES)), None)
     if installed is not None and installed != "npm":
         return installed, {}
     if not PACKAGE.is_dir():

@@ -79,8 +79,8 @@ def test_from_a_dropped_file_to_its_results(api: Any, open_page: Callable[..., P
     assert "owned" not in page.title()
     folded = page.locator(".result").filter(has_text="more characters are in the results file")
     expect(folded).to_have_count(1)
-    folded.get_by_role("button", name="Show all of the answer").click()
-    assert len(folded.locator(".prose").last.inner_text()) >= 1_000
+    folded.get_by_role("button", name="Show all of the user turn").click()
+    assert len(folded.locator(".turn .prose").last.inner_text()) >= 9_000
     with page.expect_download() as download:
         page.get_by_role("button", name="Results: batchfile").click()
     assert Path(download.value.path()).read_bytes() == api.http.get(f"/api/batches/{batch_id}/results").content
@@ -92,13 +92,14 @@ def test_from_a_dropped_file_to_its_results(api: Any, open_page: Callable[..., P
     page.get_by_role("button", name="Keep it").click()
     page.get_by_role("button", name="Delete").click()
     page.get_by_role("button", name="Delete the batch").click()
-    expect(page.get_by_role("heading", name="Batches")).to_be_visible()
+    expect(page.get_by_role("heading", name="Batches", exact=True)).to_be_visible()
     assert api.http.get(f"/api/batches/{batch_id}").status_code == 404
 
 
 def test_each_view_is_accessible_in_both_colors_and_fits_a_phone(
-    api: Any, open_page: Callable[..., Page], make_request: Any
+    serve_api: Any, open_page: Callable[..., Page], make_request: Any
 ) -> None:
+    api = serve_api()
     batch_id = api.submit("email", [make_request(f"r{n}") for n in range(40)])
     for colors, width in (("light", 1280), ("dark", 390)):
         page = open_page(api.url, color_scheme=colors, viewport={"width": width, "height": 800})

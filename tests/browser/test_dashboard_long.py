@@ -191,12 +191,12 @@ def test_the_service_restarts_under_the_page(start_api: Any, open_page: Callable
     try:
         batch_id = first.submit("email", [make_request("a")])
         page = open_page(f"{route.url}/#/batch/{batch_id}")
-        expect(page.locator("h1 + .state")).to_have_text("Queued")
+        expect(page.locator("h1 + .state")).to_have_text("Waiting")
         expect(page.get_by_text("Live", exact=True)).to_be_visible()
         route.port = 0
         first.stop()
         expect(page.get_by_role("alert").filter(has_text="The service does not answer")).to_be_visible()
-        expect(page.locator("h1 + .state")).to_have_text("Queued")
+        expect(page.locator("h1 + .state")).to_have_text("Waiting")
         second = start_api(first.store)
         second.work(batch_id)
         route.port = second.port

@@ -20,6 +20,7 @@ export function batchView(root, { id, signal, go }) {
   const rates = new Rates();
   let batch = null;
   let isGone = false;
+  let soon = []; // to call once the batch is known
 
   const name = h('h1', { tabindex: '-1', class: 'id' }, foreign(id));
   const state = h('span', { class: 'state' });
@@ -46,8 +47,8 @@ export function batchView(root, { id, signal, go }) {
   };
   root.append(h('nav', { class: 'crumbs', 'aria-label': 'Breadcrumb' }, h('a', { href: '#/', text: 'Batches' })),
     h('div', { class: 'head' }, h('div', { class: 'title' }, name, state), actions), about, notes, progress, facts,
-    h('div', { class: 'columns' }, sections.shards, sections.flow), sections.failures, sections.latest,
-    h('div', { class: 'columns' }, sections.files, sections.details));
+    h('div', { class: 'columns' }, sections.shards, sections.flow), sections.failures,
+    h('div', { class: 'columns' }, sections.files, sections.details), sections.latest);
 
   async function look() {
     if (isGone || (batch && isOver(batch))) return;
@@ -61,6 +62,7 @@ export function batchView(root, { id, signal, go }) {
     }
     rates.see(batch);
     show();
+    soon.splice(0).forEach((look_) => look_());
   }
 
   function changed(next) {
@@ -101,11 +103,11 @@ export function batchView(root, { id, signal, go }) {
     const left = rates.left(batch);
     const reused = Object.values(batch.reused).reduce((sum, one) => sum + one, 0);
     const lasted = (batch.ended_at ?? Date.now() / 1000) - batch.created_at;
-    const hit = batch.input_tokens ? ` (${share(batch.cached_tokens / batch.input_tokens)} cached)` : '';
+    const hit = batch.input_tokens ? `${share(batch.cached_tokens / batch.input_tokens)} cached` : '';
     render(facts, [speed.toFixed(2), left && Math.round(left), Math.round(lasted), batch.input_tokens, batch.output_tokens, batch.gpu_s, reused, batch.usage_unknown], () => [
       fact(isOver(batch) ? 'Average rate' : 'Rate', rate(speed)), fact(isOver(batch) ? 'Took' : 'Age', duration(lasted)),
-      !isOver(batch) && fact('Time left', left === null ? '–' : `about ${duration(left)}`),
-      fact('Input tokens', `${compact(batch.input_tokens)}${hit}`, `${num(batch.input_tokens)}, of which the prefix cache served ${num(batch.cached_tokens)}`),
+      !isOver(batch) && fact('Time left', left === null ? '–' : duration(left)),
+      fact('Input tokens', compact(batch.input_tokens), `${num(batch.input_tokens)}, of which the prefix cache served ${num(batch.cached_tokens)}`, hit),
       fact('Output tokens', compact(batch.output_tokens), num(batch.output_tokens)),
       batch.usage_unknown > 0 && fact('Tokens unknown', count(batch.usage_unknown, 'result'), 'Their endpoint did not report tokens; the sums leave them out'),
       batch.gpu_s > 0 && fact('GPU time', duration(batch.gpu_s), `${num(batch.gpu_s)} GPU seconds`),
@@ -137,14 +139,14 @@ export function batchView(root, { id, signal, go }) {
 
   function showFiles() {
     const isEnded = batch.state === 'ended';
-    sections.files.hidden = false;
+    sections.files.hidden = !isEnded;
     const failed = batch.total - batch.succeeded > 0;
     const file = (label, path, query, ending, hint) => h('li', {}, h('button', { type: 'button', text: label, on: { click: (event) => attempt(event.currentTarget, 'download it', () => download(path, query, `${id}.${ending}`)) } }), h('span', { class: 'quiet', text: hint }));
     render(files, [isEnded, failed], () => isEnded ? h('ul', {},
       FORMATS.filter(([format]) => format !== 'openai_errors' || failed).map(([format, label, ending]) => file(`Results: ${label}`, `${place}/results`, format === 'native' ? {} : { format }, ending, 'JSON Lines, in input order')),
       failed && file('Failed requests', `${place}/errors`, {}, 'errors.jsonl', 'Their input lines, ready to be submitted again'),
       failed && file('Reasons', `${place}/reasons`, {}, 'reasons.jsonl', 'Why each of them failed'),
-      file('Receipt', place, {}, 'receipt.json', 'Counts, tokens, times and reasons')) : h('p', { class: 'quiet', text: 'Files can be downloaded once the batch has ended.' }));
+      file('Receipt', place, {}, 'receipt.json', 'Counts, tokens, times and reasons')) : []);
   }
 
   function showDetails() {
@@ -163,13 +165,13 @@ export function batchView(root, { id, signal, go }) {
     const found = await get(`${place}/shards`, {}, signal);
     render(strips, [found.pools, Object.values(batch.pools).map((pool) => pool.shards)], () => Object.entries(batch.pools).map(([pool, whole]) => strip(pool, whole, found.pools[pool] ?? [])));
     const { finished: values, step_s: step, start } = found.throughput;
-    showFlow(values.slice(0, Math.max(2, Math.ceil((Date.now() / 1000 - start) / step))), step, 'until now');
+    showFlow(values.slice(0, Math.max(2, Math.floor((Date.now() / 1000 - start) / step))), step, 'until now');
   }
 
   const hideFlow = () => { sections.flow.hidden = true; };
 
   function showFlow(values, step, end) {
-    sections.flow.hidden = !values.some(Boolean);
+    sections.flow.hidden = values.length < 2 || !values.some(Boolean);
     const top = Math.max(...values) / step;
     render(flow, [values, step], () => [h('div', { class: 'over quiet' }, h('span', { text: `Peak ${rate(top)}` }), h('span', { text: `${duration(step * values.length)} ${end}` })),
       chart(values, `Requests finished since the start: at most ${rate(top)}`)]);
@@ -186,9 +188,7 @@ export function batchView(root, { id, signal, go }) {
   }
 
   poll(look, LOOK_MS, signal);
-  poll(lookAtShards, SHARDS_MS, signal);
-  const lookSoon = poll(lookAtLatest, LATEST_MS, signal);
-  setTimeout(lookSoon, 700);
+  soon = [poll(lookAtShards, SHARDS_MS, signal), poll(lookAtLatest, LATEST_MS, signal)];
   return id;
 }
 
@@ -227,6 +227,6 @@ function result(one) {
     h('header', { class: 'over' }, h('strong', { class: 'cut' }, foreign(name.length > 120 ? `${name.slice(0, 120)}…` : name)), h('span', { class: `badge ${ok ? 'green' : 'red'}`, text: one.status }),
       h('span', { class: 'quiet' }, foreign([tokens, stop, one.model].filter(Boolean).join(' · ')))),
     h('div', { class: 'pair' },
-      h('div', {}, h('h4', { text: 'Prompt' }), one.prompt.length ? one.prompt.map((turn) => h('div', { class: 'turn' }, h('span', { class: 'role' }, foreign(turn.role)), folded(turn.text, { cut: turn.cut, label: `${turn.role} turn` }))) : h('p', { class: 'quiet', text: 'It cannot be shown.' })),
-      h('div', {}, h('h4', { text: ok ? 'Answer' : 'Error' }), ok ? folded(one.answer ?? '', { cut: one.cut, label: 'answer' }) : [h('code', {}, foreign(one.error?.type ?? '')), folded(one.error?.message ?? '', { label: 'error' })])));
+      h('div', {}, h('h3', { text: 'Prompt' }), one.prompt.length ? one.prompt.map((turn) => h('div', { class: 'turn' }, h('span', { class: 'role' }, foreign(turn.role)), folded(turn.text, { cut: turn.cut, label: `${turn.role} turn`, ...(turn.role === 'system' ? { chars: 150, lines: 2 } : {}) }))) : h('p', { class: 'quiet', text: 'It cannot be shown.' })),
+      h('div', {}, h('h3', { text: ok ? 'Answer' : 'Error' }), ok ? folded(one.answer ?? '', { cut: one.cut, label: 'answer' }) : [h('code', {}, foreign(one.error?.type ?? '')), folded(one.error?.message ?? '', { label: 'error' })])));
 }

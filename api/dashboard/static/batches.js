@@ -8,7 +8,7 @@ import { Rates, actionsFor, badge, doneShare, fileOf, note, outcomes, progressBa
 const PAGE = 50;
 const ROWS_MAX = 200; // on the first page, which grows while new batches arrive
 const LOOK_MS = 3000;
-const POOLS_MS = 15000;
+const POOLS_MS = 15000; // this reads all open batches of all pools
 const EMPTY_MS = 30000; // between two looks with filters that find nothing
 const STATES = {
   '': ['All states', []],

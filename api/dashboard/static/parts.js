@@ -48,8 +48,8 @@ export function note(kind, text, more = null) {
   return h('p', { class: `note ${kind}` }, h('strong', { text: { red: 'Problem', amber: 'Waiting', quiet: 'Note' }[kind] }), ' ', foreign(text), more);
 }
 
-export function fact(label, value, hint = '') {
-  return h('div', { class: 'fact', title: hint || null }, h('dt', { text: label }), h('dd', {}, value));
+export function fact(label, value, hint = '', more = '') {
+  return h('div', { class: 'fact', title: hint || null }, h('dt', { text: label }), h('dd', {}, value, more && h('div', { class: 'quiet', text: more })));
 }
 
 /** A line over time, for people who see it; `label` says it in words. */

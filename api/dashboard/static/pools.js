@@ -48,18 +48,18 @@ export function poolsView(root, { signal }) {
     render(head.querySelector('.about'), [pool.model, pool.engine, pool.stages], () => [h('span', {}, foreign(pool.model)), h('span', { text: pool.engine }), pool.stages.length > 0 && h('span', {}, 'stages ', foreign(pool.stages.join(', ')))]);
     const problem = pool.problem;
     const kind = !problem ? '' : problem.cause === 'loading' ? 'amber' : pool.pending_requests || problem.cause === 'endpoint_down' ? 'red' : 'quiet';
-    const waits = pool.pending_requests ? `. ${count(pool.pending_requests, 'request')} ${pool.pending_requests === 1 ? 'waits' : 'wait'} for it` : '';
+    const waits = pool.pending_requests ? `. ${count(pool.pending_requests, 'request')} ${pool.pending_requests === 1 ? 'waits' : 'wait'} for it.` : '';
     render(notes, [problem?.message, kind, waits], () => (problem ? note(kind, problem.message + waits) : []));
     const perSecond = sum('requests_per_s');
     const input = own.reduce((total, one) => total + one.totals.input_tokens, 0);
     const cached = own.reduce((total, one) => total + one.totals.cached_tokens, 0);
-    const left = !pool.pending_requests ? 'nothing waits' : perSecond ? `about ${duration(pool.pending_requests / perSecond)}` : 'unknown';
+    const left = !pool.pending_requests ? '–' : perSecond ? duration(pool.pending_requests / perSecond) : 'unknown';
     render(facts, [pool.pending_requests, pool.open_batches, own], () => [
-      fact('Waiting', `${compact(pool.pending_requests)} in ${count(pool.open_batches, 'batch')}`, `${num(pool.pending_requests)} requests without a result`),
-      fact('Time left', left, 'At the rate of its runners in the last minute'), fact('Runners', num(own.length)), fact('Requests', rate(perSecond)),
-      fact('Tokens in', rate(sum('input_tokens_per_s'))), fact('Tokens out', rate(sum('output_tokens_per_s'))),
+      fact('Waiting', compact(pool.pending_requests), `${num(pool.pending_requests)} requests without a result`, `in ${count(pool.open_batches, 'batch')}`),
+      fact('Time left', left, 'At the rate of its runners in the last minute'), fact('Runners', num(own.length)),
+      ...(own.length ? [fact('Requests', rate(perSecond)), fact('Tokens in', rate(sum('input_tokens_per_s'))), fact('Tokens out', rate(sum('output_tokens_per_s'))),
       fact('Cache hits', input ? share(cached / input) : '–', 'The share of input tokens that the prefix cache served'),
-      fact('GPU time', sum('gpu_s') ? duration(sum('gpu_s')) : '–', 'Of its live runners since their start')]);
+      fact('GPU time', sum('gpu_s') ? duration(sum('gpu_s')) : '–', 'Of its live runners since their start')] : [])]);
     table.hidden = !own.length;
     sync(table.querySelector('tbody'), own, (runner) => runner.runner_id, () => h('tr', {}, HEADS.map((_, at) => h('td', { class: at > 2 ? 'right' : null }))), fillRow);
   }
