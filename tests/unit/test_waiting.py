@@ -114,3 +114,5 @@ def test_a_pool_says_why_none_of_its_runners_can_answer() -> None:
         == "The endpoint of pool mistral is unavailable to 1 runner: The endpoint rejects the API key (401)"
     )
     assert said(down) == [problem(down)], "the batch that waits says the same"
+    assert said(down, num_leased=1, updated_at=NOW - 10) == [problem(down)], "it keeps its leases meanwhile"
+    assert said(down, runner("draining"), num_leased=1, updated_at=NOW - 10) == []

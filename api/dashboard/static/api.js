@@ -53,7 +53,8 @@ async function ask(path, { query, method = 'GET', headers = {}, body, signal } =
   }
   const refusal = new ApiError(response.status, await detailOf(response));
   if (response.status === 401) tell('key', hasKey());
-  tell('health', refusal.isAway && response.status !== 429 ? refusal : null);
+  const isOurs = response.status === 403 || (response.status >= 500); // not about what was asked for
+  tell('health', isOurs ? refusal : null);
   throw refusal;
 }
 

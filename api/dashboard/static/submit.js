@@ -127,7 +127,7 @@ export function submitView(root, { signal, go }) {
   function problems(found) {
     if (!found.num_problems) return h('p', { class: 'note green' }, h('strong', { text: 'Fine' }), ' Every request can run.');
     return h('section', { 'aria-label': 'Problems' }, h('h3', { text: count(found.num_problems, 'problem') }), found.bad < found.requests && h('p', { class: 'quiet', text: 'Requests that cannot run get a failed result; the others run.' }),
-      h('ol', { class: 'problems' }, found.problems.map((one) => h('li', {}, h('span', { class: 'quiet', text: `Line ${num(one.line)}${one.column === null ? '' : `, column ${num(one.column)}`}` }), h('div', { class: 'prose', dir: 'auto' }, one.where && h('code', {}, foreign(one.where)), ' ', foreign(one.message)), one.fix && h('div', { class: 'advice' }, foreign(one.fix))))),
+      h('ol', { class: 'problems' }, found.problems.map((one) => h('li', {}, h('span', { class: 'quiet', text: `Line ${num(one.line)}${one.column === null ? '' : `, column ${num(one.column)}`}` }), h('div', { class: 'prose', dir: 'auto' }, one.where && [h('code', {}, foreign(one.where)), ' '], foreign(one.message)), one.fix && h('div', { class: 'advice' }, foreign(one.fix))))),
       found.num_problems > found.problems.length && h('p', { class: 'quiet', text: `And ${num(found.num_problems - found.problems.length)} more: \`batchfile validate\` lists them all.` }));
   }
 
