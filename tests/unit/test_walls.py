@@ -43,7 +43,7 @@ ALLOWED = {
         "batchfile/local/http_input.py",
     ),
     "PIL": ("batchfile/media/decode.py",),
-    "backports": ("batchfile/lines/file_formats.py", "batchfile/client/http_client.py"),
+    "backports": ("batchfile/lines/file_formats.py",),
     "jsonschema_rs": ("batchfile/schemas/rules.py",),
     "litestar": ("api/",),
     "click": ("batchfile/cli/",),
