@@ -100,7 +100,7 @@ def test_what_the_engine_failed_is_told_and_not_what_never_reached_it() -> None:
     runner.runner_stats.succeeded, runner.runner_stats.failed, runner.runner_stats.rejected = 5, 2, 1
     who = Identity(pool="mistral", runner_id="m-1", model="org/m", engine="echo", host="h", started_at=5.0)
     Heartbeat(ledger, runner, who).tick()
-    assert read_heartbeats(ledger)[0].totals == RunnerTotals(succeeded=5, failed=2)
+    assert read_heartbeats(ledger)[0].totals == RunnerTotals(succeeded=5, failed=2, rejected=1)
 
 
 @pytest.mark.parametrize(
