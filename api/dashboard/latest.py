@@ -24,7 +24,7 @@ from ..native.schemas import StageError
 from .schemas import Latest, LatestResult, Turn
 
 CHARS_MAX = 10_000  # of one text; the rest is cut
-SHARDS_MAX = 4  # whose results are read
+SHARDS_MAX = 2  # whose results are read
 INPUT_BYTES_MAX = 4 * 1024 * 1024  # of the input of one shard
 RESULT_BYTES_READ_MAX = 16 * 1024 * 1024  # of the results file of an ended batch
 PLANS_MAX = 8

@@ -5,9 +5,10 @@ import { folded, foreign, h, render, write } from './dom.js';
 import { batchState, bytes, compact, count, duration, finished, isOver, moment, money, num, rate, share, stateOf } from './format.js';
 import { Rates, actionsFor, attempt, badge, chart, fact, fileOf, note, outcomes, progressBar } from './parts.js';
 
-const LOOK_MS = 2000;
-const SHARDS_MS = 4000;
-const LATEST_MS = 5000;
+// Together fewer requests to the store than `batchfile watch` of one batch makes, which looks every second.
+const LOOK_MS = 3000;
+const SHARDS_MS = 5000;
+const LATEST_MS = 10000;
 const CELLS_MAX = 320; // of a strip; each stands for one or more shards
 const GPU_HOUR = 'batchfile.gpu-hour'; // US dollars, of this tab
 const FORMATS = [
@@ -224,7 +225,7 @@ function result(one) {
   const ok = one.status === 'succeeded';
   const name = one.custom_id ?? `request ${one.index + 1}`;
   return h('article', { class: 'result', 'aria-label': `Result of ${name.slice(0, 80)}` },
-    h('header', { class: 'over' }, h('strong', { class: 'cut' }, foreign(name.length > 120 ? `${name.slice(0, 120)}…` : name)), h('span', { class: `badge ${ok ? 'green' : 'red'}`, text: one.status }),
+    h('header', { class: 'over' }, h('strong', { class: 'cut' }, foreign(name.length > 120 ? `${name.slice(0, 120)}…` : name)), h('span', { class: `badge ${ok ? 'green' : 'red'}`, text: one.status === 'errored' ? 'failed' : one.status }),
       h('span', { class: 'quiet' }, foreign([tokens, stop, one.model].filter(Boolean).join(' · ')))),
     h('div', { class: 'pair' },
       h('div', {}, h('h3', { text: 'Prompt' }), one.prompt.length ? one.prompt.map((turn) => h('div', { class: 'turn' }, h('span', { class: 'role' }, foreign(turn.role)), folded(turn.text, { cut: turn.cut, label: `${turn.role} turn`, ...(turn.role === 'system' ? { chars: 150, lines: 2 } : {}) }))) : h('p', { class: 'quiet', text: 'It cannot be shown.' })),
