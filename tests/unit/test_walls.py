@@ -132,14 +132,16 @@ PLACES = {
     "api.service",
     "api/ops/": "batchfile errors settings settings_tables safe_http open_ledger store lines.formats.stage ledger "
     "plan.pending inbox api.http",
-    "api/native/": "lines.formats.stage ledger plan.submit inbox.records api.http api.service api.create api.ops",
+    "api/native/": "lines.formats ledger plan.submit inbox.records api.http api.service api.create api.ops",
+    "api/dashboard/": "errors types routing client.estimate lines rows ledger api.http api.service api.ops.pools "
+    "api.native.schemas",
     "api/openai/": "endpoints routing types lines.formats.openai_results lines.parse files ledger plan api.http "
     "api.service api.create api.ops.background",
     # api.native: the responses of the stage contract, which has the same paths
     "api/anthropic/": "errors routing settings_tables lines.formats ledger api.http api.service api.create "
     "api.ops.background api.native",
     "api/app.py": "settings store.metered ledger inbox.scan long_work janitor api.http api.service api.ops api.native "
-    "api.openai api.anthropic",
+    "api.openai api.anthropic api.dashboard",
     "api/__main__.py": "tracing errors logs settings open_ledger api.http api.ops.store_health api.app",
     "api/__init__.py": "",
     # runners and deployment

@@ -240,6 +240,7 @@ class VllmEngine:
             output_tokens=counter.output_tokens,
             num_running=num_running,
             num_waiting=num_sequences - num_running,
+            kv_use=counter.kv_use,
         )
 
     def close(self) -> None:
