@@ -91,7 +91,7 @@ PLACES = {
     "batchfile/engine/http/": "errors types request_media engine.base engine.fit engine.prompts engine.tool_wire",
     "batchfile/engine/vllm/": "errors endpoints types request_media request_options child_env schemas engine.base "
     "engine.control_tokens engine.fit engine.identity engine.prompts engine.tool_wire",
-    "batchfile/machine/": "engine.vllm.preflight",
+    "batchfile/machine/": "errors engine.vllm.cpu engine.vllm.preflight",
     "batchfile/ledger/": "errors types clock store.base lines.envelope lines.failures lines.framing lines.result",
     "batchfile/settings_tables.py": "types ledger.keys media.rules",
     "batchfile/settings_built_in.py": "",
