@@ -169,7 +169,7 @@ class Replicas:
             if report.note and report.note not in self._said:
                 self._say(report.note)
             self._said.add(report.note)
-            if len(self._ready) == len(self._supervisor.slots):
+            if len(self._ready) == len(self._supervisor.slots) > 1:
                 self._say(f"all {len(self._ready)} replicas are ready")
         if report.ended:
             self._end(report.ended)
@@ -207,7 +207,8 @@ class Replicas:
             return
         how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}: {self._last_error}"
         then = "it is started again" if slot.code is None else "it is given up"
-        self._say(f"replica {slot.number + 1} {how}; {then}, and the others take over its requests")
+        others = ", and the others take over its requests" if len(self._supervisor.slots) > 1 else ""
+        self._say(f"replica {slot.number + 1} {how}; {then}{others}")
 
 
 def work_apart(
@@ -226,7 +227,7 @@ def work_apart(
     task = ReplicaTask(
         store=ledger.store.url,
         kind=choice.kind,
-        arguments=choice.arguments | {"tensor_parallel_size": layout.tensor_parallel_size},
+        arguments={**choice.arguments, "tensor_parallel_size": layout.tensor_parallel_size},
         media={batch_id: media[batch_id] for batch_id in batch_ids},
         grace_s=grace_s,
         is_verbose=log.is_enabled_for(logging.INFO),

@@ -111,7 +111,7 @@ def begin(
     source: Source,
     options: RunOptions,
     choice: EngineChoice,
-    check: Callable[[], None],
+    check: Callable[[], object],
     say: Callable[[str], None],
     *,
     limits: MediaLimits,
