@@ -47,6 +47,7 @@ class ReplicaTask:
     kind: EngineKind
     arguments: Mapping[str, Any]
     media: Mapping[str, MediaRules]
+    num_replicas: int
     grace_s: float | None
     is_verbose: bool
 
@@ -85,6 +86,7 @@ class _Replica:
             lambda batch: self._send(ended=batch.batch_id),
             grace_s=task.grace_s,
             media_rules=lambda batch: task.media[batch.batch_id],
+            num_runners=task.num_replicas,
         )
 
     def _build(self) -> Engine:

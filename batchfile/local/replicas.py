@@ -229,6 +229,7 @@ def work_apart(
         kind=choice.kind,
         arguments={**choice.arguments, "tensor_parallel_size": layout.tensor_parallel_size},
         media={batch_id: media[batch_id] for batch_id in batch_ids},
+        num_replicas=len(layout.replicas),
         grace_s=grace_s,
         is_verbose=log.is_enabled_for(logging.INFO),
     )

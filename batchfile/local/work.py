@@ -33,6 +33,7 @@ def work(
     *,
     grace_s: float | None = None,
     media_rules: Callable[[BatchRecord], MediaRules] = lambda _: MediaRules(),
+    num_runners: int = 1,
 ) -> None:
     """Run the rest of these batches with one engine, in their order, without draining it between two of them.
 
@@ -67,7 +68,14 @@ def work(
         left.remove(ended.batch_id)
         on_ended(measured(ended.batch_id) or ended)
 
-    options = RunnerOptions(runner_id=runner_id, pool=POOL, only=tuple(left), grace_s=grace_s, media_rules=media_rules)
+    options = RunnerOptions(
+        runner_id=runner_id,
+        pool=POOL,
+        only=tuple(left),
+        num_runners=num_runners,
+        grace_s=grace_s,
+        media_rules=media_rules,
+    )
     runner = Runner(ledger, build, options, on_ended=end)
     on_runner(runner)
     runner.run()

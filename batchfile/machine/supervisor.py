@@ -25,6 +25,7 @@ LOOK_S = 0.1
 # The wait before a restart doubles from the first value to the second, minus up to half of it at random.
 RESTART_S = 1.0
 RESTART_S_MAX = 30.0
+RESTART_WATCHED_S_MAX = 5.0  # where slots are given up: a person waits
 HEALTHY_S = 60.0  # after a run of this length, the next restart uses the first wait
 STOP_MARGIN_S = 60.0  # after the grace period: to checkpoint, release and free the GPU; then it is killed
 LOADS_MAX = 3  # in a row, of a slot that is given up if it never gets ready
@@ -203,7 +204,8 @@ class Supervisor:
             slot.code = code
             log.info("child.ended", slot=slot.number, code=code)
         else:
-            longest_s = min(RESTART_S_MAX, RESTART_S * 2.0 ** min(slot.num_deaths - 1, 16))
+            bound_s = RESTART_WATCHED_S_MAX if self._gives_up else RESTART_S_MAX
+            longest_s = min(bound_s, RESTART_S * 2.0 ** min(slot.num_deaths - 1, 16))
             wait_s = longest_s * (0.5 + self._rng.random() / 2)
             slot.start_at = now + wait_s
             log.error("child.died", slot=slot.number, code=code, in_a_row=slot.num_deaths, again_in_s=round(wait_s, 1))

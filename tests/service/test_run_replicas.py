@@ -1,4 +1,4 @@
-"""`batchfile run --replicas`: engines in several processes work on one file, and end with the command however it ends."""
+"""`batchfile run --replicas`: several engines on one file, which end with the command however that ends."""
 
 import json
 import os
@@ -15,11 +15,11 @@ import pytest
 import batchfile
 from tests.warm import Warm
 
-NUM = 60
+NUM = 150
 WAIT_S = 1200.0  # only against a hang: no test depends on a machine's speed
 IN_OUT = ["run", "--engine", "echo", "--replicas", "2", "in.jsonl", "-o", "out.jsonl"]
 FOR_EVER = {"BATCHFILE_ECHO_SLOTS": "4", "BATCHFILE_ECHO_LATENCY_S": "3600"}
-SLOW = {"BATCHFILE_ECHO_SLOTS": "2", "BATCHFILE_ECHO_LATENCY_S": "0.3"}
+SLOW = {"BATCHFILE_ECHO_SLOTS": "4", "BATCHFILE_ECHO_LATENCY_S": "0.2"}
 
 
 @pytest.fixture
@@ -108,14 +108,14 @@ def test_two_engines_share_a_file_and_make_one_output(start: Callable[..., Run],
     assert said.count(f"{NUM} of {NUM} requests succeeded") == 1
     assert ids(folder / "out.jsonl") == [f"r{n}" for n in range(NUM)]
     assert run.executed() == NUM
-    receipt = json.loads((folder / "out.jsonl.receipt.json").read_text())
-    assert (receipt["speed"]["requests"], receipt["speed"]["slots"]) == (NUM, 4)
+    speed = json.loads((folder / "out.jsonl.receipt.json").read_text())["speed"]
+    assert (speed["requests"], speed["slots"]) in {(NUM, 8), (NUM, 4)}  # 4: one was done before the other was ready
     assert "already ended" in start().ended(0)
 
 
 def test_several_files_are_written_as_each_of_them_ends(start: Callable[..., Run], folder: Path) -> None:
     write(folder / "more.jsonl", "m")
-    start(*IN_OUT[:4], "in.jsonl", "more.jsonl", "-o", "results/", **SLOW).ended(0)
+    start(*IN_OUT[:5], "in.jsonl", "more.jsonl", "-o", "results/", **SLOW).ended(0)
     assert ids(folder / "results" / "in.jsonl") == [f"r{n}" for n in range(NUM)]
     assert ids(folder / "results" / "more.jsonl") == [f"m{n}" for n in range(NUM)]
 
@@ -169,7 +169,7 @@ def test_no_replica_outlives_a_command_that_is_killed(start: Callable[..., Run])
 
 def test_a_signal_while_the_first_engine_loads_ends_the_command(start: Callable[..., Run]) -> None:
     run = start(BATCHFILE_ECHO_SLOTS="4")
-    run.until(lambda: run.replicas())
+    run.until(run.replicas)
     run.process.send_signal(signal.SIGTERM)
     assert run.process.wait(WAIT_S) in {143, 0}  # it may have been done already
     assert run.replicas() == []
