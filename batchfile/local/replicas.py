@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
-from typing import NoReturn, Protocol
+from typing import NoReturn
 
 import msgspec
 import structlog
@@ -28,7 +28,6 @@ from batchfile.machine.supervisor import Slot, SlotPlan, Supervisor
 from batchfile.media.rules import MediaRules
 from batchfile.runner.stats import RunnerStats
 from batchfile.runner.watchdog import end_stuck
-from batchfile.signals import Stoppable
 
 log = structlog.get_logger()
 
@@ -36,33 +35,11 @@ COMMAND = (sys.executable, "-P", "-m", "batchfile.local.replica")
 _ENGINE_COUNTS = tuple(one.name for one in fields(EngineStats) if one.type is int)
 
 
-class LocalRunner(Stoppable, Protocol):
-    """What the display and the signals of a local run ask of its runner."""
-
-    on_stuck: Callable[[str], NoReturn]
-
-    @property
-    def runner_stats(self) -> RunnerStats: ...
-
-    def engine_stats(self) -> EngineStats: ...
-
-    @property
-    def num_in_flight(self) -> int: ...
-
-    @property
-    def is_assembling(self) -> bool: ...
-
-    @property
-    def is_stopping(self) -> bool: ...
-
-    @property
-    def down_s(self) -> float: ...
-
-
 class Replicas:
-    """A `LocalRunner` for one run. A replica that dies is started again, and the others take over its work.
+    """For the display and the signals of a run as its `Runner`, of several processes together.
 
-    `on_ended`: called in another thread for each batch as it ends; meanwhile, no other one ends.
+    A replica that dies is started again, and the others take over its work. `on_ended`: called in another thread for
+    each batch as it ends; meanwhile, no other one ends.
     """
 
     def __init__(
@@ -223,7 +200,7 @@ def work_apart(
     ledger: Ledger,
     batch_ids: Sequence[str],
     choice: EngineChoice,
-    on_runner: Callable[[LocalRunner], None],
+    on_runner: Callable[[Replicas], None],
     on_ended: Callable[[BatchRecord], None],
     say: Callable[[str], None],
     *,
