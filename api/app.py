@@ -65,10 +65,10 @@ def create_app(ledger: Ledger, settings: Settings, *, is_janitor: bool = True) -
     service = Service(ledger, settings, f"api-{socket.gethostname()}-{secrets.token_hex(4)}")
     pool_status = PoolStatus(ledger, settings, service.reader)
     aside = SetAside(ledger)
-    metrics = Metrics(pool_status, store, sorted(settings.pools), aside)
+    metrics = Metrics(pool_status, store, sorted(settings.pools), aside, settings.api.spool_dir)
     store_health = StoreHealth(store)
     output_files = OutputFiles(service)
-    webhook_sender = WebhookSender(ledger, settings.webhooks, aside)
+    webhook_sender = WebhookSender(ledger, settings.webhooks, aside, metrics.count_webhook)
     began_at = ledger.clock.now()
 
     def on_ended_here(batch: BatchRecord) -> None:

@@ -162,9 +162,12 @@ class Heartbeat:
             totals=RunnerTotals(
                 succeeded=runner_stats.succeeded,
                 failed=runner_stats.failed,  # in the engine, as in the metrics
+                rejected=runner_stats.rejected,
                 input_tokens=runner_stats.input_tokens,
                 output_tokens=runner_stats.output_tokens,
                 cached_tokens=runner_stats.cached_tokens,
+                engine_deaths=runner_stats.num_engine_deaths,
+                leases_lost=runner_stats.num_leases_lost,
             ),
             shards=runner.shards_held(SHARDS_SHOWN_MAX),
             commits={} if info is None else dict(info.commits),

@@ -63,7 +63,7 @@ def list_batches(
     after: Annotated[str | None, QueryParameter(description="Return batches older than this one.")] = None,
 ) -> BatchStatusPage:
     page = service.page(caller, limit=limit, after=after)
-    data = [pool_status.with_waiting(serializers.batch_status(item)) for item in page.data]
+    data = [pool_status.with_waiting(serializers.batch_status(item, is_listed=True)) for item in page.data]
     return BatchStatusPage(data=data, has_more=page.has_more)
 
 

@@ -211,11 +211,8 @@ class StatusReader:
                 self._log_unreadable(batch_id, error)
                 with view.lock:
                     return replace(view.snapshot(), problem=error)
-            detail = DAMAGED
-            if not isinstance(error, BatchDamaged):
-                detail = UNREADABLE
-            elif isinstance(error, RecordNewer):
-                detail = NEWER
+            is_damaged = isinstance(error, BatchDamaged)
+            detail = NEWER if isinstance(error, RecordNewer) else DAMAGED if is_damaged else UNREADABLE
             unknown = replace(damage.placeholder(place, detail), state="planning", reason=None, ended_at=None)
             return self._ill(unknown, error)
 
@@ -387,6 +384,7 @@ def _status(
         pools=pools or {},
         reused=batch.reused,
         reuse_note=batch.reuse_note,
+        profile=batch.profile,
     )
 
 
