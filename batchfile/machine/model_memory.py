@@ -238,5 +238,7 @@ def _hub_size(model: str, revision: str | None) -> int | None:
     with suppress(Exception):
         from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
-        return get_hf_file_metadata(hf_hub_url(model, SINGLE_FILE, revision=revision), timeout=HUB_S_MAX).size
+        found = get_hf_file_metadata(hf_hub_url(model, SINGLE_FILE, revision=revision), timeout=HUB_S_MAX)
+        size: int | None = found.size
+        return size
     return None
