@@ -15,12 +15,12 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    JsonValue,
     SecretStr,
     field_validator,
     model_validator,
 )
 
+from batchfile.engine_settings import EngineSettings, ParallelSize
 from batchfile.ledger.keys import is_pool_name
 from batchfile.media.rules import DEFAULT_LIMITS, PIXELS_MAX, MediaLimits
 from batchfile.types import NAME_RULE, EngineKind, Task
@@ -74,10 +74,8 @@ _BOUNDS = {
 _STRICT = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class PoolSettings(BaseModel):
+class PoolSettings(EngineSettings):
     """The runners that serve one model."""
-
-    model_config = _STRICT
 
     model: str = Field(
         min_length=1,
@@ -105,16 +103,12 @@ class PoolSettings(BaseModel):
     )
     api_key: SecretStr | None = Field(default=None, description="The key of the endpoint. Better set as a variable.")
     max_model_len: int = Field(default=8192, ge=16, description="Tokens of a prompt and its answer together.")
-    gpu_memory_utilization: float = Field(
-        default=0.9, gt=0, le=1, description="The share of a GPU's memory that vLLM uses."
+    tensor_parallel_size: ParallelSize = Field(
+        default=1, description="GPUs that share the model; `auto`: the fewest in which it fits."
     )
-    tensor_parallel_size: int = Field(default=1, ge=1, description="GPUs that one engine uses.")
     max_num_seqs: int | None = Field(default=None, ge=1, description="Requests that one engine works on at a time.")
     tool_parser: str | None = Field(default=None, description="vLLM's parser for tool calls, such as `hermes`.")
     reasoning_parser: str | None = Field(default=None, description="vLLM's parser for thinking, such as `qwen3`.")
-    chat_template: str | None = Field(
-        default=None, description="A file with a chat template to use instead of the model's own."
-    )
     lora: dict[str, str] = Field(
         default={},
         description=(
@@ -128,10 +122,6 @@ class PoolSettings(BaseModel):
             "Give control tokens in the texts of requests, such as `<|im_end|>`, their meaning in vLLM. By default, "
             "they are ordinary text."
         ),
-    )
-    engine_args: dict[str, JsonValue] = Field(
-        default={},
-        description="Further engine arguments of vLLM, by their Python names. They override the pool's other settings.",
     )
 
     @model_validator(mode="after")
@@ -151,10 +141,8 @@ class PoolSettings(BaseModel):
         return self
 
 
-class LocalRun(BaseModel):
+class LocalRun(EngineSettings):
     """Defaults of `batchfile run`; its options override them."""
-
-    model_config = _STRICT
 
     engine: EngineKind = Field(
         default="vllm",

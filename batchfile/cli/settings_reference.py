@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from batchfile.cli.config import as_words, in_force
+from batchfile.engine_settings import EngineSettings
 from batchfile.settings import NESTED, PREFIX, Settings
 from batchfile.settings_built_in import DEFAULT_STAGES
 
@@ -73,7 +74,8 @@ def _rows(root: Schema, name: str, field: Schema) -> Iterator[str]:
 
 
 def _rows_of(group: Schema, path: str) -> Iterator[str]:
-    for name, field in group["properties"].items():
+    shared = EngineSettings.model_fields
+    for name, field in sorted(group["properties"].items(), key=lambda item: item[0] in shared):
         yield _row(f"{path}.{name}", field, is_required=name in group.get("required", ()))
 
 
