@@ -1,16 +1,18 @@
-"""How many requests of a model run at a time on GPUs, and how fast at best: the arithmetic of docs/performance.md. Pure.
+"""How many requests of a model run at a time on GPUs, and how fast: the arithmetic of docs/performance.md. Pure.
 
 A model's step reads all weights once, and the KV cache of each running request; a prompt is computed before.
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from batchfile.engine.vllm.cpu import GIB
+from batchfile.machine.devices import Device
+from batchfile.machine.layout import OVERHEAD_BYTES
 from batchfile.machine.model_memory import ModelMemory
 
-OVERHEAD_BYTES = 1.5e9  # of a GPU, without weights and KV cache: activations, graphs and vLLM itself
 EXPECTED = (0.5, 0.75)  # the part of the bound that good engines reach
-GIB = 1024**3
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +88,20 @@ class Setup:
     num_gpus: int = 1
     pipeline_parallel_size: int = 1
     utilization: float
+
+    @classmethod
+    def on(
+        cls, memory: ModelMemory, devices: Sequence[Device], utilization: float, pipeline_parallel_size: int = 1
+    ) -> "Setup":
+        """`devices`: of one engine; the smallest one decides."""
+        device = min(devices, key=lambda one: one.memory_bytes)
+        return cls(
+            memory=memory,
+            gpu=gpu_named(device.name, device.memory_bytes) or Gpu(device.name, device.memory_bytes),
+            num_gpus=len(devices),
+            pipeline_parallel_size=pipeline_parallel_size,
+            utilization=utilization,
+        )
 
     @property
     def kv_room(self) -> float:

@@ -65,8 +65,11 @@ class InstantCore:
     def get_supported_tasks(self) -> tuple[str, ...]:
         return ("generate",)
 
-    def abort_requests(self, names: list[str]) -> None:
-        pass
+    def __getattr__(self, name: str) -> Any:
+        """All that has no effect here: aborting, resetting caches."""
+        if name.startswith("_") or name in {"outputs_queue", "resources"}:
+            raise AttributeError(name)
+        return lambda *given, **named: None
 
     def shutdown(self, timeout: float | None = None) -> None:
         pass
