@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future, InvalidStateError, wait
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import replace
+from operator import methodcaller
 from typing import NoReturn, TypeVar, Unpack, cast, overload
 
 from batchfile import logs
@@ -18,10 +19,10 @@ from batchfile.local.engines import EngineChoice, choose_engine
 from batchfile.local.folder import plan_folder
 from batchfile.local.options import STDOUT, RunArguments, RunOptions, check_arguments
 from batchfile.local.receipt import Receipt
+from batchfile.local.replicas import LocalRunner
 from batchfile.local.session import Look, Observer, Session, grace_s_of, open_session, work_on
 from batchfile.local.several import FileRun, open_files, work_on_files
 from batchfile.local.summary import full_summary, summary
-from batchfile.runner.runner import Runner
 from batchfile.settings import Settings, load_settings
 
 T = TypeVar("T")
@@ -158,11 +159,11 @@ class _Worker:
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self._say = say
-        self._runner: Runner | None = None
-        self._how_to_stop: Callable[[Runner], None] | None = None
+        self._runner: LocalRunner | None = None
+        self._how_to_stop: Callable[[LocalRunner], None] | None = None
         self._ended: Future[object] = Future()
 
-    def on_runner(self, runner: Runner) -> None:
+    def on_runner(self, runner: LocalRunner) -> None:
         self._runner = runner
         runner.on_stuck = self._end_stuck
         if self._how_to_stop is not None:
@@ -175,11 +176,11 @@ class _Worker:
             worker.start()  # it may work, and be interrupted, before this returns
             return cast(T, self._wait())
         except KeyboardInterrupt:
-            self._stop(Runner.stop, "stopping: finishing the requests in flight; interrupt again to stop now")
+            self._stop(methodcaller("stop"), "stopping: finishing the requests in flight; interrupt again to stop now")
         try:
             self._wait()
         except KeyboardInterrupt:
-            self._stop(Runner.stop_now, "stopping now")
+            self._stop(methodcaller("stop_now"), "stopping now")
             self._wait()
         self._say("stopped; what has finished is kept, and the same call resumes")
         raise KeyboardInterrupt
@@ -196,7 +197,7 @@ class _Worker:
             except BaseException as error:  # noqa: BLE001 the caller raises it
                 self._ended.set_exception(error)
 
-    def _stop(self, how: Callable[[Runner], None], text: str) -> None:
+    def _stop(self, how: Callable[[LocalRunner], None], text: str) -> None:
         self._say(text)
         self._how_to_stop = how
         if self._runner is not None:

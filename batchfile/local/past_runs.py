@@ -12,7 +12,6 @@ from pathlib import Path
 
 import msgspec
 
-from batchfile.engine.base import EngineInfo
 from batchfile.errors import StoreError
 from batchfile.inbox import documents
 from batchfile.ledger import keys
@@ -28,9 +27,9 @@ REQUESTS_ENOUGH = 20  # a run of fewer does not replace a longer one
 
 
 def remember_speed(
-    ledger: Ledger, batch_id: str, startup_s: float, info: EngineInfo, stats: RunnerStats
+    ledger: Ledger, batch_id: str, startup_s: float, num_slots: int, stats: RunnerStats
 ) -> BatchRecord | None:
-    """Store with the batch what this process measured, unless another one measured more.
+    """Store with the batch what this process measured, or all replicas together, unless another one measured more.
 
     Returns its record, or None where nothing was stored: a store that is full or unavailable does not fail a run here.
     """
@@ -40,7 +39,7 @@ def remember_speed(
         requests=stats.succeeded,
         input_tokens=stats.input_tokens,
         output_tokens=stats.output_tokens,
-        slots=info.num_slots,
+        slots=num_slots,
     )
 
     def decide(record: BatchRecord) -> BatchRecord | None:

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 
+from batchfile.engine.vllm.arguments import check_engine_arguments
 from batchfile.engine_settings import EngineSettings
 from batchfile.machine.devices import CUDA, Device, visible_devices
 from batchfile.machine.layout import Layout, Wanted, plan_replicas
@@ -23,11 +24,12 @@ def layout_for(
     devices: Sequence[Device] | None = None,
 ) -> Layout:
     """`gpus`, `replicas`: instead of those of `engine`. `devices` None: the visible ones. Raises: SettingsError."""
+    check_engine_arguments(engine.engine_args)
     devices = visible_devices() if devices is None else devices
     size = engine.tensor_parallel_size
     wanted = Wanted(
         gpus=str(gpus or engine.gpus or "all"),
-        tensor_parallel_size=None if isinstance(size, str) else size,
+        tensor_parallel_size=None if size == "auto" else int(size),
         pipeline_parallel_size=engine.pipeline_parallel_size,
         replicas=replicas or engine.replicas,
         gpu_memory_utilization=engine.gpu_memory_utilization,
@@ -49,4 +51,4 @@ def tensor_parallel_size(engine: EngineSettings, environ: Mapping[str, str] = os
     """Of a process that has the devices of one replica."""
     size = engine.tensor_parallel_size
     num_gpus = len([name for name in environ.get(CUDA, "").split(",") if name.strip()])
-    return max(1, num_gpus // engine.pipeline_parallel_size) if isinstance(size, str) else size
+    return max(1, num_gpus // engine.pipeline_parallel_size) if size == "auto" else int(size)

@@ -25,8 +25,11 @@ LOOK_S = 0.1
 # The wait before a restart doubles from the first value to the second, minus up to half of it at random.
 RESTART_S = 1.0
 RESTART_S_MAX = 30.0
+RESTART_WATCHED_S_MAX = 5.0  # where slots are given up: a person waits
 HEALTHY_S = 60.0  # after a run of this length, the next restart uses the first wait
 STOP_MARGIN_S = 60.0  # after the grace period: to checkpoint, release and free the GPU; then it is killed
+LOADS_MAX = 3  # in a row, of a slot that is given up if it never gets ready
+DEATHS_MAX = 16  # the same if it was: so many find the request that ends a process, alone among 1,024
 STAGGER_S = 1.0  # between two starts of a group that is warm: vLLM looks for free ports, and may find the same
 LAST_WORDS_S = 1.0  # to read what an ended process has reported: its own children may keep the pipe open
 VLLM_PORT, PORTS_EACH = "VLLM_PORT", 64
@@ -60,12 +63,13 @@ class Slot:
     start_at: float = 0.0
     num_starts: int = 0
     num_deaths: int = 0  # in a row
+    was_ready: bool = False  # any of its processes
     code: int | None = None
 
 
 class Supervisor:
-    """`grace_s`: how long a stopping process may finish requests in flight. `deaths_max`: in a row, after which a slot
-    is given up; None: never.
+    """`grace_s`: how long a stopping process may finish requests in flight. `gives_up`: a slot whose processes end one
+    after another has failed; otherwise it is started again for ever.
 
     `on_report` gets a slot's number and each line that its process reports, in another thread; `on_exit` the slot and
     the exit code of a process that has ended, before the slot is started again or has its final code.
@@ -76,13 +80,13 @@ class Supervisor:
         plans: Sequence[SlotPlan],
         grace_s: float,
         *,
-        deaths_max: int | None = None,
+        gives_up: bool = False,
         on_report: Callable[[int, bytes], None] = lambda number, line: None,
         on_exit: Callable[[Slot, int], None] = lambda slot, code: None,
     ) -> None:
         self.slots = [Slot(number=number, plan=plan) for number, plan in enumerate(plans)]
         self._stop_s_max = grace_s + STOP_MARGIN_S
-        self._deaths_max = deaths_max
+        self._gives_up = gives_up
         self._on_report, self._on_exit = on_report, on_exit
         self._warm: set[str] = set()  # groups of which a process has been ready
         self._start_at = 0.0
@@ -181,6 +185,7 @@ class Supervisor:
         with process.stdout as lines:
             for line in lines:
                 if is_ready(line):
+                    slot.was_ready = True
                     self._warm.add(slot.plan.group)
                 self._on_report(slot.number, line)
 
@@ -193,13 +198,14 @@ class Supervisor:
             slot.reader.join(LAST_WORDS_S)
         now = time.monotonic()
         slot.num_deaths = 1 if now - slot.started_at >= HEALTHY_S else slot.num_deaths + 1
-        is_given_up = self._deaths_max is not None and slot.num_deaths >= self._deaths_max
+        is_given_up = self._gives_up and slot.num_deaths >= (DEATHS_MAX if slot.was_ready else LOADS_MAX)
         # A rejected setting is final at the first start. Later it may be GPU memory that is not free yet.
         if code == OK or self._num_signals or (code == REFUSED and slot.num_starts == 1) or is_given_up:
             slot.code = code
             log.info("child.ended", slot=slot.number, code=code)
         else:
-            longest_s = min(RESTART_S_MAX, RESTART_S * 2.0 ** min(slot.num_deaths - 1, 16))
+            bound_s = RESTART_WATCHED_S_MAX if self._gives_up else RESTART_S_MAX
+            longest_s = min(bound_s, RESTART_S * 2.0 ** min(slot.num_deaths - 1, 16))
             wait_s = longest_s * (0.5 + self._rng.random() / 2)
             slot.start_at = now + wait_s
             log.error("child.died", slot=slot.number, code=code, in_a_row=slot.num_deaths, again_in_s=round(wait_s, 1))

@@ -15,6 +15,7 @@ import structlog
 
 from batchfile.engine.base import EngineInfo, EngineStats, Finished, Prepared, in_flight_for
 from batchfile.engine.vllm.adapters import Adapter, Adapters, check_adapters, load_adapters, lora_arguments
+from batchfile.engine.vllm.arguments import check_engine_arguments
 from batchfile.engine.vllm.cpu import CpuChoice
 from batchfile.engine.vllm.guides import Guides
 from batchfile.engine.vllm.identity import CPU_ENVIRONMENT, choose_on_cpu, identity_of
@@ -75,6 +76,7 @@ class VllmEngine:
             os.environ.setdefault(name, value)
         logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"])
         check_adapters(options.lora)
+        check_engine_arguments(options.extra.keys() - {"pipeline_parallel_size"})
         check_vllm(options.model, options.extra.get("revision"), is_hub_asked=False)
         import vllm
         from vllm import envs
