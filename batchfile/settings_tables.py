@@ -77,6 +77,9 @@ _STRICT = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 class PoolSettings(EngineSettings):
     """The runners that serve one model."""
 
+    gpu_memory_utilization: float = Field(
+        default=0.9, gt=0, le=1, description="The share of a GPU's memory that vLLM uses."
+    )
     model: str = Field(
         min_length=1,
         description="The model's name on the hub or its folder; with an endpoint, the name that the endpoint serves.",

@@ -8,10 +8,9 @@ from batchfile.engine.vllm.cpu import GIB
 from batchfile.engine_settings import EngineSettings
 from batchfile.errors import SettingsError
 from batchfile.machine.capacity import EXPECTED, GPUS, Lengths, Setup, gpu_named
-from batchfile.machine.choice import layout_for
-from batchfile.machine.defaults import UTILIZATION
+from batchfile.machine.choice import layout_for, memory_for
+from batchfile.machine.defaults import UTILIZATION, utilization_of
 from batchfile.machine.devices import Device
-from batchfile.machine.model_memory import read_model_memory
 
 RUNNING_MIN = 64  # with fewer requests, each step reads all weights for too few tokens
 RUNNING_MAX = 1024  # assumed at most
@@ -56,16 +55,11 @@ def fit_of(
 ) -> Fit:
     """Raises: SettingsError where the model does not fit, with what it needs."""
     layout = layout_for(engine, model, revision=revision, max_model_len=max_model_len, devices=devices)
-    memory = read_model_memory(
-        model,
-        revision=revision,
-        dtype=engine.dtype or "auto",
-        quantization=engine.quantization,
-        kv_cache_dtype=engine.kv_cache_dtype or "auto",
-    )
+    memory = memory_for(engine, model, devices, revision=revision)
     if memory is None:
         return Fit(is_enough=False, detail=f"{model}: its config.json or the size of its weights cannot be read")
-    setup = Setup.on(memory, layout.replicas[0], engine.gpu_memory_utilization, engine.pipeline_parallel_size)
+    utilization = engine.gpu_memory_utilization or utilization_of(devices)
+    setup = Setup.on(memory, layout.replicas[0], utilization, engine.pipeline_parallel_size)
     replicas, running = len(layout.replicas), setup.running(lengths)
     figures: dict[str, float | str] = {
         "model": model,

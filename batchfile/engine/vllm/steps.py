@@ -34,8 +34,8 @@ class StepCounter:
     """Counts tokens as they arrive. Called by the engine's thread; any thread may read the numbers.
 
     `prompt_tokens`: of computed prompts; `output_tokens`: generated. Both only grow.
-    `num_running`: sequences, as last reported by vLLM's scheduler; without its statistics, those that got a token in the
-    last step; or 0.
+    `num_running`: sequences, as last reported by vLLM's scheduler; without its statistics, those that got a token in
+    the last step; or 0.
     """
 
     def __init__(self) -> None:
