@@ -52,7 +52,6 @@ class Check:
         "batchfile doctor",
         "batchfile doctor --store s3://bucket/prefix",
         "batchfile doctor --model meta-llama/Llama-3.3-70B-Instruct --gpu 2xA100-80GB --quantization fp8",
-        "batchfile doctor --json",
     ),
 )
 @click.option("--store", metavar="STORE", help="Test the conditional writes of this store; up to a minute on a bucket.")
@@ -63,9 +62,7 @@ class Check:
     help="Calculate for these GPUs, such as 2xA100-80GB, 4090 or 24GB, instead of those here.",
 )
 @click.option("--quantization", metavar="NAME", help="Calculate with this quantization of vLLM, such as fp8.")
-@click.option(
-    "--max-model-len", type=Whole(min=16), help="The context length.  [default: as for a run, or the model's]"
-)
+@click.option("--max-model-len", type=Whole(min=16), help="The context length.  [default: of a run, or the model]")
 @click.option("--input-tokens", type=Whole(min=1), default=512, show_default=True, help="The mean prompt.")
 @click.option("--output-tokens", type=Whole(min=1), default=256, show_default=True, help="The mean answer.")
 @click.option("--shared-tokens", type=Whole(min=0), default=0, help="How much of the prompt all requests share.")
@@ -196,21 +193,20 @@ def _fits(
         return [Check("fits", "failed", str(error))]
     if devices[0].kind == "cpu":
         return [Check("fits", "ok", "calculated for GPUs only; name some with --gpu, such as --gpu 2xA100-80GB")]
-    run = settings.run
-    named: list[tuple[str | None, str | None, int | None, EngineSettings]] = [
-        (given or run.model, None if given else run.revision, run.max_model_len, run)
-    ]
-    if given is None and has_own_pools(explain_settings(settings)):
-        pools = [pool for _, pool in sorted(settings.pools.items()) if pool.engine == "vllm"]
-        named += [(pool.model, pool.revision, pool.max_model_len, pool) for pool in pools]
 
-    def check(model: str, revision: str | None, context: int | None, engine: EngineSettings) -> Check:
+    def check(revision: str | None, context: int | None, engine: EngineSettings, model: str) -> Check:
         if quantization is not None:
             engine = engine.model_copy(update={"quantization": quantization})
         fit = fit_of(model, devices, engine, lengths, revision=revision, max_model_len=max_model_len or context)
         return Check("fits", "ok" if fit.is_enough else "warning", fit.detail, fit.figures)
 
-    return [_safely("fits", partial(check, model, *others)) for model, *others in named if model is not None]
+    run = settings.run
+    named = [(given or run.model, partial(check, None if given else run.revision, run.max_model_len, run))]
+    if given is None and has_own_pools(explain_settings(settings)):
+        pools = [pool for _, pool in sorted(settings.pools.items()) if pool.engine == "vllm"]
+        named += [(pool.model, partial(check, pool.revision, pool.max_model_len, pool)) for pool in pools]
+
+    return [_safely("fits", partial(make, model)) for model, make in named if model is not None]
 
 
 def _where(model: str, engine: EngineKind) -> str:

@@ -214,7 +214,7 @@ def _multiplies(quantization: Mapping[str, Any] | str | None) -> Literal["", "fp
     """Formats of weights alone are multiplied with 16 bits."""
     if isinstance(quantization, Mapping):
         groups = quantization.get("config_groups")
-        first = next(iter(groups.values()), {}) if isinstance(groups, Mapping) else {}
+        first: Mapping[str, Any] = next(iter(groups.values()), {}) if isinstance(groups, Mapping) else {}
         weights, activations = first.get("weights") or {}, first.get("input_activations") or {}
         if weights.get("num_bits") == activations.get("num_bits") == 8:
             return "fp8" if weights.get("type") == "float" else "int8"
@@ -257,5 +257,7 @@ def _hub_size(model: str, revision: str | None) -> int | None:
     with suppress(Exception):
         from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
-        return get_hf_file_metadata(hf_hub_url(model, SINGLE_FILE, revision=revision), timeout=HUB_S_MAX).size
+        url = hf_hub_url(model, SINGLE_FILE, revision=revision)
+        size: int | None = get_hf_file_metadata(url, timeout=HUB_S_MAX).size
+        return size
     return None

@@ -30,8 +30,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.bench.vllm_peers import answer, answers, generate, work_generate, work_run_batch
 from tests.helpers.vllm import ProcessGuard
+from tests.vllm_peers import answer, answers, generate, work_generate, work_run_batch
 
 BOUND_GENERATE = 1.0
 BOUND_RUN_BATCH = 1.1

@@ -122,7 +122,7 @@ def measured(way: Callable[[VllmEngine, int], None], engine: VllmEngine, num: in
     return (spent[0] - spent[1]) / (num * (LONG - SHORT)) * 1e6
 
 
-LONG, SHORT = 200, 8
+LONG, SHORT = 800, 8
 
 
 def main() -> int:

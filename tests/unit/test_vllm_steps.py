@@ -31,6 +31,18 @@ def test_a_prompt_counts_with_the_first_output_of_its_request(name: str) -> None
     assert (counter.prompt_tokens, counter.output_tokens) == (50, 3)
 
 
+def test_without_statistics_the_requests_of_the_last_step_are_running() -> None:
+    answers = [outputs(("1.0", 1), ("2.0", 1)), outputs(("2.0", 1))]
+    core = SimpleNamespace(get_output=lambda: answers.pop(0))
+    counter = StepCounter()
+    counter.attach(core)
+    running = []
+    while answers:
+        core.get_output()
+        running.append(counter.num_running)
+    assert running == [2, 1]
+
+
 def test_a_name_that_is_not_understood_counts_when_its_request_finishes() -> None:
     core = SimpleNamespace(get_output=lambda: outputs(("something-else", 2)))
     counter = StepCounter()

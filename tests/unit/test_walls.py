@@ -116,8 +116,8 @@ PLACES = {
     "plan.reuse_sources plan.submit inbox.records local.inputs local.options local.outputs local.receipt local.tables",
     "batchfile/testing/": "errors types clock store engine.base engine.echo ledger.records runner",
     "batchfile/cli/": "batchfile errors types logs routing engine_settings settings settings_built_in settings_tables "
-    "signals open_ledger store lines engine.fit engine.vllm.cpu engine.vllm.preflight ledger inbox.documents "
-    "local client",
+    "signals open_ledger store lines engine.fit engine.vllm.cpu engine.vllm.preflight machine ledger "
+    "inbox.documents local client",
     "batchfile/__main__.py": "cli",
     "batchfile/__init__.py": "errors types store.open engine.base ledger.base runner.runner local.receipt "
     "local.api local.map_table client testing",

@@ -1,0 +1,3 @@
+"""What models and GPUs have."""
+
+from batchfile.machine.model_memory import ModelMemory, memory_of
