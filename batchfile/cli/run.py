@@ -92,6 +92,10 @@ def run(inputs: tuple[str, ...], output: str, quiet: bool, is_json: bool, verbos
     file have its name there, and are written as soon as it is done. One engine runs all files. A file that cannot be
     used is reported, and the others run; the exit code is the worst of all files: 1, 7, 4, 3, then 0.
 
+    vLLM uses all GPUs: the fewest in which the model fits share it, and as many engines as the machine holds work on
+    the same files. --gpus 0-3, --tensor-parallel-size 2 or --replicas 1 choose otherwise; --replicas 2 divides the
+    cores of a CPU.
+
     If a request has a JSON schema, its answer must match it; otherwise the request gets up to two more attempts.
 
     The same command resumes a run that was stopped, for any reason. Ctrl-C finishes the requests in flight, for up to

