@@ -27,9 +27,8 @@ class ModelMemory:
 
     `kv_bytes_per_token`: of all layers. `kv_heads`: as many GPUs at most divide the KV cache; 1 for a latent that each
     of them keeps. `window_bytes_per_token`: the part of `kv_bytes_per_token` that only the last `window` tokens need.
-    `step_bytes`: of the weights without the input embedding: what a step reads. `parameters`: the same as a number;
-    `active_parameters`: those of them that one token uses. `multiplies`: the type of 8 bits in which they are
-    multiplied; empty: 16 bits.
+    `parameters`: without the input embedding; `active_parameters`: those of them that one token uses. `step_bytes`: of
+    all of them, which a step reads. `multiplies`: the type of 8 bits in which they are multiplied; empty: 16 bits.
     """
 
     weight_bytes: int
@@ -37,9 +36,9 @@ class ModelMemory:
     attention_heads: int
     kv_heads: int
     context_length: int
-    step_bytes: int = 0
     parameters: int = 0
     active_parameters: int = 0
+    step_bytes: int = 0
     multiplies: Literal["", "fp8", "int8"] = ""
     window: int = 0
     window_bytes_per_token: int = 0

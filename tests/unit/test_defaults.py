@@ -10,8 +10,7 @@ from batchfile.engine_settings import EngineSettings
 from batchfile.machine.capacity import Lengths
 from batchfile.machine.choice import chosen_arguments
 from batchfile.machine.defaults import NAMES, throughput_arguments, utilization_of
-from batchfile.machine.devices import Device
-from tests.helpers.machine import ModelMemory
+from tests.helpers.machine import Device, ModelMemory
 
 GIB = 1024**3
 DOCS = Path(__file__).parents[2] / "docs" / "performance.md"
