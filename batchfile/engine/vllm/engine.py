@@ -320,8 +320,8 @@ def _arguments(options: VllmOptions) -> dict[str, Any]:
 
 
 def _note(choice: CpuChoice | None, chosen: Mapping[str, Any]) -> str:
-    """One line about what was chosen for vLLM."""
-    listed = ", ".join(f"{name}={value}" for name, value in chosen.items())
+    """One line about what was chosen for vLLM, but for its statistics, which nobody misses."""
+    listed = ", ".join(f"{name}={value}" for name, value in chosen.items() if name != "disable_log_stats")
     notes = ["" if choice is None else choice.note, listed and f"vLLM runs with {listed}"]
     return "; ".join(note for note in notes if note)
 
