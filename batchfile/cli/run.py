@@ -25,10 +25,11 @@ from batchfile.local.folder import is_several, plan_folder
 from batchfile.local.options import STDIN, STDOUT, RunOptions
 from batchfile.local.progress import Snapshot
 from batchfile.local.receipt import Receipt, make_receipt
-from batchfile.local.replicas import LocalRunner
+from batchfile.local.replicas import Replicas
 from batchfile.local.session import Look, Observer, Session, grace_s_of, open_session, work_on
 from batchfile.local.several import FileRun, open_files, work_on_files
 from batchfile.local.summary import reasons, summary
+from batchfile.runner.runner import Runner
 from batchfile.settings import load_settings
 from batchfile.signals import Interrupted
 
@@ -222,7 +223,7 @@ def _say_given_up(signals: RunSignals, voice: Voice) -> None:
 def _observer(signals: RunSignals, voice: Voice) -> Observer:
     """Passes progress and the runner to `signals`, so that its messages match the display."""
 
-    def on_runner(runner: LocalRunner) -> None:
+    def on_runner(runner: Runner | Replicas) -> None:
         signals.runner = runner
         runner.on_stuck = signals.end_stuck
 

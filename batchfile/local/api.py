@@ -19,10 +19,11 @@ from batchfile.local.engines import EngineChoice, choose_engine
 from batchfile.local.folder import plan_folder
 from batchfile.local.options import STDOUT, RunArguments, RunOptions, check_arguments
 from batchfile.local.receipt import Receipt
-from batchfile.local.replicas import LocalRunner
+from batchfile.local.replicas import Replicas
 from batchfile.local.session import Look, Observer, Session, grace_s_of, open_session, work_on
 from batchfile.local.several import FileRun, open_files, work_on_files
 from batchfile.local.summary import full_summary, summary
+from batchfile.runner.runner import Runner
 from batchfile.settings import Settings, load_settings
 
 T = TypeVar("T")
@@ -159,11 +160,11 @@ class _Worker:
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self._say = say
-        self._runner: LocalRunner | None = None
-        self._how_to_stop: Callable[[LocalRunner], None] | None = None
+        self._runner: Runner | Replicas | None = None
+        self._how_to_stop: Callable[[Runner | Replicas], None] | None = None
         self._ended: Future[object] = Future()
 
-    def on_runner(self, runner: LocalRunner) -> None:
+    def on_runner(self, runner: Runner | Replicas) -> None:
         self._runner = runner
         runner.on_stuck = self._end_stuck
         if self._how_to_stop is not None:
@@ -197,7 +198,7 @@ class _Worker:
             except BaseException as error:  # noqa: BLE001 the caller raises it
                 self._ended.set_exception(error)
 
-    def _stop(self, how: Callable[[LocalRunner], None], text: str) -> None:
+    def _stop(self, how: Callable[[Runner | Replicas], None], text: str) -> None:
         self._say(text)
         self._how_to_stop = how
         if self._runner is not None:

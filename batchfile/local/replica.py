@@ -66,50 +66,43 @@ class ReplicaReport(Report, kw_only=True, omit_defaults=True):
     error_class: str = ""
 
 
-class _Replica:
-    def __init__(self, task: ReplicaTask, reports: Reports, signals: ChildSignals) -> None:
-        self._task, self._reports, self._signals = task, reports, signals
-        self._runner: Runner | None = None
+def _run(task: ReplicaTask, reports: Reports, signals: ChildSignals) -> None:
+    """Raises: as `work`."""
+    runners: list[Runner] = []
 
-    def run(self) -> None:
-        """Raises: as `work`."""
-        task = self._task
-        ledger = open_ledger(task.store, load_settings())
-        name = f"local-{secrets.token_hex(6)}"  # another one after a restart, so that the leases of this one are free
-        threading.Thread(target=self._report, name="report", daemon=True).start()
-        work(
-            ledger,
-            tuple(task.media),
-            self._build,
-            name,
-            self._on_runner,
-            lambda batch: self._send(ended=batch.batch_id),
-            grace_s=task.grace_s,
-            media_rules=lambda batch: task.media[batch.batch_id],
-            num_runners=task.num_replicas,
-        )
+    def send(**more: Any) -> None:
+        for runner in runners:
+            more["counts"] = {name: getattr(runner.runner_stats, name) for name in COUNTS}
+            more |= {"engine": runner.engine_stats(), "num_in_flight": runner.num_in_flight}
+            more["is_assembling"] = runner.is_assembling
+        reports.send(ReplicaReport(**more))
 
-    def _build(self) -> Engine:
-        engine = engine_factory(self._task.kind, **self._task.arguments)()
-        self._send(is_ready=True, note=engine.info.note, num_slots=engine.info.num_slots)
-        return engine
-
-    def _on_runner(self, runner: Runner) -> None:
-        self._runner = self._signals.runner = runner
-
-    def _report(self) -> None:
+    def report() -> None:
         while True:
             time.sleep(REPORT_S)
-            self._send()
+            send()
 
-    def _send(self, **more: Any) -> None:
-        runner = self._runner
-        if runner is not None:
-            more["counts"] = {name: getattr(runner.runner_stats, name) for name in COUNTS}
-            more["engine"] = runner.engine_stats()
-            more["num_in_flight"] = runner.num_in_flight
-            more["is_assembling"] = runner.is_assembling
-        self._reports.send(ReplicaReport(**more))
+    def build() -> Engine:
+        engine = engine_factory(task.kind, **task.arguments)()
+        send(is_ready=True, note=engine.info.note, num_slots=engine.info.num_slots)
+        return engine
+
+    def on_runner(runner: Runner) -> None:
+        signals.runner = runner
+        runners.append(runner)
+
+    threading.Thread(target=report, name="report", daemon=True).start()
+    work(
+        open_ledger(task.store, load_settings()),
+        tuple(task.media),
+        build,
+        f"local-{secrets.token_hex(6)}",  # another one after a restart, so that the leases of this one are free
+        on_runner,
+        lambda batch: send(ended=batch.batch_id),
+        grace_s=task.grace_s,
+        media_rules=lambda batch: task.media[batch.batch_id],
+        num_runners=task.num_replicas,
+    )
 
 
 def main() -> int:
@@ -122,7 +115,7 @@ def main() -> int:
             logs.for_command(is_verbose=task.is_verbose)
             signals.grace_s = task.grace_s or 0.0
             end_with_parent([signal.SIGTERM, signal.SIGINT])  # the run is over: do not finish what is in flight
-            _Replica(task, reports, signals).run()
+            _run(task, reports, signals)
     except Interrupted:
         return OK
     except BatchfileError as error:

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
-from typing import NoReturn, Protocol
+from typing import NoReturn
 
 import msgspec
 import structlog
@@ -28,7 +28,6 @@ from batchfile.machine.supervisor import Slot, SlotPlan, Supervisor
 from batchfile.media.rules import MediaRules
 from batchfile.runner.stats import RunnerStats
 from batchfile.runner.watchdog import end_stuck
-from batchfile.signals import Stoppable
 
 log = structlog.get_logger()
 
@@ -36,33 +35,11 @@ COMMAND = (sys.executable, "-P", "-m", "batchfile.local.replica")
 _ENGINE_COUNTS = tuple(one.name for one in fields(EngineStats) if one.type is int)
 
 
-class LocalRunner(Stoppable, Protocol):
-    """What the display and the signals of a local run ask of its runner."""
-
-    on_stuck: Callable[[str], NoReturn]
-
-    @property
-    def runner_stats(self) -> RunnerStats: ...
-
-    def engine_stats(self) -> EngineStats: ...
-
-    @property
-    def num_in_flight(self) -> int: ...
-
-    @property
-    def is_assembling(self) -> bool: ...
-
-    @property
-    def is_stopping(self) -> bool: ...
-
-    @property
-    def down_s(self) -> float: ...
-
-
 class Replicas:
-    """A `LocalRunner` for one run. A replica that dies is started again, and the others take over its work.
+    """For the display and the signals of a run as its `Runner`, of several processes together.
 
-    `on_ended`: called in another thread for each batch as it ends; meanwhile, no other one ends.
+    A replica that dies is started again, and the others take over its work. `on_ended`: called in another thread for
+    each batch as it ends; meanwhile, no other one ends.
     """
 
     def __init__(
@@ -91,13 +68,15 @@ class Replicas:
         )
         self._ending = threading.RLock()  # held while a batch ends
         self._reports: dict[tuple[int, int], ReplicaReport] = {}  # the last of each process
-        self._ready: dict[int, int] = {}  # the slots of engines that are loaded, and how many requests each runs
+        self._ready: set[int] = set()  # the slots of engines that are loaded
+        self._slots: dict[int, int] = {}  # how many requests the engine of each slot runs at once
         self._ready_at: float | None = None
         self._began_at = time.monotonic()
         self._said: set[str] = set()
         self._is_stopping_now = False
         self._failure: BaseException | None = None
-        self._last_error = "its process ended"
+        self._errors: dict[int, str] = {}  # what each slot's process reported before it ended
+        self._last_error = ""
 
     def run(self) -> None:
         """Raises: EngineDead if no replica can work; what a replica raised, if the others would too."""
@@ -108,7 +87,7 @@ class Replicas:
         if self._failure is not None:
             raise self._failure
         if self._left and not self.is_stopping:
-            raise EngineDead(f"no replica is left; the last error: {self._last_error}")
+            raise EngineDead(f"no engine could be kept running: {self._last_error}")
 
     def stop(self) -> None:
         if not self.is_stopping:
@@ -165,7 +144,8 @@ class Replicas:
             self._reports[number, self._supervisor.slots[number].num_starts] = report
         if report.is_ready:
             self._ready_at = self._ready_at or time.monotonic()
-            self._ready[number] = report.num_slots
+            self._ready.add(number)
+            self._slots[number] = report.num_slots
             if report.note and report.note not in self._said:
                 self._say(report.note)
             self._said.add(report.note)
@@ -174,7 +154,7 @@ class Replicas:
         if report.ended:
             self._end(report.ended)
         if report.error:
-            self._last_error = report.error
+            self._errors[number] = report.error
             kind = getattr(errors, report.error_class or EngineDead.__name__)
             # A wrong setting is one only if no engine was ever loaded; later it may be memory that is not free yet.
             may_pass = {EngineDead, StoreUnavailable} | (set() if self._ready_at is None else {SettingsError})
@@ -188,34 +168,39 @@ class Replicas:
                 return
             self._left.remove(batch_id)
             startup_s = (self._ready_at or self._began_at) - self._began_at
-            speed = remember_speed(self._ledger, batch_id, startup_s, sum(self._ready.values()), self.runner_stats)
+            speed = remember_speed(self._ledger, batch_id, startup_s, sum(self._slots.values()), self.runner_stats)
             self._on_ended(speed or batch)
             if not self._left:
                 self._supervisor.stop()  # replicas that look for more would notice it only after a while
 
     def _fail(self, error: BaseException) -> None:
         self._failure = self._failure or error
-        self._supervisor.stop()
+        self.stop_now()
 
     def _on_exit(self, slot: Slot, code: int) -> None:
-        self._ready.pop(slot.number, None)
+        self._ready.discard(slot.number)
         key = slot.number, slot.num_starts
         if key in self._reports:
             engine = replace(self._reports[key].engine, num_running=0, num_waiting=0)
             self._reports[key] = ReplicaReport(counts=self._reports[key].counts, engine=engine)
         if code == 0 or self.is_stopping or self._failure is not None or not self._left:
             return
-        how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}: {self._last_error}"
+        how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
+        if code == os.EX_TEMPFAIL:  # of `end_stuck`
+            how += " because an engine call did not return"
+        if error := self._errors.pop(slot.number, ""):
+            how += f": {error}"
+        self._last_error = f"replica {slot.number + 1} {how}"
         then = "it is started again" if slot.code is None else "it is given up"
         others = ", and the others take over its requests" if len(self._supervisor.slots) > 1 else ""
-        self._say(f"replica {slot.number + 1} {how}; {then}{others}")
+        self._say(f"{self._last_error}; {then}{others}")
 
 
 def work_apart(
     ledger: Ledger,
     batch_ids: Sequence[str],
     choice: EngineChoice,
-    on_runner: Callable[[LocalRunner], None],
+    on_runner: Callable[[Replicas], None],
     on_ended: Callable[[BatchRecord], None],
     say: Callable[[str], None],
     *,

@@ -22,13 +22,14 @@ from batchfile.local.media_files import media_rules
 from batchfile.local.options import RunOptions
 from batchfile.local.past_runs import expected_lengths
 from batchfile.local.progress import Meter, Snapshot, cost_usd
-from batchfile.local.replicas import LocalRunner, work_apart
+from batchfile.local.replicas import Replicas, work_apart
 from batchfile.local.run import Opened, open_batch
 from batchfile.local.tables import prepared, with_contents
 from batchfile.local.work import unfinished, work
 from batchfile.media.rules import MediaLimits, MediaRules
 from batchfile.open_ledger import STORE_FOLDER, open_ledger
 from batchfile.routing import check_stage
+from batchfile.runner.runner import Runner
 from batchfile.settings import Settings
 from batchfile.types import TENANT, Counts, Usage
 
@@ -45,7 +46,7 @@ class Observer:
     """
 
     say: Callable[[str], None]
-    on_runner: Callable[[LocalRunner], None]
+    on_runner: Callable[[Runner | Replicas], None]
     show: Callable[[Look], AbstractContextManager[object]]
 
 
@@ -189,10 +190,10 @@ def work_on_all(
     counts = sum((status.counts for status in before), Counts())
     meter = Meter(total, counts, sum((status.usage for status in before), Usage()), time.monotonic())
     gpu_s = sum(status.gpu_s for status in before)
-    runners: list[LocalRunner] = []
+    runners: list[Runner | Replicas] = []
     ended = {batch.batch_id for batch in batches if batch.state == "ended"}
 
-    def on_runner(runner: LocalRunner) -> None:
+    def on_runner(runner: Runner | Replicas) -> None:
         observer.on_runner(runner)
         runners.append(runner)
         files = f" in {counted(len(batches), 'file')}" if len(batches) > 1 else ""
@@ -231,7 +232,7 @@ def _progress_of(session: Session) -> BatchStatus:
     return found.status
 
 
-def _look(meter: Meter, runner: LocalRunner) -> Snapshot:
+def _look(meter: Meter, runner: Runner | Replicas) -> Snapshot:
     seen = meter.look(
         runner.runner_stats,
         time.monotonic(),

@@ -55,7 +55,9 @@ def visible_devices(environ: Mapping[str, str] = os.environ) -> list[Device]:
 def cpu_device() -> Device:
     cpu = read_cpu()
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    cores = ",".join(map(str, cpu.cores))
+    # Within a container's limit. Only replicas are bound to cores; one engine chooses its threads itself.
+    num = len(cpu.cores) if cpu.quota is None else max(1, int(cpu.quota))
+    cores = ",".join(map(str, cpu.cores[:num]))
     free = total if cpu.memory_bytes is None else cpu.memory_bytes
     return Device(index=cores, kind="cpu", name=platform.machine(), memory_bytes=total, free_bytes=free)
 

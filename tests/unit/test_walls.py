@@ -117,7 +117,7 @@ PLACES = {
     "batchfile/testing/": "errors types clock store engine.base engine.echo ledger.records runner",
     "batchfile/cli/": "batchfile errors types logs routing engine_settings settings settings_built_in settings_tables "
     "signals open_ledger store lines engine.fit engine.vllm.cpu engine.vllm.preflight machine ledger "
-    "inbox.documents local client",
+    "inbox.documents runner.runner local client",
     "batchfile/__main__.py": "cli",
     "batchfile/__init__.py": "errors types store.open engine.base ledger.base runner.runner local.receipt "
     "local.api local.map_table client testing",

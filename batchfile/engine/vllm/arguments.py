@@ -34,7 +34,7 @@ def known_arguments() -> frozenset[str]:
     spec = find_spec("vllm")
     for folder in (spec and spec.submodule_search_locations) or ():
         try:
-            tree = ast.parse((Path(folder) / "engine" / "arg_utils.py").read_text())
+            tree = ast.parse((Path(folder) / "engine" / "arg_utils").with_suffix(".py").read_text())
         except (OSError, ValueError, SyntaxError):
             continue
         fields = (
