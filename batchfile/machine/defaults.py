@@ -11,7 +11,7 @@ from batchfile.machine.model_memory import ModelMemory
 
 UTILIZATION = 0.95  # of GPUs that nobody else uses
 UTILIZATION_OF_POOLS = 0.9
-LARGE_GPU_BYTES, LARGEST_GPU_BYTES = 70 * GIB, 160 * GIB  # with more slots in vLLM; of the first, not an A100
+LARGE_GPU_BYTES = 70 * GIB  # vLLM has more slots on such a GPU, but for an A100
 THROUGHPUT_GPU_BYTES = 40 * GIB
 GRAPHS, GRAPHS_MAX = 512, 1024  # sequences: vLLM's own limit, and ours
 SLOTS_STEP, SLOTS_MIN = 8, 16
@@ -49,7 +49,8 @@ def throughput_arguments(
     found: dict[str, Any] = {"disable_log_stats": not is_scraped}
     if devices[0].kind != "cpu" and is_generating:
         smallest = min(devices, key=lambda device: device.memory_bytes)
-        if smallest.memory_bytes >= THROUGHPUT_GPU_BYTES and (not known or "performance_mode" in known):
+        has_mode = not known or "performance_mode" in known
+        if has_mode and smallest.memory_bytes >= THROUGHPUT_GPU_BYTES and not _is_a100(smallest):
             found["performance_mode"] = "throughput"
         mode = given.get("performance_mode", found.get("performance_mode"))
         slots = given.get("max_num_seqs") or slots_of_vllm(smallest) * (2 if mode == "throughput" else 1)
@@ -66,6 +67,9 @@ def throughput_arguments(
 
 def slots_of_vllm(device: Device) -> int:
     """What vLLM's `LLM` sets for `max_num_seqs` on a GPU of this kind."""
-    is_a100 = "a100" in device.name.lower()
-    is_large = device.memory_bytes >= (LARGEST_GPU_BYTES if is_a100 else LARGE_GPU_BYTES)
-    return 1024 if is_large else 256
+    return 1024 if device.memory_bytes >= LARGE_GPU_BYTES and not _is_a100(device) else 256
+
+
+def _is_a100(device: Device) -> bool:
+    """Steps of more tokens make an A100 slower, says vLLM."""
+    return "a100" in device.name.lower()

@@ -33,7 +33,8 @@ POOL = {"gpu_memory_utilization": 0.9}
     ("device", "given", "chosen"),
     [
         (RTX_4090, {}, {"disable_log_stats": True}),
-        (A100, {}, {"disable_log_stats": True, "performance_mode": "throughput"}),
+        (A100, {}, {"disable_log_stats": True}),
+        (gpu("NVIDIA L40S", 48), {}, {"disable_log_stats": True, "performance_mode": "throughput"}),
         (
             H200,
             {},
@@ -78,7 +79,7 @@ def test_statistics_where_something_reads_them() -> None:
 
 
 def test_an_older_vllm_and_a_pooling_model() -> None:
-    assert "performance_mode" not in throughput_arguments([A100], {}, known={"disable_log_stats", "max_num_seqs"})
+    assert "performance_mode" not in throughput_arguments([H200], {}, known={"disable_log_stats", "max_num_seqs"})
     assert throughput_arguments([H200], {}, is_generating=False) == {"disable_log_stats": True}
 
 
