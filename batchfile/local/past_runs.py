@@ -24,8 +24,8 @@ from batchfile.machine.capacity import Lengths
 from batchfile.runner.stats import RunnerStats
 
 STATE_VARIABLE, STATE_FOLDER = "XDG_STATE_HOME", "~/.local/state"  # as in the XDG base directory specification
-# Without an earlier run: a longer request has media, and prompts share as much as half of their tokens.
-BYTES_PER_TOKEN, TEXT_BYTES_MAX, ANSWER_TOKENS, SHARED = 4, 32 * 1024, 256, 0.5
+# Without an earlier run: a longer request has media, and prompts may share most of their tokens.
+BYTES_PER_TOKEN, TEXT_BYTES_MAX, ANSWER_TOKENS, SHARED = 4, 32 * 1024, 256, 0.9
 REQUESTS_ENOUGH = 20  # a run of fewer does not replace a longer one
 
 

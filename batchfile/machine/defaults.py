@@ -15,6 +15,7 @@ LARGE_GPU_BYTES = 70 * GIB  # vLLM has more slots on such a GPU, but for an A100
 THROUGHPUT_GPU_BYTES = 40 * GIB
 GRAPHS, GRAPHS_MAX = 512, 1024  # sequences: vLLM's own limit, and ours
 SLOTS_STEP, SLOTS_MIN = 8, 16
+SLOTS_MARGIN = 2  # times what fits: lengths are estimates, and too few slots cost more than too many
 _OF_GRAPHS = {"max_cudagraph_capture_size", "cudagraph_capture_sizes", "compilation_config", "enforce_eager"}
 NAMES = (
     *("disable_log_stats", "gpu_memory_utilization", "performance_mode", "max_num_seqs"),
@@ -57,7 +58,7 @@ def throughput_arguments(
         if "max_num_seqs" not in given and memory is not None and lengths is not None and smallest.memory_bytes:
             utilization = float(given.get("gpu_memory_utilization", UTILIZATION_OF_POOLS))
             setup = Setup.on(memory, devices, utilization, pipeline_parallel_size)
-            fitting = max(SLOTS_MIN, math.ceil(setup.running(lengths) / SLOTS_STEP) * SLOTS_STEP)
+            fitting = max(SLOTS_MIN, math.ceil(SLOTS_MARGIN * setup.running(lengths) / SLOTS_STEP) * SLOTS_STEP)
             if fitting < slots:
                 found["max_num_seqs"] = slots = fitting
         if slots > GRAPHS and not _OF_GRAPHS & given.keys():

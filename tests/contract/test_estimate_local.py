@@ -227,7 +227,7 @@ def batches(num: int, size: int) -> Any:
 def test_the_lengths_of_requests_are_guessed_without_an_earlier_run() -> None:
     found = past_runs.expected_lengths("m/x", batches(10, 8000), 100)
     assert found is not None
-    assert (found.input, found.output, found.shared) == (200, 100, 100)
+    assert (found.input, found.output, found.shared) == (200, 100, 180)
     longest = past_runs.expected_lengths("m/x", batches(10, 8000), 5000)
     assert longest is not None
     assert longest.output == 256

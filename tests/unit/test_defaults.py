@@ -60,7 +60,7 @@ def test_no_more_slots_than_the_cache_holds() -> None:
         ]
         for share in (0.9, 0.95)
     ]
-    assert slots == [24, 40]  # 21 and 38, in steps of 8
+    assert slots == [48, 80]  # twice 21 and 38, in steps of 8
 
 
 def test_a_large_cache_leaves_the_slots_of_vllm() -> None:
