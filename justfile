@@ -6,7 +6,7 @@ python := ".venv/bin/python"
 model := `.venv/bin/python deploy/local.py --print-model`
 out := "out"
 newest := ".cache/newest"
-engines := "tests/e2e tests/contract/test_engine.py tests/bench"
+engines := "tests/e2e tests/bench"
 fast := "tests/unit tests/contract/test_ledger*.py tests/contract/test_runner.py"
 
 # lint, types and the fast tests, side by side: what a change needs, in under 30 seconds
@@ -69,13 +69,13 @@ test-all: setup-test lint check-pythons
 setup-test:
     {{python}} deploy/local.py --test
 
-# all tests in their short form, with what is installed; engines mostly wait, so the others run at the same time
+# all tests in their short form, with what is installed; many wait for processes and times, so there are more than cores
 [parallel]
 all-tests: lint short-tests engine-tests
 
 # the tests without vLLM, in their short form
 short-tests:
-    {{python}} -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not vllm and not long"
+    {{python}} -m pytest -q -n 4 --dist loadfile --no-loadscope-reorder -m "not vllm and not long"
 
 # the tests with real vLLM, in their short form
 engine-tests:
@@ -111,6 +111,10 @@ audit:
     {{out}}/audit/bin/python -m pip install -q pip-audit
     {{out}}/audit/bin/pip-audit --path `{{python}} -c 'import sysconfig; print(sysconfig.get_path("purelib"))'`
     npm --prefix ts audit
+
+# update the generated pages of the docs: the commands, the settings, the keys of requests, the glossary
+docs:
+    {{python}} -m docs.pages
 
 # format the code and fix what the linter can fix
 format:

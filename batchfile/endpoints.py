@@ -1,18 +1,21 @@
-"""Which kinds of requests a model serves, by the task that it is loaded for, and the endpoints with their names."""
+"""The endpoints that are served, and which kinds of requests a model serves, by the task that it is loaded for."""
 
 from collections.abc import Iterable
 
 from batchfile.types import Kind, Task
 
-URLS: dict[Kind, str] = {
-    "chat": "/v1/chat/completions",
-    "completion": "/v1/completions",
-    "embedding": "/v1/embeddings",
-    "score": "/v1/score",
-    "rerank": "/v1/rerank",
-    "classification": "/v1/classify",
-    "pooling": "/v1/pooling",
+KINDS: dict[str, Kind] = {
+    "/v1/chat/completions": "chat",
+    "/v1/completions": "completion",
+    "/v1/embeddings": "embedding",
+    "/v1/responses": "chat",
+    "/v1/messages": "chat",
+    "/v1/score": "score",
+    "/v1/rerank": "rerank",
+    "/v1/classify": "classification",
+    "/v1/pooling": "pooling",
 }
+URLS: dict[Kind, str] = {kind: url for url, kind in reversed(KINDS.items())}  # the first of each kind
 # A model may serve fewer of them: which ones is known when it is loaded.
 SERVED: dict[Task, tuple[Kind, ...]] = {
     "generate": ("chat", "completion"),

@@ -31,16 +31,13 @@ def configure(**keys: Any) -> None:
         else structlog.processors.JSONRenderer()
     )
 
-    def add_keys(logger: WrappedLogger, name: str, event: EventDict) -> EventDict:
-        return {**event, **keys}
-
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
-            add_keys,
+            lambda logger, name, event: {**event, **keys},
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),

@@ -53,9 +53,9 @@ def check_adapter_names(table: RoutingTable, adapters: Mapping[str, Collection[s
             owners[name] = pool
     for pool, (model, *aliases) in table.pools.items():
         meanings = dict.fromkeys(aliases, "an alias") | {model: "the model", pool: "the name"}
-        for taken in sorted(meanings.keys() & owners.keys()):
-            what = f"{meanings[taken]} of the pool {pool!r}"
-            raise ValueError(f"pools.{owners[taken]}.lora: {taken!r} is {what} too; give the adapter another name")
+        for name in sorted(meanings.keys() & owners.keys()):
+            what = f"{meanings[name]} of the pool {pool!r}"
+            raise ValueError(f"pools.{owners[name]}.lora: {name!r} is {what} too; give the adapter another name")
 
 
 def check_endpoint(table: RoutingTable, pool: str, kind: Kind | None) -> None:

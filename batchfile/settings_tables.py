@@ -74,14 +74,13 @@ _BOUNDS = {
 _STRICT = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class PoolSettings(EngineSettings):
-    """The runners that serve one model."""
+class _ModelSettings(BaseModel):
+    """A model and what runs it: of a pool, or of `batchfile run`."""
 
-    gpu_memory_utilization: float = Field(
-        default=0.9, gt=0, le=1, description="The share of a GPU's memory that vLLM uses."
-    )
-    model: str = Field(
-        min_length=1,
+    model_config = _STRICT
+
+    model: str | None = Field(
+        default=None,
         description="The model's name on the hub or its folder; with an endpoint, the name that the endpoint serves.",
     )
     revision: str | None = Field(
@@ -89,11 +88,24 @@ class PoolSettings(EngineSettings):
         min_length=1,
         description="The branch, tag or commit of the model on its hub. By default its main branch.",
     )
-    aliases: tuple[str, ...] = Field(default=(), description="Further model names that mean this pool.")
     engine: EngineKind = Field(
         default="vllm",
         description="What generates: `vllm` here, `http` for an OpenAI-compatible endpoint, `echo` for tests.",
     )
+    base_url: BaseUrl | None = Field(
+        default=None, description="The address of the endpoint, such as `https://llm.example/v1`. Required with `http`."
+    )
+    max_num_seqs: int | None = Field(default=None, ge=1, description="Requests that one engine works on at a time.")
+
+
+class PoolSettings(EngineSettings, _ModelSettings):
+    """The runners that serve one model."""
+
+    model: str = Field(
+        min_length=1,
+        description="The model's name on the hub or its folder; with an endpoint, the name that the endpoint serves.",
+    )
+    aliases: tuple[str, ...] = Field(default=(), description="Further model names that mean this pool.")
     task: Task = Field(
         default="generate",
         description=(
@@ -101,15 +113,14 @@ class PoolSettings(EngineSettings):
             "of a cross-encoder. An endpoint does not need it."
         ),
     )
-    base_url: BaseUrl | None = Field(
-        default=None, description="The address of the endpoint, such as `https://llm.example/v1`. Required with `http`."
-    )
     api_key: SecretStr | None = Field(default=None, description="The key of the endpoint. Better set as a variable.")
     max_model_len: int = Field(default=8192, ge=16, description="Tokens of a prompt and its answer together.")
+    gpu_memory_utilization: float = Field(
+        default=0.9, gt=0, le=1, description="The share of a GPU's memory that vLLM uses."
+    )
     tensor_parallel_size: ParallelSize = Field(
         default=1, description="GPUs that share the model; `auto`: the fewest in which it fits."
     )
-    max_num_seqs: int | None = Field(default=None, ge=1, description="Requests that one engine works on at a time.")
     tool_parser: str | None = Field(default=None, description="vLLM's parser for tool calls, such as `hermes`.")
     reasoning_parser: str | None = Field(default=None, description="vLLM's parser for thinking, such as `qwen3`.")
     lora: dict[str, str] = Field(
@@ -135,36 +146,19 @@ class PoolSettings(EngineSettings):
             raise ValueError(
                 "lora is for models that are loaded here; serve the endpoint's adapters as pools of their own"
             )
-        if taken := self.lora.keys() & {self.model, *self.aliases}:
+        if in_use := self.lora.keys() & {self.model, *self.aliases}:
             raise ValueError(
-                f"lora: {min(taken)!r} is the name of the model or an alias; give the adapter another name"
+                f"lora: {min(in_use)!r} is the name of the model or an alias; give the adapter another name"
             )
         if self.engine == "http" and self.revision:
             raise ValueError("revision is for models that are loaded here; its endpoint chooses that of an http pool")
         return self
 
 
-class LocalRun(EngineSettings):
+class LocalRun(EngineSettings, _ModelSettings):
     """Defaults of `batchfile run`; its options override them."""
 
-    engine: EngineKind = Field(
-        default="vllm",
-        description="What generates: `vllm` here, `http` for an OpenAI-compatible endpoint, `echo` for tests.",
-    )
-    model: str | None = Field(
-        default=None,
-        description="The model's name on the hub or its folder; with an endpoint, the name that the endpoint serves.",
-    )
-    revision: str | None = Field(
-        default=None,
-        min_length=1,
-        description="The branch, tag or commit of the model on its hub. By default its main branch.",
-    )
-    base_url: BaseUrl | None = Field(
-        default=None, description="The address of the endpoint, such as `https://llm.example/v1`. Required with `http`."
-    )
     max_model_len: int | None = Field(default=None, ge=16, description="Tokens of a prompt and its answer together.")
-    max_num_seqs: int | None = Field(default=None, ge=1, description="Requests that the engine works on at a time.")
     max_tokens: int = Field(default=2048, ge=1, description="Tokens of an answer, for requests that do not say.")
     temperature: float | None = Field(
         default=None, ge=0, le=2, description="Sampling temperature, for requests that do not say."
@@ -301,7 +295,7 @@ class MediaAccess(BaseModel):
         default=DEFAULT_LIMITS.pixels,
         ge=1,
         le=PIXELS_MAX,
-        description="Pixels of an image, for engines that decode it.",
+        description="Pixels of an image, for engines that decode it. A side has at most four times their square root.",
     )
     objects_max: int = Field(
         default=DEFAULT_LIMITS.objects, ge=1, description="Images, recordings and documents of a request."
@@ -309,7 +303,10 @@ class MediaAccess(BaseModel):
     request_bytes_max: int = Field(
         default=DEFAULT_LIMITS.request_bytes,
         ge=1,
-        description="Bytes in memory of the media of a request: as read, and four for each pixel of an image.",
+        description=(
+            "Bytes in memory of the media of a request: as read, four for each pixel, and four for each sample, as "
+            "read and at 16,000 per second."
+        ),
     )
 
     @field_validator("allow")

@@ -34,6 +34,7 @@ LINE_BYTES_MAX = 16 * 1024 * 1024
 METADATA_MAX = 16  # pairs
 METADATA_NAME_CHARS_MAX = 64
 METADATA_VALUE_CHARS_MAX = 512
+REUSE_CHARS_MAX = 128  # the id of a batch, or "auto"
 
 NAME_RULE = "use lower-case letters, digits, dots and dashes, at most 63"  # of pools and tenants
 TENANT = "default"  # of a service without keys, and of local runs

@@ -178,7 +178,7 @@ def pool_environ(pools: dict[str, PoolSettings]) -> dict[str, dict[str, str]]:
     found: dict[str, dict[str, str]] = {}
     for (name, pool), share in zip(pools.items(), shares, strict=True):
         found[name] = {} if KV_CACHE in os.environ else {KV_CACHE: KV_CACHE_GIB}
-        model = tiny_llama.make() if pool.model == tiny_llama.NAME else models_dir() / pool.model
+        model = tiny_llama.made() if pool.model == tiny_llama.NAME else models_dir() / pool.model
         if model.is_dir():
             found[name][f"BATCHFILE_POOLS__{name.upper()}__MODEL"] = str(model)
         if share is not None and pool.tensor_parallel_size in {1, "auto"} and BIND not in os.environ:

@@ -8,7 +8,6 @@ It runs in vLLM like a large model, with meaningless output: a second model to t
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 from local_setup.model import model_dir
@@ -42,7 +41,7 @@ tokenizer.save_pretrained(target)
 """
 
 
-def made(name: str, recipe: str) -> Path:
+def made(name: str = NAME, recipe: str = MAKE) -> Path:
     """The folder of a model. Raises: SetupError, also if the demo model is missing."""
     target = models_dir() / name
     if target.is_dir():
@@ -60,14 +59,10 @@ def made(name: str, recipe: str) -> Path:
     return target
 
 
-def make() -> Path:
-    return made(NAME, MAKE)
-
-
-def main(make: Callable[[], Path]) -> int:
+def main(name: str = NAME, recipe: str = MAKE) -> int:
     """Print the path of the model."""
     try:
-        sys.stdout.write(f"{make()}\n")
+        sys.stdout.write(f"{made(name, recipe)}\n")
     except SetupError as error:
         say(str(error))
         return 1
@@ -75,4 +70,4 @@ def main(make: Callable[[], Path]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(make))
+    sys.exit(main())

@@ -8,7 +8,7 @@ such models, its chat template takes only lists of parts.
 
 import sys
 
-from tiny_llama import made, main
+from tiny_llama import main
 
 NAME = "tiny-random-vision"
 
@@ -74,4 +74,4 @@ Idefics3Processor(images, tokenizer, image_seq_len=4, chat_template=TEMPLATE).sa
 """
 
 if __name__ == "__main__":
-    sys.exit(main(lambda: made(NAME, MAKE)))
+    sys.exit(main(NAME, MAKE))

@@ -17,7 +17,7 @@ from rich.text import Text
 
 WIDTH = 110  # columns of the terminal
 SOME_FAILED = 3  # the exit code of a run with failed requests
-# What programs send besides text: a move or a colour (CSI), or a control character.
+# What programs send in addition to text: a move or a colour (CSI), or a control character.
 CONTROL = re.compile(r"\x1b\[\??([\d;]*)([A-Za-z])|\x1b[=>]|([\r\n\b])")
 
 

@@ -38,7 +38,11 @@ _KEPT = ("BATCHFILE_CACHE",)  # where the real model is
 
 
 # Each file of tests runs in one process, so those that take longest begin first (`--no-loadscope-reorder`).
-LONGEST = ("sim/test_sim.py", "sim/", "deploy/test_setup.py", "chaos/", "fleet/", "deploy/", "e2e/test_service_vllm.py")
+LONGEST = (
+    *("fleet/test_ray.py", "deploy/test_setup.py", "chaos/", "service/test_run_stopping.py", "sim/", "bench/"),
+    *("service/test_docs_commands.py", "service/test_smoke_and_load.py", "deploy/"),
+    *("e2e/test_service_vllm.py", "e2e/test_runners_vllm.py", "e2e/test_kill_vllm.py"),
+)
 
 
 def place_of(item: pytest.Item) -> int:

@@ -52,17 +52,8 @@ async def create(
     All requests belong to one stage. With `anthropic-version` and no `stage`, each request names its model in
     `params.model`.
     """
-    options = create_options(
-        request,
-        service,
-        caller,
-        stage=stage,
-        priority=priority,
-        metadata=metadata_of(metadata),
-        is_strict=strict,
-        pool=pool,
-        reuse=reuse,
-    )
+    asked = {"stage": stage, "priority": priority, "is_strict": strict, "pool": pool, "reuse": reuse}
+    options = create_options(request, service, caller, metadata=metadata_of(metadata), **asked)
     contract: Contract = "anthropic" if negotiated.api_format == "anthropic" else "stage"
     batch = await create_from(request, service, caller, options, contract)
     if batch.is_all_reused:

@@ -46,17 +46,8 @@ async def create(
     *,
     background: NamedDependency[BackgroundTasks],
 ) -> BatchStatus:
-    options = create_options(
-        request,
-        service,
-        caller,
-        stage=stage,
-        priority=priority,
-        metadata=metadata_of(metadata),
-        is_strict=strict,
-        pool=pool,
-        reuse=reuse,
-    )
+    asked = {"stage": stage, "priority": priority, "is_strict": strict, "pool": pool, "reuse": reuse}
+    options = create_options(request, service, caller, metadata=metadata_of(metadata), **asked)
     batch = await create_from(request, service, caller, options, "native")
     if batch.is_all_reused:
         background.wake(batch.batch_id)

@@ -7,11 +7,12 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from batchfile.endpoints import KINDS
 from batchfile.files.stored_files import FileRecord, file_input
 from batchfile.files.uploads import UploadRecord
 from batchfile.ledger.records import BatchRecord
 from batchfile.ledger.status import BatchSnapshot
-from batchfile.types import METADATA_MAX, METADATA_NAME_CHARS_MAX, METADATA_VALUE_CHARS_MAX, Usage
+from batchfile.types import METADATA_MAX, METADATA_NAME_CHARS_MAX, METADATA_VALUE_CHARS_MAX, REUSE_CHARS_MAX, Usage
 
 EXPIRES_S_MIN = 3600
 EXPIRES_S_MAX = 30 * 24 * 3600
@@ -27,11 +28,7 @@ _Value = Annotated[str, Field(max_length=METADATA_VALUE_CHARS_MAX)]
 
 
 # The rest are Azure's and vLLM's names. Not a Literal, because the message for another value says what to do instead.
-ENDPOINTS = (
-    *("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses", "/v1/messages"),
-    *("/v1/score", "/v1/rerank", "/v1/classify", "/v1/pooling"),
-    *("/chat/completions", "/score", "/rerank", "/v2/rerank", "/classify", "/pooling"),
-)
+ENDPOINTS = (*KINDS, "/chat/completions", "/score", "/rerank", "/v2/rerank", "/classify", "/pooling")
 
 
 class ExpiresAfter(BaseModel):
@@ -49,7 +46,7 @@ class CreateBatch(BaseModel):
     completion_window: Literal["24h"]
     metadata: Annotated[dict[_Key, _Value], Field(max_length=METADATA_MAX)] | None = None
     output_expires_after: ExpiresAfter | None = None
-    reuse: Annotated[str, Field(max_length=128)] | None = None  # as in the native API
+    reuse: Annotated[str, Field(max_length=REUSE_CHARS_MAX)] | None = None  # as in the native API
 
 
 class CreateUpload(BaseModel):

@@ -30,7 +30,8 @@ def merge(out: str, fixed: str, output: str | None) -> None:
     up to date. Nothing changes if FIXED has an id that OUT lacks, or an id is there twice.
 
     To fix requests in the input itself, no merge is needed: the command of the run keeps what has succeeded, and runs
-    the rest. It does not know merged results: after a change of the input it writes OUT without them, and keeps a copy.
+    the rest. It keeps merged results too, if the same model made them or with --reuse; in the OpenAI format it cannot,
+    and keeps a copy of OUT.
     """
     logs.for_command()
     done = merging.merge(out, fixed, output)

@@ -19,6 +19,7 @@ OLD_PLACES_MAX = 100  # known entries of a list in a row after which the search 
 
 Access = Literal["read", "write", "create"]  # what a store is opened for
 ResultFormat = Literal["native", "openai", "parquet"]
+BatchFile = Literal["results", "errors", "reasons"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,16 +74,12 @@ class Remote(Protocol):
         """Create a batch of the requests that did not succeed. Raises: InvalidFile without any, or before its end."""
         ...
 
-    def results(self, batch: BatchStatus) -> Download | None:
-        """The native result lines of an ended batch, in input order. None: it ended without any."""
-        ...
+    def download(self, batch: BatchStatus, file: BatchFile) -> Download | None:
+        """A file of an ended batch; None: it ended without it.
 
-    def errors(self, batch: BatchStatus) -> Download | None:
-        """The input lines of an ended batch that did not succeed."""
-        ...
-
-    def reasons(self, batch: BatchStatus) -> Download | None:
-        """Why each of these did not succeed, a JSON line for each in the same order. None: all did."""
+        `results`: its native result lines, in input order. `errors`: the input lines that did not succeed. `reasons`:
+        why each of these did not, a JSON line for each in the same order.
+        """
         ...
 
     def live(self, batch_id: str) -> Iterator[list[bytes]]:

@@ -143,7 +143,7 @@ class Batch:
     def save_errors(self, output: str | os.PathLike[str] | BinaryIO) -> None:
         """Write the input lines that did not succeed, ready to be fixed and run again. Raises: NotEnded."""
         self._check_ended()
-        errors = self._open("read").errors(self.last_status)
+        errors = self._open("read").download(self.last_status, "errors")
         data = iter(()) if errors is None or not errors.size else errors.read(0)
         if not isinstance(output, str | os.PathLike):
             output.writelines(data)
@@ -175,7 +175,7 @@ class Batch:
 
     def _results(self) -> Download:
         self._check_ended()
-        self._download = self._download or self._open("read").results(self.last_status)
+        self._download = self._download or self._open("read").download(self.last_status, "results")
         if self._download is None:
             status = self.last_status
             raise BatchFailed(f"{self.id} ended before any request ran: {status.detail or status.reason}")

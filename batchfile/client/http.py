@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import msgspec
 
-from batchfile.client.base import BatchStatus, Download, until_old
+from batchfile.client.base import BatchFile, BatchStatus, Download, until_old
 from batchfile.client.http_client import Client, FileHead, Pairs
 from batchfile.errors import BatchfileError, InvalidFile, NotEnded, NotFound, TooLarge
 from batchfile.ledger.batch_status import BatchStatusPage, Pool
@@ -64,7 +64,7 @@ class HttpRemote:
             try:
                 return self._run(sending)
             except TooLarge as error:
-                raise TooLarge(f"{error}; or submit it directly to the service's store with --store") from None
+                raise TooLarge(f"{error}; or submit it to the store of the service, as with --store") from None
 
     def batch(self, name: str) -> BatchStatus:
         return self._of(name, self._client.get(_path(name), BatchStatus))
@@ -109,14 +109,15 @@ class HttpRemote:
         asking = self._client.post(f"{_path(name)}/retry", BatchStatus, idempotency_key=uuid.uuid4().hex)
         return self._of(name, asking)
 
-    def results(self, batch: BatchStatus) -> Download | None:
-        return self._download(f"{_path(batch.batch_id)}/results")
-
-    def errors(self, batch: BatchStatus) -> Download | None:
-        return self._download(f"{_path(batch.batch_id)}/errors")
-
-    def reasons(self, batch: BatchStatus) -> Download | None:
-        return self._download(f"{_path(batch.batch_id)}/reasons")
+    def download(self, batch: BatchStatus, file: BatchFile) -> Download | None:
+        path = f"{_path(batch.batch_id)}/{file}"
+        try:
+            head: FileHead = self._run(self._client.head(path))
+        except NotFound:
+            return None
+        return Download(
+            size=head.size, sha256=head.etag, read=lambda start: self._each(self._client.file(path, head, start))
+        )
 
     def live(self, batch_id: str) -> Iterator[list[bytes]]:
         return self._each(self._client.lines(f"{_path(batch_id)}/results", [("live", "true")]))
@@ -140,15 +141,6 @@ class HttpRemote:
     def _page(self, *, limit: int, after: str | None = None) -> "BatchStatusPage":
         query = [("limit", str(limit))] + ([] if after is None else [("after", after)])
         return self._run(self._client.get(BATCHES, BatchStatusPage, query))
-
-    def _download(self, path: str) -> Download | None:
-        try:
-            head: FileHead = self._run(self._client.head(path))
-        except NotFound:
-            return None
-        return Download(
-            size=head.size, sha256=head.etag, read=lambda start: self._each(self._client.file(path, head, start))
-        )
 
     def _of(self, name: str, asking: Coroutine[Any, Any, T]) -> T:
         try:

@@ -266,13 +266,13 @@ class Client:
             return SettingsError(f"{self.url} does not allow this: {detail or 'it answered 403'}")
         if answer.status == 401:
             return SettingsError(
-                f"{self.url} does not accept this API key; check BATCHFILE_API_KEY or --api-key"
+                f"{self.url} does not accept this API key; check BATCHFILE_API_KEY or the key that was given"
                 if self._has_key
-                else f"{self.url} requires an API key; set BATCHFILE_API_KEY or use --api-key"
+                else f"{self.url} requires an API key; set BATCHFILE_API_KEY"
             )
         if answer.status < 400:
             where = answer.headers.get("location", "an unknown URL")
-            return SettingsError(f"{self.url} redirects to {where}; use that as --url")
+            return SettingsError(f"{self.url} redirects to {where}; use that address")
         return self._what_was_asked(answer, detail)
 
     def _what_was_asked(self, answer: aiohttp.ClientResponse, detail: str) -> BatchfileError:
@@ -289,7 +289,7 @@ class Client:
     def _foreign(self, answer: aiohttp.ClientResponse) -> SettingsError:
         what = f"{answer.status} with {answer.content_type}"
         return SettingsError(
-            f"{answer.url.with_query(None)} answered {what}, so it is not a batchfile service; check --url"
+            f"{answer.url.with_query(None)} answered {what}, so it is not a batchfile service; check the address"
         )
 
     async def _patiently(self, ask: Callable[[], Awaitable[T]], advice: str = SAME_AGAIN) -> T:
@@ -310,7 +310,7 @@ class Client:
         pause_s = max(away.wait_s, min(BACKOFF_S * 2.0**num, BACKOFF_S_MAX) * random.uniform(0.5, 1.0))
         if not self._has_answered:
             raise ServiceUnavailable(
-                f"{self.url} cannot be reached ({away.message}); check that it is running and that --url is correct"
+                f"{self.url} cannot be reached ({away.message}); check that it is running and that this is its address"
             )
         if now + pause_s - since > self._patience_s:
             raise ServiceUnavailable(f"{self.url} {away}; {advice}")

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import msgspec
 
-from batchfile.client.base import BatchStatus, Download, Remote, ResultFormat
+from batchfile.client.base import BatchFile, BatchStatus, Download, Remote, ResultFormat
 from batchfile.errors import BatchfileError, SettingsError
 from batchfile.lines.file_formats import file_chunks
 from batchfile.lines.formats.openai_results import openai_file
@@ -177,7 +177,9 @@ def save_results(
                     file.write(chunk)
         os.replace(made, path)
         os.unlink(arrived)
-    for download, ending in ((remote.errors(batch), ERRORS_ENDING), (remote.reasons(batch), REASONS_ENDING)):
+    endings: dict[BatchFile, str] = {"errors": ERRORS_ENDING, "reasons": REASONS_ENDING}
+    for name, ending in endings.items():
+        download = remote.download(batch, name)
         if download is not None and download.size:
             fetch(download, path + ending, on_bytes)
         else:

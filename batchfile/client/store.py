@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 import structlog
 
-from batchfile.client.base import LOOK_AGAIN_S, BatchStatus, Download, until_old
+from batchfile.client.base import LOOK_AGAIN_S, BatchFile, BatchStatus, Download, until_old
 from batchfile.client.upload import Upload, repeatable
 from batchfile.errors import BatchDamaged, InvalidRequest, NotEnded, NotFound, RecordDamaged, StoreError
 from batchfile.inbox.records import inbox_path
@@ -146,14 +146,12 @@ class StoreRemote:
     def rerun(self, name: str) -> BatchStatus:
         return self.batch(verbs.rerun(self._ledger, self._find(name)).batch_id)
 
-    def results(self, batch: BatchStatus) -> Download | None:
-        return self._download(self._find(batch.batch_id).results)
-
-    def errors(self, batch: BatchStatus) -> Download | None:
-        return self._download(self._find(batch.batch_id).errors)
-
-    def reasons(self, batch: BatchStatus) -> Download | None:
-        return self._download(self._find(batch.batch_id).reasons)
+    def download(self, batch: BatchStatus, file: BatchFile) -> Download | None:
+        found: FileRef | None = getattr(self._find(batch.batch_id), file)
+        if found is None:
+            return None
+        key, size = found.key, found.size
+        return Download(size=size, sha256=found.sha256, read=lambda start: self._ledger.store.stream(key, start, size))
 
     def live(self, batch_id: str) -> Iterator[list[bytes]]:
         cursor = Cursor()
@@ -228,17 +226,9 @@ class StoreRemote:
     def _find(self, name: str) -> BatchRecord:
         batch = find_batch(self._ledger, name)
         if batch.tenant != self._tenant:
-            raise NotFound(f"{name}: not a batch of the tenant {self._tenant}; --tenant selects another")
+            raise NotFound(f"{name}: not a batch of the tenant {self._tenant}; name the tenant that it belongs to")
         self._known.add(batch.batch_id)
         return batch
-
-    def _download(self, file: FileRef | None) -> Download | None:
-        if file is None:
-            return None
-        key = file.key
-        return Download(
-            size=file.size, sha256=file.sha256, read=lambda start: self._ledger.store.stream(key, start, file.size)
-        )
 
 
 def _owner(batch: BatchRecord) -> tuple[str, str | None]:

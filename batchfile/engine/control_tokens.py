@@ -13,18 +13,19 @@ import json
 import re
 import secrets
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from batchfile.engine.token_patterns import AnyOf, Normalized, Rests
 from batchfile.errors import InvalidRequest
 
 _SPLITS = re.compile(r"""split\(\s*(['"])(.*?)\1""")
 _EDITS = re.compile(r"\.replace\(|\|\s*replace\b|\.split\(")
-_ASCII = "".join(map(chr, range(32, 127)))
 # Some tokenizers have tokens for them, which are ordinary text.
 _HTML = re.compile(
     r"</?(table|caption|thead|tbody|tfoot|tr|th|td|h[1-6]|p|ul|ol|li|blockquote|strong|em|b|i|u|s|sub|sup|code|br|a)>"
 )
+_NOTHING = ""  # its placeholder separates a text from what the template writes before it
 _CANNOT_ENCODE = (
     "The text contains {token!r}, a control token of this model, and the model's tokenizer cannot encode it as "
     "ordinary text. Remove it from the text, or set parse_control_tokens, so that it keeps its meaning."
@@ -53,10 +54,10 @@ class ControlTokens:
         split_on = [text for _, text in _SPLITS.findall(template)]
         markers = {token for token in self._tokens if any(token in text for text in split_on)}
         markers |= {token.replace("</", "<", 1) for token in markers}
-        self._pattern = _AnyOf(self._tokens)
-        self._pattern_in_answers = _AnyOf(set(self._tokens) - markers)
-        self._normalized = _Normalized.of(tokenizer, backend, set(self._tokens))
-        self._normalized_in_answers = _Normalized.of(tokenizer, backend, set(self._tokens) - markers)
+        self._pattern = AnyOf(self._tokens)
+        self._pattern_in_answers = AnyOf(set(self._tokens) - markers)
+        self._normalized = Normalized.of(tokenizer, backend, set(self._tokens))
+        self._normalized_in_answers = Normalized.of(tokenizer, backend, set(self._tokens) - markers)
         self._is_edited = _EDITS.search(template) is not None
         breakers = sorted({_breaker(token) for token in self._tokens}, key=len, reverse=True)
         any_breaker = "|".join(map(re.escape, breakers)) or "(?!)"
@@ -64,9 +65,10 @@ class ControlTokens:
         kept = "|".join(map(re.escape, sorted(markers.union(filter(None, split_on)))))
         self._breakers = re.compile(any_breaker)
         self._breakers_in_answers = re.compile(f"(?!{kept})(?:{any_breaker})") if kept else self._breakers
+        self._rests = Rests(self._tokens, template)
         # Random, so that no text can contain a placeholder or a new name. Letters and digits, so that no template,
         # normalizer or JSON encoder changes them.
-        self._placeholders = _Names(f"q{secrets.token_hex(8)}n", breakers)
+        self._placeholders = _Names(f"q{secrets.token_hex(8)}n", [*breakers, _NOTHING])
         self._new_names = _Names(f"q{secrets.token_hex(8)}n", self._tokens)
         self._backend = backend
         self._lock = threading.Lock()
@@ -79,17 +81,17 @@ class ControlTokens:
 
         Raises: InvalidRequest if a text contains a control token that the tokenizer cannot encode as text; as `render`.
         """
-        if self._normalized is None and not any(map(self._may_have, (*turns, {"": arguments}))):
+        is_plain = self._normalized is None and self._rests.is_empty
+        if is_plain and not any(map(self._may_have, (*turns, {"": arguments}))):
             return render(list(turns), dict(arguments)), False
         token = self._found(turns, arguments)
         if token is None and not self._may_join(turns, arguments):
             return render(list(turns), dict(arguments)), False
         if token is not None:
             self._load_encoder(token)
-        name = self._placeholders.of_match
         hidden = render(
-            [{key: _changed(turn[key], self._breakers_of(turn, key), name) for key in turn} for turn in turns],
-            _changed(arguments, self._breakers, name),
+            [{key: self._hidden(turn[key], self._breakers_of(turn, key), key) for key in turn} for turn in turns],
+            self._hidden(arguments, self._breakers),
         )
         if token is None:
             plain = render(list(turns), dict(arguments))
@@ -137,7 +139,7 @@ class ControlTokens:
                     return token
         return None
 
-    def _lookalike_in(self, text: str, normalized: "_Normalized") -> str | None:
+    def _lookalike_in(self, text: str, normalized: "Normalized") -> str | None:
         made = normalized.changed(text)
         if made is None:
             return None
@@ -149,10 +151,22 @@ class ControlTokens:
     def _may_join(self, turns: Sequence[Mapping[str, Any]], arguments: Mapping[str, Any]) -> bool:
         """Whether the template might make a control token of several texts, or by leaving out a part of one."""
         return any(
-            self._pattern.ends_inside(text) or (self._is_edited and self._breakers.search(text) is not None)
+            self._pattern.ends_inside(text)
+            or (self._is_edited and self._breakers.search(text) is not None)
+            or self._rests.may_end(text)
             for value in (*turns, arguments)
             for text in _strings(value)
         )
+
+    def _hidden(self, value: Any, pattern: "re.Pattern[str]", key: str = "") -> Any:
+        if key == "role":  # not a text of the request
+            return value
+
+        def hide(text: str) -> str:
+            made = pattern.sub(self._placeholders.of_match, text)
+            return self._placeholders.of(_NOTHING) + made if self._rests.may_end(text) else made
+
+        return _changed(value, hide)
 
     def _breakers_of(self, turn: Mapping[str, Any], key: str) -> "re.Pattern[str]":
         return self._breakers_in_answers if key == "content" and turn["role"] == "assistant" else self._breakers
@@ -209,86 +223,6 @@ def _breaker(token: str) -> str:
     return next((one for one in token if not (one.isalnum() or one.isspace() or one in "\"'\\_{}:,")), token)
 
 
-class _AnyOf:
-    """Finds these tokens: the longest at each place, as tokenizers do.
-
-    Shared beginnings are tried once: a tokenizer may have a thousand tokens such as `<SPECIAL_20>`.
-    """
-
-    def __init__(self, tokens: Iterable[str]) -> None:
-        tree: dict[str, Any] = {}
-        tokens = list(tokens)
-        self._beginnings = {token[:size] for token in tokens for size in range(1, len(token))}
-        self._longest = max(map(len, self._beginnings), default=1)
-        for token in tokens:
-            node = tree
-            for letter in token:
-                node = node.setdefault(letter, {})
-            node[""] = {}
-        self._pattern = re.compile(_branches(tree) or r"(?!)")
-        self._letters = list(tree)
-
-    def may_be_in(self, text: str) -> bool:
-        for letter in self._letters:  # noqa: SIM110 - four times as fast as any()
-            if letter in text:
-                return True
-        return False
-
-    def first_in(self, text: str) -> str | None:
-        # Most texts have none of the first letters, and to know that is cheaper than to match.
-        if not self.may_be_in(text):
-            return None
-        found = self._pattern.search(text)
-        return None if found is None else found[0]
-
-    def all_in(self, text: str) -> list[str]:
-        return self._pattern.findall(text)
-
-    def ends_inside(self, text: str) -> bool:
-        """Whether a token may begin at the end of the text, apart from spaces, which templates strip."""
-        tail = text.rstrip()[-self._longest :]
-        for letter in self._letters:
-            at = tail.find(letter)
-            while at >= 0:
-                if tail[at:] in self._beginnings:
-                    return True
-                at = tail.find(letter, at + 1)
-        return False
-
-    def sub(self, name: Callable[[re.Match[str]], str], text: str) -> str:
-        return self._pattern.sub(name, text)
-
-
-def _branches(node: dict[str, Any]) -> str:
-    found = "|".join(re.escape(letter) + _branches(inner) for letter, inner in node.items() if letter)
-    is_end = "" in node
-    return f"(?:{found}){'?' if is_end else ''}" if found and (is_end or len(node) > 1) else found
-
-
-class _Normalized:
-    """Texts as the tokenizer's normalizer leaves them, where it looks for some tokens."""
-
-    def __init__(self, normalizer: Any, tokens: Iterable[str]) -> None:
-        self._of = normalizer.normalize_str
-        self.pattern = _AnyOf(filter(None, (self._of(token).strip(" ▁") for token in tokens)))
-        self._keeps_ascii = self._of(_ASCII) == _ASCII
-
-    @classmethod
-    def of(cls, tokenizer: Any, backend: Any, tokens: set[str]) -> "_Normalized | None":
-        normalizer = None if backend is None else backend.normalizer
-        if normalizer is None or json.loads(normalizer.__getstate__()).get("normalizers") == []:
-            return None
-        found = {one.content for one in tokenizer.added_tokens_decoder.values() if one.normalized} & tokens
-        return cls(normalizer, sorted(found)) if found else None
-
-    def changed(self, text: str) -> str | None:
-        """The normalized text; None if it is the same."""
-        if self._keeps_ascii and text.isascii():
-            return None
-        made = str(self._of(text))
-        return None if made == text else made
-
-
 def _strings(value: Any) -> Iterator[str]:
     """The strings inside, keys included."""
     if isinstance(value, str):
@@ -302,13 +236,13 @@ def _strings(value: Any) -> Iterator[str]:
             yield from _strings(inner)
 
 
-def _changed(value: Any, pattern: "re.Pattern[str]", name: Callable[[re.Match[str]], str]) -> Any:
+def _changed(value: Any, change: Callable[[str], str]) -> Any:
     if isinstance(value, str):
-        return pattern.sub(name, value)
+        return change(value)
     if isinstance(value, Mapping):
-        return {_changed(key, pattern, name): _changed(inner, pattern, name) for key, inner in value.items()}
+        return {_changed(key, change): _changed(inner, change) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_changed(inner, pattern, name) for inner in value]
+        return [_changed(inner, change) for inner in value]
     return value
 
 

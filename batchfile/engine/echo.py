@@ -182,7 +182,7 @@ class EchoEngine:
     def prepare(self, request: Request) -> EchoPrepared:
         check_options(request)
         if request.has_media:
-            request = replace_fields(request, messages=tuple(told_media(turn) for turn in request.messages))
+            request = replace_fields(request, messages=tuple(media_as_text(turn) for turn in request.messages))
         if request.raw is None and self._task == "generate":
             num_tokens, completion = self._answer(request)
         else:
@@ -271,10 +271,9 @@ class EchoEngine:
     def _take(self) -> list[tuple[int, EchoPrepared]]:
         """Gives free slots to waiting requests in order of arrival."""
         free = self.info.num_slots - len(self._running)
-        taken = [self._waiting.popleft() for _ in range(min(free, len(self._waiting)))]
-        if len(taken) == free:
-            self._num_full_steps += 1
-        return taken
+        started = [self._waiting.popleft() for _ in range(min(free, len(self._waiting)))]
+        self._num_full_steps += len(started) == free
+        return started
 
     def _with_blocks(self, request: Request, completion: Completion) -> Completion:
         """Adds the configured tool call and thinking. Raises: InvalidRequest if they are not configured."""
@@ -337,27 +336,32 @@ def _with_options(request: Request, options: Options, completion: Completion) ->
     choices = completion.choices
     if options.guide is not None and options.guide.choice is not None:
         choices = (Choice(options.guide.choice[0], "end_turn"),) * request.sampling.num_choices
-    if options.echo and request.raw is not None:
-        choices = tuple(replace_fields(one, text=text_of(request.raw.inputs[0]) + one.text) for one in choices)
+    if options.echo and (begun := _begun(request)):
+        choices = tuple(replace_fields(one, text=begun + one.text) for one in choices)
     if options.logprobs is not None:
         choices = tuple(replace_fields(one, logprobs=_logprobs(one.text, options.logprobs)) for one in choices)
     return replace_fields(completion, choices=choices)
 
 
+def _begun(request: Request) -> str:
+    last = Message("assistant", text_of(request.raw.inputs[0])) if request.raw else request.messages[-1]
+    return last.content if last.role == "assistant" else ""
+
+
 def _logprobs(text: str, num: int) -> tuple[TokenLogprob, ...]:
     made = []
     for token in re.findall(r" ?[^ ]+| ", text):
-        told: dict[str, Any] = {"token": token, "logprob": 0.0, "bytes": tuple(token.encode("utf-8", "replace"))}
-        made.append(TokenLogprob(**told, top_logprobs=(TopLogprob(**told),) if num else ()))
+        fields: dict[str, Any] = {"token": token, "logprob": 0.0, "bytes": tuple(token.encode("utf-8", "replace"))}
+        made.append(TokenLogprob(**fields, top_logprobs=(TopLogprob(**fields),) if num else ()))
     return tuple(made)
 
 
-def told_media(turn: Message) -> Message:
+def media_as_text(turn: Message) -> Message:
     """The turn as text: `[image 640x480]`, `[audio 2.5s]`."""
-    return replace_fields(turn, content="\n\n".join(map(_told, turn.parts)), parts=()) if turn.parts else turn
+    return replace_fields(turn, content="\n\n".join(map(_part_as_text, turn.parts)), parts=()) if turn.parts else turn
 
 
-def _told(part: str | Media) -> str:
+def _part_as_text(part: str | Media) -> str:
     if isinstance(part, str):
         return part
     size = f"{part.decoded.width}x{part.decoded.height}" if part.kind == "image" else f"{part.decoded.seconds:g}s"

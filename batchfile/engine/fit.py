@@ -5,10 +5,10 @@ Counts the tokens of a request as the model sees them, without loading the model
 
 import base64
 import struct
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from math import hypot
-from typing import Any
+from typing import Any, TypeVar
 
 from msgspec.structs import replace
 
@@ -16,6 +16,8 @@ from batchfile.endpoints import URLS, listed, tasks_for
 from batchfile.engine.prompts import MistralPrompts, RawPrompts, prompts_of, template_arguments
 from batchfile.errors import InvalidRequest, SettingsError
 from batchfile.types import Kind, Raw, Request, Sampling, Vector
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,9 +162,14 @@ def check_size(num_inputs: int, dimensions: int) -> None:
 
 def compared(raw: Raw, vectors: Sequence[Sequence[float]]) -> tuple[Vector, ...]:
     """The answer to a score or a rerank, by the cosine of the inputs' `vectors`, as vLLM's server makes it."""
-    first, second = [*vectors[: raw.num_queries]], vectors[raw.num_queries :]
-    pairs = zip(first * len(second) if len(first) == 1 else first, second, strict=True)
-    return ranked(raw, [_dot(one, other) / ((hypot(*one) * hypot(*other)) or 1.0) for one, other in pairs])
+    nearness = [_dot(one, other) / ((hypot(*one) * hypot(*other)) or 1.0) for one, other in pairs_of(raw, vectors)]
+    return ranked(raw, nearness)
+
+
+def pairs_of(raw: Raw, inputs: Sequence[_T]) -> Iterator[tuple[_T, _T]]:
+    """What a score or a rerank compares. `inputs`: those of `raw`, or what was made of each."""
+    first, second = [*inputs[: raw.num_queries]], inputs[raw.num_queries :]
+    return zip(first * len(second) if len(first) == 1 else first, second, strict=True)
 
 
 def ranked(raw: Raw, scores: Sequence[float]) -> tuple[Vector, ...]:

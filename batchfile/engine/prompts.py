@@ -57,7 +57,7 @@ class ChatPrompts:
         self._lock = threading.Lock()
         self._backend = _whole_backend(tokenizer)
         self._control_tokens = None if parses_control_tokens else ControlTokens(tokenizer, self._backend)
-        self._takes_parts = not self._shows_text() and self._shows_text(takes_parts=True)
+        self._takes_parts = not self._shows_text(takes_parts=False) and self._shows_text(takes_parts=True)
         self._takes_system = self._has_system_role()
         self._separator = self._exact_separator()
         self._prefixes: OrderedDict[str, list[int]] = OrderedDict()
@@ -170,11 +170,11 @@ class ChatPrompts:
         with self._lock:
             return list(self._tokenizer.encode(text, add_special_tokens=adds_special_tokens))
 
-    def _shows_text(self, *, takes_parts: bool = False) -> bool:
+    def _shows_text(self, *, takes_parts: bool) -> bool:
         """Whether the template shows a text, or one in a list of parts, which some models with media require."""
         try:
-            self._takes_parts = takes_parts
-            return _PROBE in self._render(self._wire([Message("user", _PROBE)]), {}, is_continued=False)
+            turns = _wired([Message("user", _PROBE)], takes_parts=takes_parts)
+            return _PROBE in self._render(turns, {}, is_continued=False)
         except Exception:  # noqa: BLE001 - see prompt()
             return False
 

@@ -69,13 +69,13 @@ def wire_parts(turn: Message) -> list[dict[str, Any]]:
 
 def call_stem(request: Request) -> str:
     """The prefix of the ids of all tool calls in the answer to this request."""
-    asked = msgspec.json.encode((request.custom_id, [_told(turn) for turn in request.messages]))
+    asked = msgspec.json.encode((request.custom_id, [_fields_of(turn) for turn in request.messages]))
     return "toolu_" + blake2b(asked, digest_size=10).hexdigest()
 
 
-def _told(turn: Message) -> dict[str, Any]:
-    told = {"role": turn.role, "content": turn.content, "calls": turn.calls, "call_id": turn.call_id}
-    return told if turn.name is None else told | {"name": turn.name}
+def _fields_of(turn: Message) -> dict[str, Any]:
+    fields = {"role": turn.role, "content": turn.content, "calls": turn.calls, "call_id": turn.call_id}
+    return fields if turn.name is None else fields | {"name": turn.name}
 
 
 def made_calls(stem: str, choice: int, found: Iterable[tuple[str, Any]]) -> tuple[ToolCall, ...]:

@@ -10,11 +10,11 @@ from msgspec import Meta
 
 from batchfile.errors import UNREADABLE, InvalidFile
 from batchfile.lines.formats.shared import TOKENS_MAX
+from batchfile.types import REUSE_CHARS_MAX
 
 OPTIONS_ENDING = ".batch.toml"
 OPTIONS_BYTES_MAX = 64 * 1024
 CALLBACK_CHARS_MAX = 2048
-REUSE_CHARS_MAX = 128
 _CALLBACK = re.compile(r"https?://[^\s/?#@]+(/[^\s#]*)?")
 
 

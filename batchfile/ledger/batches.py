@@ -155,7 +155,7 @@ def commit(ledger: Ledger, record: BatchRecord) -> Committed:
         return Committed(written.record, is_ours=True)
     found = None if written.found is None else written.found.record
     if found is None or _identity(found) != _identity(record):
-        raise _taken(record.batch_id, found)
+        raise _id_in_use(record.batch_id, found)
     return Committed(found, is_ours=False)
 
 
@@ -166,7 +166,7 @@ def _identity(batch: BatchRecord) -> tuple[object, ...]:
     return batch.tenant, batch.created_at, batch.stage, batch.input.sha256
 
 
-def _taken(batch_id: str, found: BatchRecord | None) -> BatchDamaged:
+def _id_in_use(batch_id: str, found: BatchRecord | None) -> BatchDamaged:
     """Why a create cannot have its id: the record found there belongs to a different create."""
     if found is not None and retention.is_fence(found):
         return BatchDamaged(f"{batch_id} was never created: {found.detail}; submit this batch again")

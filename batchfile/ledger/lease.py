@@ -51,7 +51,7 @@ def counts(record: ShardRecord) -> bool:
 
 def claimed(record: ShardRecord, *, lease: str, runner: str) -> ShardRecord:
     """The record as its next holder claims it: the parts stay, the epoch grows, and the crash count may grow."""
-    taken = replace(
+    claim = replace(
         record,
         state="leased",
         lease=lease,
@@ -62,14 +62,14 @@ def claimed(record: ShardRecord, *, lease: str, runner: str) -> ShardRecord:
         is_doubted=False,
     )
     if not counts(record):
-        return taken
-    taken = replace(taken, crash_count=record.crash_count + 1)
+        return claim
+    claim = replace(claim, crash_count=record.crash_count + 1)
     if len(record.bisect_set) == 1:
-        return replace(taken, crashes_alone=record.crashes_alone + 1)
+        return replace(claim, crashes_alone=record.crashes_alone + 1)
     # The half is chosen by the claim, not by the trial, so that every holder after this crash runs the same lines.
     done = bitmaps.parse(record.done)
     left = tuple(line for line in record.bisect_set if not done >> line & 1)
-    return replace(taken, bisect_set=left[: (len(left) + 1) // 2], crashes_alone=0)
+    return replace(claim, bisect_set=left[: (len(left) + 1) // 2], crashes_alone=0)
 
 
 def must_announce(record: ShardRecord) -> bool:

@@ -77,10 +77,10 @@ def claim(ledger: Ledger, batch: BatchRecord, plan: Plan, pool: str, n: int, *, 
     sent_at = ledger.clock.monotonic()
     found = load(ledger, key, ShardRecord)
     fresh = lease.fresh(pool, n, plan.pools[pool][n], lease=ledger.new_id(), runner=runner)
-    taken = take(ledger, key, found, fresh)
-    if taken is None:
+    stored = take(ledger, key, found, fresh)
+    if stored is None:
         return "leased" if found is None else found.record.state
-    held = Lease(batch=batch, range=plan.ranges[n], key=key, stored=taken, seq=taken.record.seq, written_at=sent_at)
+    held = Lease(batch=batch, range=plan.ranges[n], key=key, stored=stored, seq=stored.record.seq, written_at=sent_at)
     if found is None:
         # The process that ends the batch may have looked at this shard before it had a record.
         now = load(ledger, keys.batch_key(batch.batch_id), BatchRecord)
@@ -104,13 +104,13 @@ def claim_task(
     fresh = lease.fresh(pool, 0, TASK_RANGE.num_lines, lease=ledger.new_id(), runner=runner)
     fresh = replace(fresh, has_dispatched=True, bisect_set=(0,) if counts else ())
     try:
-        taken = take(ledger, key, load(ledger, key, ShardRecord), fresh)
+        stored = take(ledger, key, load(ledger, key, ShardRecord), fresh)
     except RecordDamaged as damage:  # it only says which process holds the task: nothing is lost with it
         written = swap(ledger, key, fresh, damage)
-        taken = None if isinstance(written, Lost) else written
-    if taken is None:
+        stored = None if isinstance(written, Lost) else written
+    if stored is None:
         return None
-    return Lease(batch=batch, range=TASK_RANGE, key=key, stored=taken, seq=taken.record.seq, written_at=sent_at)
+    return Lease(batch=batch, range=TASK_RANGE, key=key, stored=stored, seq=stored.record.seq, written_at=sent_at)
 
 
 def take(ledger: Ledger, key: str, found: Stored[ShardRecord] | None, fresh: ShardRecord) -> Stored[ShardRecord] | None:
@@ -120,7 +120,7 @@ def take(ledger: Ledger, key: str, found: Stored[ShardRecord] | None, fresh: Sha
     `fresh.has_dispatched`: the holder runs everything at once, so an expiry of this lease always counts.
     """
     if found is None:
-        taken = swap(ledger, key, fresh, None)
+        stored = swap(ledger, key, fresh, None)
     else:
         is_owner_dead = _is_owner_dead(ledger, found.record)
         if not _is_claimable(ledger, found, is_owner_dead):
@@ -129,8 +129,8 @@ def take(ledger: Ledger, key: str, found: Stored[ShardRecord] | None, fresh: Sha
             swap(ledger, key, lease.doubted(found.record), found)
             return None
         claimed = lease.claimed(found.record, lease=fresh.lease, runner=fresh.runner)
-        taken = swap(ledger, key, replace(claimed, has_dispatched=fresh.has_dispatched), found)
-    return None if isinstance(taken, Lost) else taken
+        stored = swap(ledger, key, replace(claimed, has_dispatched=fresh.has_dispatched), found)
+    return None if isinstance(stored, Lost) else stored
 
 
 def is_free(ledger: Ledger, found: Stored[ShardRecord]) -> bool:

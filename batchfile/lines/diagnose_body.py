@@ -1,23 +1,15 @@
 """Turns pydantic errors about `params` or `body` into messages with a place. Runs for invalid lines only."""
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from batchfile.lines.diagnostics import Diagnostic, Path, shown
-from batchfile.lines.formats import (
-    native,
-    openai_chat,
-    openai_classify,
-    openai_completions,
-    openai_embeddings,
-    openai_pooling,
-    openai_rerank,
-    openai_responses,
-    openai_scores,
-)
+from batchfile.lines.formats import native, openai_responses
+from batchfile.lines.formats.bodies import FORMATS
 from batchfile.lines.formats.native import (
     OutputConfig,
     Thinking,
@@ -29,16 +21,12 @@ from batchfile.lines.formats.native import (
 from batchfile.lines.formats.openai_chat import Body, Function
 from batchfile.lines.formats.openai_shared import ResponseFormat
 from batchfile.lines.formats.options import StructuredOutputs
-from batchfile.lines.formats.shared import TextBlock, UnsupportedKey, unsupported_keys_of
+from batchfile.lines.formats.shared import TextBlock, UnsupportedKey, rules_of
 from batchfile.lines.json_scan import find_fault, longest_number, nesting
-from batchfile.lines.key_advice import Advice, advice, typo_of
+from batchfile.lines.key_advice import UNKNOWN, Advice, advice, typo_of
 
 _MISSING: Any = object()
-_BODIES = (
-    *(native.Params, openai_chat.Body, openai_completions.Body, openai_embeddings.Body, openai_responses.Body),
-    *(openai_scores.Body, openai_rerank.Body, openai_classify.Body, openai_pooling.Body),
-)
-_FIELDS = frozenset[str]().union(*(model.model_fields for model in _BODIES))
+_FIELDS = frozenset(native.Params.model_fields).union(*(form.body.model_fields for form in FORMATS.values()))
 _SCHEMA_FORM = '{"type": "json_schema", "json_schema": {"name": "...", "schema": {...}}}'
 _IN_JSON_SCHEMA = {"name", "description", "strict", "schema"}
 # Allowed in the content of a turn in `params` and in `body`; everywhere else only text is.
@@ -46,6 +34,7 @@ _BLOCKS = {"text", "tool_use", "tool_result", "thinking", "redacted_thinking", "
 _PARTS = {"text", "image_url", "input_audio", "audio_url", "file", "input_text", "input_image", "input_file", "refusal"}
 _RESPONSE_PARTS = {"input_text", "output_text", "text", "refusal", "input_image", "input_file", "input_audio"}
 _ITEMS = {"message", "function_call", "function_call_output", "reasoning"}
+_ADVISED_MAX = 100  # problems of a line before unknown keys, of which there may be thousands, get no advice
 _DEPTH_SAFE = 100  # nested containers, and digits of a number, that pydantic always reads
 _DIGITS_SAFE = 1000
 _KINDS = {
@@ -67,6 +56,7 @@ def from_pydantic(
 ) -> list[Diagnostic]:
     """`data` is what was validated, and `carried` its JSON; `root` is the key that contains it."""
     diagnostics: dict[Path, Diagnostic] = {}
+    of_types = set[Path]()
     for detail in error.errors(include_url=False):
         if detail["type"] == "json_invalid":
             return [_whole(carried, root)]
@@ -74,8 +64,15 @@ def from_pydantic(
         is_of_branch = path[-1:] != detail["loc"][-1:]  # its last step is pydantic's name for a member of a union
         if detail["type"] == "string_type" and isinstance(detail["input"], list) and is_of_branch:
             continue  # a list is allowed as well as a string: the problem is inside the list
-        diagnostic = _finding(detail, path, values, root, model, data)
-        diagnostics.setdefault(diagnostic.path, diagnostic)
+        if detail["type"] == "extra_forbidden" and len(path) == 1 and len(diagnostics) >= _ADVISED_MAX:
+            diagnostic = Diagnostic((root, *path), *UNKNOWN, at_key=True)
+        else:
+            diagnostic = _finding(detail, path, values, root, model, data)
+        is_type = detail["type"] in _KINDS
+        if diagnostic.path not in diagnostics or (diagnostic.path in of_types and not is_type):
+            # The type is that of another member of a union, if the value has the type of this one.
+            diagnostics[diagnostic.path] = diagnostic
+            (of_types.add if is_type else of_types.discard)(diagnostic.path)
     return list(diagnostics.values())
 
 
@@ -197,9 +194,11 @@ def _moved(key: str, response_format: Mapping[str, Any]) -> Advice:
     return Advice("is only allowed with the type json_schema", f"Write {_SCHEMA_FORM} as response_format.")
 
 
-def _served(model: type[BaseModel]) -> list[str]:
+@cache
+def _served(model: type[BaseModel]) -> tuple[str, ...]:
     """The keys of `params` or `body`, without those that are always rejected."""
-    return [key for key in model.model_fields if key not in unsupported_keys_of(model)]
+    rejected = rules_of(model, UnsupportedKey)
+    return tuple(key for key in model.model_fields if key not in rejected)
 
 
 def _keys_at(path: Path, model: type[BaseModel]) -> list[str]:

@@ -130,9 +130,9 @@ class ChunkReader:
 
     def read(self, size: int = -1) -> bytes:
         self._left = self._left or next(self._chunks, b"")
-        taken = self._left if size < 0 else self._left[:size]
-        self._left = self._left[len(taken) :]
-        return taken
+        data = self._left if size < 0 else self._left[:size]
+        self._left = self._left[len(data) :]
+        return data
 
     def close(self) -> None:
         self._chunks = iter(())

@@ -15,6 +15,7 @@ class Advice(NamedTuple):
     fix: str = ""
 
 
+UNKNOWN = Advice("unknown field; remove it")
 # Names of our keys in other APIs: the first one that is allowed in the request has the same meaning.
 SAME: dict[str, tuple[str, ...]] = {
     "max_completion_tokens": ("max_tokens", "max_output_tokens"),
@@ -129,7 +130,7 @@ def advice(key: str, keys: Collection[str], given: Collection[str] = (), elsewhe
     if key in elsewhere:
         return Advice("is not a field of this format; remove it")
     typo = typo_of(key, keys)
-    return Advice("unknown field; remove it") if typo is None else _rename(typo, given)
+    return UNKNOWN if typo is None else _rename(typo, given)
 
 
 def typo_of(key: str, keys: Collection[str]) -> str | None:

@@ -3,13 +3,13 @@
 import re
 from dataclasses import replace
 from functools import lru_cache
-from types import ModuleType
 from typing import Any
 
 import msgspec
 from pydantic import ValidationError
 from pydantic_core import from_json
 
+from batchfile.endpoints import KINDS, URLS
 from batchfile.errors import UNREADABLE, InvalidRequest
 from batchfile.lines import diagnose_body
 from batchfile.lines.diagnostics import Diagnostic, shown
@@ -17,15 +17,13 @@ from batchfile.lines.envelope import Envelope, Unreadable, decode_envelope
 from batchfile.lines.formats import (
     native,
     openai_chat,
-    openai_classify,
     openai_completions,
     openai_embeddings,
-    openai_messages,
-    openai_pooling,
-    openai_rerank,
     openai_responses,
     openai_scores,
 )
+from batchfile.lines.formats.bodies import FORMATS
+from batchfile.lines.formats.shared import Format
 from batchfile.lines.json_scan import (
     LONE_SURROGATE_FIX,
     PLACEHOLDER,
@@ -42,33 +40,13 @@ Carried = (
     native.PlainParams
     | openai_chat.PlainBody
     | openai_completions.PlainBody
-    | openai_embeddings.PlainBody
+    | openai_embeddings.Inputs
     | openai_responses.Body
     | openai_scores.PlainBody
-    | openai_rerank.PlainBody
-    | openai_classify.PlainBody
-    | openai_pooling.PlainBody
+    | openai_scores.PlainRerankBody
 )
 
-
-# Each module of formats/ has Body, PlainBody (without the options that few requests set, so faster to read),
-# UNSUPPORTED_KEYS, is_plain (nothing else to check), more_problems and to_request.
-_OPENAI: dict[str, ModuleType] = {
-    module.URL: module
-    for module in (
-        *(openai_chat, openai_completions, openai_embeddings, openai_responses, openai_messages),
-        *(openai_scores, openai_rerank, openai_classify, openai_pooling),
-    )
-}
-_KINDS: dict[str, Kind] = {
-    openai_completions.URL: "completion",
-    openai_embeddings.URL: "embedding",
-    openai_scores.URL: "score",
-    openai_rerank.URL: "rerank",
-    openai_classify.URL: "classification",
-    openai_pooling.URL: "pooling",
-}
-_OTHER_PATHS = {"/v1/v2/rerank": openai_rerank.URL}  # Cohere's version, which vLLM's server has too
+_OTHER_PATHS = {"/v1/v2/rerank": URLS["rerank"]}  # Cohere's version, which vLLM's server has too
 _HEARS = "send the recording as an input_audio part of a chat completion, to a model that takes audio"
 # Endpoints that other batch systems accept, and what to do instead.
 UNSERVED = {
@@ -80,8 +58,7 @@ UNSERVED = {
     "/v1/videos": "this service generates text",
     "/v1/moderations": "use /v1/classify and a pool with a classifier",
 }
-_URLS = " or ".join([", ".join(f'"{url}"' for url in [*_OPENAI][:-1]), f'"{[*_OPENAI][-1]}"'])
-
+_URLS = " or ".join([", ".join(f'"{url}"' for url in [*KINDS][:-1]), f'"{[*KINDS][-1]}"'])
 
 _SERVER = re.compile(r"https?://[^/]*")
 _AZURE = re.compile(r"^openai/(deployments/[^/]+/)?")
@@ -101,32 +78,33 @@ def parse_request(line: bytes | Envelope, defaults: Defaults) -> Request:
     envelope = decode_envelope(line) if isinstance(line, bytes) else line
     if defaults.url is not None and envelope.url is None:
         envelope = msgspec.structs.replace(envelope, url=defaults.url)
-    made: Request = _module_of(envelope).to_request(envelope.custom_id, read_carried(envelope), defaults)
-    return made
+    form = _format_of(envelope)
+    return form.to_request(envelope.custom_id, read_carried(envelope, form), defaults)
 
 
-def read_carried(envelope: Envelope) -> Carried:
-    """The checked `params` or `body`. Raises: InvalidRequest."""
-    module = _module_of(envelope)
+def read_carried(envelope: Envelope, form: Format | None = None) -> Carried:
+    """The checked `params` or `body`, of this format if it is known. Raises: InvalidRequest."""
+    form = form or _format_of(envelope)
     try:
         # Calls the validator directly: `model_validate_json` adds 0.5 us a line.
-        carried: Carried = module.PlainBody.__pydantic_validator__.validate_json(envelope.carried)
+        carried: Carried = form.plain.__pydantic_validator__.validate_json(envelope.carried)
     except ValidationError:
         try:
-            carried = module.Body.__pydantic_validator__.validate_json(envelope.carried)
+            carried = form.body.__pydantic_validator__.validate_json(envelope.carried)
         except ValidationError:
             raise _rejected(find_problems(envelope)) from None
-    is_addressed = envelope.format == "native" or (envelope.method == METHOD and envelope.url in _OPENAI)
+    is_addressed = envelope.format == "native" or (envelope.method == METHOD and envelope.url in FORMATS)
     is_addressed = is_addressed or not _outside(envelope)
-    if not (is_addressed and module.is_plain(carried)) or has_repeats(envelope.carried):
+    is_fine = is_addressed and not (type(carried) is form.body and form.asks_for_unsupported(carried))
+    if not is_fine or form.more_problems(carried) or has_repeats(envelope.carried):
         diagnostics = find_problems(envelope)
         if diagnostics:
             raise _rejected(diagnostics)
     return carried
 
 
-def _module_of(envelope: Envelope) -> ModuleType:
-    return native if envelope.format == "native" else _OPENAI.get(path_of(envelope.url), openai_chat)
+def _format_of(envelope: Envelope) -> Format:
+    return native.FORMAT if envelope.format == "native" else FORMATS.get(path_of(envelope.url), openai_chat.FORMAT)
 
 
 @lru_cache(maxsize=64)
@@ -147,14 +125,13 @@ def kind_of(envelope: Envelope, url: str | None = None) -> Kind | None:
 
 
 def kind_of_url(url: str | None) -> Kind | None:
-    path = path_of(url)
-    return _KINDS.get(path, "chat") if path in _OPENAI else None
+    return KINDS.get(path_of(url))
 
 
 def why_unserved(url: str | None) -> str | None:
     """None for the endpoints that are served."""
     path = path_of(url)
-    if path in _OPENAI:
+    if path in KINDS:
         return None
     if path in UNSERVED:
         return f"{shown(url)} is not served; {UNSERVED[path]}"
@@ -169,11 +146,11 @@ def find_problems(line: bytes | Envelope) -> list[Diagnostic]:
         is_json = bool(error.diagnostics[0].path)
         return error.diagnostics + (_carried_problems(line) if is_json else [])
     if envelope.format == "native":
-        return _inside(envelope.carried, "params", native)
+        return _inside(envelope.carried, "params", native.FORMAT)
     outside = _outside(envelope)
-    if path_of(envelope.url) not in _OPENAI:
+    if path_of(envelope.url) not in FORMATS:
         return outside  # without a supported url the format of the body is unknown
-    return outside + _inside(envelope.carried, "body", _module_of(envelope))
+    return outside + _inside(envelope.carried, "body", _format_of(envelope))
 
 
 def _carried_problems(line: bytes | Envelope) -> list[Diagnostic]:
@@ -183,10 +160,10 @@ def _carried_problems(line: bytes | Envelope) -> list[Diagnostic]:
         wire = _carried.decode(line)
     except UNREADABLE:
         return []
-    body = _OPENAI.get(wire.url, openai_chat) if isinstance(wire.url, str) else openai_chat
-    for root, raw, module in (("params", wire.params, native), ("body", wire.body, body)):
+    body = FORMATS.get(wire.url) if isinstance(wire.url, str) else None
+    for root, raw, form in (("params", wire.params, native.FORMAT), ("body", wire.body, body or openai_chat.FORMAT)):
         if bytes(raw).startswith(b"{"):
-            return _inside(bytes(raw), root, module)
+            return _inside(bytes(raw), root, form)
     return []
 
 
@@ -200,13 +177,13 @@ def _outside(envelope: Envelope) -> list[Diagnostic]:
     return diagnostics
 
 
-def _inside(carried: bytes, root: str, module: ModuleType) -> list[Diagnostic]:
+def _inside(carried: bytes, root: str, form: Format) -> list[Diagnostic]:
     data = _data(carried)
     diagnostics = repeats(find_repeats(carried, depth_max=1), (root,)) + diagnose_body.unsupported(
-        data, module.UNSUPPORTED_KEYS, root
+        data, form.unsupported_keys, root
     )
     try:
-        valid = module.Body.model_validate_json(carried)
+        valid = form.body.model_validate_json(carried)
     except ValidationError as error:
         at = find_lone_surrogate(carried)
         if at is not None:
@@ -216,9 +193,8 @@ def _inside(carried: bytes, root: str, module: ModuleType) -> list[Diagnostic]:
                     (root,), f"{half} is half of a character; cut strings between characters", LONE_SURROGATE_FIX
                 )
             ]
-        return diagnose_body.from_pydantic(error, root, module.Body, data, carried) + diagnostics
-    more: list[Diagnostic] = module.more_problems(valid)
-    return diagnostics + [replace(problem, path=(root, *problem.path[1:])) for problem in more]
+        return diagnose_body.from_pydantic(error, root, form.body, data, carried) + diagnostics
+    return diagnostics + [replace(problem, path=(root, *problem.path[1:])) for problem in form.more_problems(valid)]
 
 
 def _data(carried: bytes) -> dict[str, Any]:

@@ -166,12 +166,15 @@ def after_id(result: bytes) -> bytes | None:
     return result[at + 1 :] if at >= 0 and result.startswith(_SUCCEEDED, at) else None
 
 
-def with_id(custom_id: bytes, rest: bytes) -> bytes:
-    """The result line of the request with this custom_id, encoded. `rest`: from `after_id`.
+def with_id(custom_id: bytes, result: bytes) -> bytes | None:
+    """A succeeded result line as that of the request with this custom_id, encoded; None for any other line.
 
     Nothing in it depends on the line of the request: the ids of tool calls only have to differ within one answer.
     """
-    return b'{"custom_id":%b%b' % (custom_id, rest)
+    if result.startswith(b'{"custom_id":%b,"status":"succeeded",' % custom_id):
+        return result  # nearly always: nothing has to be copied
+    rest = after_id(result)
+    return None if rest is None else b'{"custom_id":%b%b' % (custom_id, rest)
 
 
 _PLAIN_ID = re.compile(rb'\{"custom_id": ?("[ !#-\[\]-~]+")[,}]')

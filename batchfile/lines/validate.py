@@ -16,11 +16,8 @@ from batchfile.lines.diagnostics import Diagnostic, locate, short
 from batchfile.lines.envelope import Envelope, Unreadable, custom_id_of, decode_envelope
 from batchfile.lines.formats import (
     openai_chat,
-    openai_classify,
     openai_completions,
     openai_embeddings,
-    openai_pooling,
-    openai_rerank,
     openai_responses,
     openai_scores,
 )
@@ -296,13 +293,13 @@ def _asks(carried: Carried, max_tokens_else: int) -> _Asks:
     if isinstance(carried, openai_completions.PlainBody):
         limit = openai_completions.MAX_TOKENS if carried.max_tokens is None else carried.max_tokens
         return _Asks(_num_input_chars([carried.prompt]), limit)
-    if isinstance(carried, openai_embeddings.PlainBody | openai_classify.PlainBody | openai_pooling.PlainBody):
+    if isinstance(carried, openai_embeddings.Inputs):
         return _Asks(_num_input_chars(carried.input), 0)
-    if isinstance(carried, openai_scores.PlainBody | openai_rerank.PlainBody):
+    if isinstance(carried, openai_scores.PlainBody | openai_scores.PlainRerankBody):
         inputs = (carried.pair or ((), ())) if isinstance(carried, openai_scores.PlainBody) else (carried.documents,)
         return _Asks(sum(_num_input_chars([one] if isinstance(one, str) else one) for one in inputs), 0)
     if isinstance(carried, openai_responses.Body):
-        carried = openai_responses.chat_of(carried)
+        carried = carried.chat
     max_tokens = carried.max_tokens
     if isinstance(carried, openai_chat.PlainBody):
         num_chars = 0

@@ -17,6 +17,7 @@ from batchfile.local.display import Progress
 from batchfile.local.display import say as say_on_stderr
 from batchfile.local.engines import EngineChoice, choose_engine
 from batchfile.local.folder import plan_folder
+from batchfile.local.keywords import saying, worded_for_python
 from batchfile.local.options import STDOUT, RunArguments, RunOptions, check_arguments
 from batchfile.local.receipt import Receipt
 from batchfile.local.replicas import Replicas
@@ -85,10 +86,11 @@ def run(
     if given.output == STDOUT:
         raise SettingsError("output: must be a path; only the command can write to stdout")
     logs.for_library()
-    say: Callable[[str], None] = say_on_stderr if progress else lambda text: None
-    if isinstance(input, str | os.PathLike):
-        return _run_file(replace(given, input=os.fspath(input)), say, is_shown=progress)
-    return _run_files([os.fspath(name) for name in input], given, say, is_shown=progress)
+    say: Callable[[str], None] = saying(say_on_stderr) if progress else lambda text: None
+    with worded_for_python():
+        if isinstance(input, str | os.PathLike):
+            return _run_file(replace(given, input=os.fspath(input)), say, is_shown=progress)
+        return _run_files([os.fspath(name) for name in input], given, say, is_shown=progress)
 
 
 def _run_file(options: RunOptions, say: Callable[[str], None], *, is_shown: bool) -> Receipt:

@@ -4,19 +4,18 @@ of an output that the user names.
 
 import os
 from contextlib import suppress
-from itertools import islice
 
 from batchfile.engine.identity import EngineIdentity
 from batchfile.errors import BatchDamaged, InvalidFile, OutputTaken, SettingsError
 from batchfile.ledger import batches, keys
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import load
-from batchfile.ledger.parallel import in_order
 from batchfile.ledger.records import BatchRecord, IdempotencyRecord
 from batchfile.local import outputs, previous_batch
+from batchfile.local.merged_answers import merged_answers
 from batchfile.local.options import OUTPUT
 from batchfile.local.previous_batch import why_refused
-from batchfile.plan.reuse_sources import LOOKED_AT_MAX, SOURCES_MAX
+from batchfile.plan.reuse_sources import SOURCES_MAX, latest
 from batchfile.store.open import local_path
 from batchfile.types import TENANT
 
@@ -27,13 +26,11 @@ def earlier_runs(ledger: Ledger, engine: EngineIdentity | None, *, is_asked: boo
     In a directory, one that was interrupted is ended, so that its results can be read; the call that made it takes them
     over in its turn. In a bucket, another machine may be at work on it. Raises: StoreUnavailable.
     """
-    entries = islice(ledger.store.list(keys.index_prefix(TENANT)), LOOKED_AT_MAX)
-    ids = [keys.index_batch_id(entry.key) for entry in entries]
     found: list[BatchRecord] = []
-    for batch in in_order(ledger, lambda batch_id: _read(ledger, batch_id), ids):
+    for batch in latest(ledger, TENANT):
         if len(found) == SOURCES_MAX:
             break
-        if batch is None or batch.state not in {"open", "ended"}:
+        if batch.state not in {"open", "ended"}:
             continue
         with suppress(BatchDamaged):
             known = previous_batch.previous_of(ledger, batch)
@@ -43,8 +40,11 @@ def earlier_runs(ledger: Ledger, engine: EngineIdentity | None, *, is_asked: boo
     return tuple(found)
 
 
-def run_of(ledger: Ledger, output: str, engine: EngineIdentity | None) -> BatchRecord:
-    """The run of another output, also if nobody knows what has made it. Raises: InvalidFile, BatchDamaged."""
+def run_of(ledger: Ledger, output: str, engine: EngineIdentity | None) -> list[BatchRecord]:
+    """The run of another output, also if nobody knows what has made it, after the answers that were merged into it.
+
+    Raises: InvalidFile, BatchDamaged.
+    """
     pointer = load(ledger, keys.idempotency_key("output", os.path.realpath(output)), IdempotencyRecord)
     batch = None if pointer is None else batches.read_batch(ledger, pointer.record.batch_id)
     if batch is None:
@@ -57,13 +57,8 @@ def run_of(ledger: Ledger, output: str, engine: EngineIdentity | None) -> BatchR
     why = why_refused(batch.fingerprints, engine, is_asked=True)
     if why is not None:
         raise InvalidFile(f"reuse_from: no answer of {output} can be reused: {why}")
-    return batch
-
-
-def _read(ledger: Ledger, batch_id: str) -> BatchRecord | None:
-    with suppress(BatchDamaged):
-        return batches.read_batch(ledger, batch_id)
-    return None
+    merged = merged_answers(ledger, batch, os.path.realpath(output), previous_batch.POOL).source
+    return [batch] if merged is None else [merged, batch]
 
 
 def _ended(ledger: Ledger, batch: BatchRecord) -> BatchRecord | None:

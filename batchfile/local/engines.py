@@ -83,7 +83,7 @@ def choose_engine(settings: Settings, options: RunOptions) -> EngineChoice:
     kind = options.engine or settings.run.engine
     url = options.base_url or settings.run.base_url
     if kind == "http" and not url:
-        raise SettingsError("--engine http needs --base-url (base_url=), such as http://127.0.0.1:8000/v1")
+        raise SettingsError("--engine http needs --base-url, such as http://127.0.0.1:8000/v1")
     for option in (*_OF_HTTP, *_OF_VLLM):
         owner = "http" if option in _OF_HTTP else "vllm"
         if getattr(options, option) and kind != owner:
@@ -94,7 +94,7 @@ def choose_engine(settings: Settings, options: RunOptions) -> EngineChoice:
     if kind == "echo":
         name = name or "echo"
     elif name is None and kind == "http":
-        raise SettingsError("--engine http needs --model (model=): the name that the endpoint serves")
+        raise SettingsError("--engine http needs --model: the name that the endpoint serves")
     model = name or str(demo_model())
     # The revision of the settings is that of their model.
     revision = options.revision or (settings.run.revision if kind == "vllm" and options.model is None else None)
@@ -173,7 +173,7 @@ def demo_model() -> Path:
     folder = _demo_dir()
     if not (folder / "config.json").is_file():
         raise SettingsError(
-            "no model given, and the demo model is not cached: add --model NAME_OR_DIRECTORY (model=), "
+            "no model given, and the demo model is not cached: add --model NAME_OR_DIRECTORY, "
             "or run `just setup` once to download the demo model, or try --engine echo"
         )
     return folder

@@ -120,21 +120,21 @@ def _files_in(folder: str, notes: list[str], *, is_rows: bool) -> list[str]:
     wanted = {path for path, kind in kinds.items() if kind.content == "rows"}
     if not is_rows:
         wanted = {path for path in kinds if ending_of(path) == JSON_ENDING and kinds[path].content == "requests"}
-    taken = [path for path in files if ending_of(path) in ENDINGS or path in wanted]
+    found = [path for path in files if ending_of(path) in ENDINGS or path in wanted]
     table = next((path for path, kind in kinds.items() if kind.content == "rows"), None)
     hint = "" if table is None or is_rows else f". {refusal(kinds[table], table)}"
     whose, endings = "requests", _ENDINGS_SHOWN
     if is_rows:
         whose, endings = "rows", f"*{', *'.join(ROW_ENDINGS)}, {_ENDINGS_SHOWN}"
-    if not taken:
+    if not found:
         raise InvalidFile(f"{folder}: has no file of {whose} in it; they are named {endings}{hint}")
-    known = set(taken)
+    known = set(found)
     skipped = [name for name, path in zip(names, paths, strict=True) if path not in known]
     if skipped:
         more = f" and {len(skipped) - _SHOWN_MAX:,} more" if len(skipped) > _SHOWN_MAX else ""
         shown = ", ".join(skipped[:_SHOWN_MAX])
         notes.append(f"{folder}: skipped {shown}{more}; files of {whose} are named {endings}{hint}")
-    return taken
+    return found
 
 
 def _kind_of(path: str) -> FileKind | None:

@@ -23,6 +23,7 @@ from batchfile.local.api import end_batch
 from batchfile.local.display import say as say_on_stderr
 from batchfile.local.engines import EngineChoice, choose_engine
 from batchfile.local.inputs import Source, digest_of, inspect, stamp_of
+from batchfile.local.keywords import saying, worded_for_python
 from batchfile.local.map_state import ANSWERS, MapState, open_state
 from batchfile.local.options import EngineArguments, RunOptions, check_arguments
 from batchfile.local.previous_batch import NothingReused
@@ -126,18 +127,19 @@ def map(
     )
     logs.for_library()
     settings = load_settings()
-    given = RunOptions(**options)
-    choice = choose_engine(settings, given)
-    job = _Job(
-        prompt=row_prompt,
-        model=schema if isinstance(schema, type) else None,
-        options=completed(given, settings, choice),
-        settings=settings,
-        choice=choice,
-        state=open_state(store),
-        is_shown=progress,
-    )
-    return job.of_file(os.fspath(data)) if isinstance(data, str | os.PathLike) else job.of_frame(open_frame(data))
+    with worded_for_python():
+        given = RunOptions(**options)
+        choice = choose_engine(settings, given)
+        job = _Job(
+            prompt=row_prompt,
+            model=schema if isinstance(schema, type) else None,
+            options=completed(given, settings, choice),
+            settings=settings,
+            choice=choice,
+            state=open_state(store),
+            is_shown=progress,
+        )
+        return job.of_file(os.fspath(data)) if isinstance(data, str | os.PathLike) else job.of_frame(open_frame(data))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -217,7 +219,7 @@ class _Job:
     def _run(self, folder: Path, source: Source, answers: Callable[[Ledger, BatchRecord], Rows]) -> Rows:
         """`answers`: makes the rows of the ended batch."""
         assert source.table is not None
-        say: Callable[[str], None] = say_on_stderr if self.is_shown else lambda text: None
+        say: Callable[[str], None] = saying(say_on_stderr) if self.is_shown else lambda text: None
         options = replace(
             self.options, input=source.name, output=str(folder / ANSWERS), store=self.state.store_of(folder)
         )

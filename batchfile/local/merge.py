@@ -21,6 +21,7 @@ from batchfile.lines.failures import FailureTally, with_advice
 from batchfile.lines.framing import Line, iter_lines
 from batchfile.lines.result import RESULT_BYTES_MAX
 from batchfile.local import outputs
+from batchfile.local.inputs import file_digest
 from batchfile.local.outputs import ERRORS_ENDING, REASONS_ENDING, RECEIPT_ENDING
 from batchfile.types import Counts, FailureGroup, ResultStatus
 
@@ -107,7 +108,7 @@ def merge(output: str, fixed: str, new: str | None = None) -> Merged:
             _remove_from_errors(path + ERRORS_ENDING, succeeded)
             tally = _renew_reasons(path + REASONS_ENDING, added, places)
             merged.counts = replace(merged.counts, rejected=tally.num_rejected)
-            merged.has_receipt = _renew_receipt(path, merged, tally.top())
+            merged.has_receipt = _renew_receipt(path, merged, tally.top(), _made_by(source))
     return merged
 
 
@@ -223,7 +224,14 @@ def _renew_reasons(path: str, added: BinaryIO, places: Places) -> FailureTally:
     return tally
 
 
-def _renew_receipt(path: str, merged: Merged, failures: tuple[FailureGroup, ...]) -> bool:
+def _made_by(path: str) -> tuple[str, ...]:
+    """The fingerprints of the engines that made the results at `path`; an empty one is unknown."""
+    receipt = outputs.read_receipt(path)
+    is_known = receipt is not None and not receipt.merged and receipt.output.sha256 == file_digest(path)
+    return receipt.fingerprints or ("",) if receipt is not None and is_known else ("",)
+
+
+def _renew_receipt(path: str, merged: Merged, failures: tuple[FailureGroup, ...], made_by: tuple[str, ...]) -> bool:
     """So that the command of the run takes the results for its own. False: there is no receipt."""
     receipt = outputs.read_receipt(path)
     if receipt is None:
@@ -238,6 +246,7 @@ def _renew_receipt(path: str, merged: Merged, failures: tuple[FailureGroup, ...]
         failures=with_advice(failures),
         counts=merged.counts,
         merged=receipt.merged + merged.num_replaced,
+        merged_by=tuple(sorted({*receipt.merged_by, *made_by})) if merged.num_replaced else receipt.merged_by,
     )
     with outputs.replaced(path + RECEIPT_ENDING) as temporary:
         Path(temporary).write_bytes(documents.encode(renewed))

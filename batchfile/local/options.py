@@ -27,6 +27,7 @@ OUTPUT = "run.output"
 REPLACES = "run.replaces"  # the batch whose receipt was at the output when this one was created
 LINKED = "run.linked"  # the key of the object with which the store refers to the input file itself
 EARLIER = "run.earlier"  # a batch of the output that it replaced, with results that are not among its own
+MERGED = "run.merged"  # the SHA-256 of an output whose merged answers are all among its own
 ANSWERS_BY = "run.answers_by"  # the parts of the engine's identity, as JSON; empty: unknown
 ENGINE = "run.engine"
 MODEL = "run.model"

@@ -27,7 +27,7 @@ from batchfile.lines.result import RESULT_BYTES_MAX
 from batchfile.local import past_runs
 from batchfile.local.display import counted, from_here
 from batchfile.local.inputs import file_digest
-from batchfile.local.options import REPLACES, TABLE
+from batchfile.local.options import MERGED, REPLACES, TABLE
 from batchfile.local.receipt import Receipt, make_receipt
 from batchfile.rows.table import AnsweredTable, Table, decode_table
 from batchfile.store.locks import close_in_children, is_locked, unlock
@@ -128,13 +128,13 @@ def export(
     old = check_not_taken(ledger, batch, output)
     if old is not None:
         edited = [
-            facts.path for facts in (old.output, old.errors, old.reasons) if facts is not None and not _is_there(facts)
+            facts.path for facts in (old.output, old.errors, old.reasons) if facts is not None and not is_there(facts)
         ]
         if not edited and old.batch_id == batch.batch_id:
             return old
         for path in edited:
             _keep(path, "was changed since it was written; the changed file", say)
-        if old.merged and old.output.path not in edited:
+        if old.merged and old.output.path not in edited and batch.metadata.get(MERGED) != old.output.sha256:
             merged = counted(old.merged, "merged result")
             _keep(old.output.path, f"has {merged} that this run does not have; it", say)
     if output.endswith(PARQUET_ENDING) and table_of(batch) is None:
@@ -230,7 +230,7 @@ def read_receipt(output: str) -> Receipt | None:
         return None
 
 
-def _is_there(facts: FileFacts) -> bool:
+def is_there(facts: FileFacts) -> bool:
     """Does a file of a receipt still exist, unchanged?"""
     try:
         return os.path.getsize(facts.path) == facts.bytes and file_digest(facts.path) == facts.sha256
@@ -293,7 +293,7 @@ def lock_output(output: str | None) -> Iterator[None]:
     with _locked(lock_path(output), output):
         folder = os.path.dirname(output)
         if is_locked(os.path.join(folder, _FOLDER_LOCK)):
-            raise _taken(folder)
+            raise _being_written(folder)
         yield
 
 
@@ -310,10 +310,10 @@ def check_unlocked(output: str) -> None:
     Raises: OutputTaken where another process holds this output.
     """
     if is_being_written(output):
-        raise _taken(output)
+        raise _being_written(output)
 
 
-def _taken(output: str) -> OutputTaken:
+def _being_written(output: str) -> OutputTaken:
     return OutputTaken(f"another batchfile process is writing {output}; wait for it, or choose another output")
 
 
@@ -362,7 +362,7 @@ def _lock(path: str, output: str) -> int:
         if _is_still_there(fd, path):
             return fd
         unlock(fd)
-    raise _taken(output)
+    raise _being_written(output)
 
 
 def _is_still_there(fd: int, path: str) -> bool:

@@ -18,11 +18,13 @@ from batchfile.ledger.cas import Lost, Stored, load, swap, update_batch
 from batchfile.ledger.parallel import in_order
 from batchfile.ledger.records import BatchRecord, IdempotencyRecord, ShardRecord
 from batchfile.local.display import counted, from_here
+from batchfile.local.merged_answers import NOT_MERGED, MergedAnswers, merged_answers
 from batchfile.local.options import (
     ANSWERS_BY,
     EARLIER,
     ENGINE,
     INPUT_CHANGED,
+    MERGED,
     MODEL,
     OF_EVERY_REQUEST,
     OUTPUT,
@@ -53,17 +55,23 @@ _TRIES = 90  # to end a batch that another process may hold: one a second, for l
 class Previous:
     """What a new batch of an output replaces: `batch`, and one that was kept for results that `batch` has not.
 
-    `num_succeeded`: results of `batch`; `fingerprints`: of the engines that made them.
+    `num_succeeded`: results of `batch`; `fingerprints`: of the engines that made them. `merged`: answers at the output.
     """
 
     batch: BatchRecord
     earlier: BatchRecord | None
     num_succeeded: int
     fingerprints: Fingerprints
+    merged: MergedAnswers = NOT_MERGED
 
     @property
     def all(self) -> tuple[BatchRecord, ...]:
         return (self.batch,) if self.earlier is None else (self.batch, self.earlier)
+
+    @property
+    def sources(self) -> tuple[BatchRecord, ...]:
+        """Of results: of two for the same request, the first wins."""
+        return self.all if self.merged.source is None else (self.merged.source, *self.all)
 
 
 def names_of(ledger: Ledger, batch_id: str) -> tuple[str, ...]:
@@ -99,8 +107,13 @@ def sources_of(
     why = None if is_same else why_refused(previous.fingerprints, engine, is_asked=is_asked)
     if why is not None and previous.num_succeeded:
         raise nothing_reused(previous, wanted, why)
-    earlier = previous.earlier
+    earlier, merged = previous.earlier, previous.merged.source
     found = () if why is not None else (previous.batch.batch_id,)
+    if merged is not None:
+        if why_refused(merged.fingerprints, engine, is_asked=is_asked) is not None:
+            told = f"{counted(merged.counts.succeeded, 'merged answer')} that another model may have made"
+            raise NothingReused(previous.batch.metadata[OUTPUT], told, can_ask=True)
+        found = (merged.batch_id, *found)
     if earlier is None or why_refused(earlier.fingerprints, engine, is_asked=is_asked) is not None:
         return found
     return (*found, earlier.batch_id)
@@ -113,23 +126,21 @@ def why_refused(made: Fingerprints, engine: EngineIdentity | None, *, is_asked: 
 
 
 class NothingReused(OutputTaken):
-    """`told`: about the finished answers; `can_ask`: are they kept if that is asked for? `how_to_keep`: by commands."""
+    """`answers`: the finished ones; `can_ask`: are they kept if that is asked for? `how_to_keep`: by commands."""
 
-    def __init__(self, output: str, told: str, *, can_ask: bool, how_to_keep: str = "") -> None:
-        self._told, self._can_ask = told, can_ask
-        who = from_here(output)
-        super().__init__(self._advised(who, "--reuse", "choose another output", "--restart", how_to_keep))
+    def __init__(self, output: str, answers: str, *, can_ask: bool, how_to_keep: str = "") -> None:
+        self._answers, self._can_ask = answers, can_ask
+        super().__init__(self._advised(from_here(output), "choose another output", how_to_keep))
 
     def of_map(self) -> OutputTaken:
         """As `batchfile.map` says it, whose output is a folder of the cache."""
-        who = "an earlier call for the same rows"
-        return OutputTaken(self._advised(who, "reuse=True", "pass another folder as store", "restart=True"))
+        return OutputTaken(self._advised("an earlier call for the same rows", "pass another folder as store"))
 
-    def _advised(self, who: str, reuse: str, elsewhere: str, restart: str, how_to_keep: str = "") -> str:
+    def _advised(self, who: str, elsewhere: str, how_to_keep: str = "") -> str:
         first = f"{how_to_keep}. Or {elsewhere}, or" if how_to_keep else f"{elsewhere.capitalize()}, or"
         if self._can_ask:
-            first = f"Add {reuse} to keep the answers to equal requests, {elsewhere}, or"
-        return f"{who} has {self._told}. {first} add {restart} to discard them"
+            first = f"Add --reuse to keep the answers to equal requests, {elsewhere}, or"
+        return f"{who} has {self._answers}. {first} add --restart to discard them"
 
 
 def nothing_reused(previous: Previous, wanted: Mapping[str, str], why: str) -> NothingReused:
@@ -140,11 +151,16 @@ def nothing_reused(previous: Previous, wanted: Mapping[str, str], why: str) -> N
     why = OF_ENDPOINT if can_ask and wanted.get(ENGINE) == "http" else why
     of_engine = changes(old, {ANSWERS_BY: wanted.get(ANSWERS_BY, "")})
     is_longer = len(of_engine) == 1 and of_engine[0].startswith(f"{CONTEXT_LENGTH} ")
-    told = (
+    answers = (
         f"{counted(previous.num_succeeded, 'finished answer')} of "
         f"{f'a run that differs: {differs}' if differs else 'an earlier run'}. None of them can be reused: {why}"
     )
-    return NothingReused(old[OUTPUT], told, can_ask=can_ask, how_to_keep=_MERGE if is_longer else "")
+    return NothingReused(old[OUTPUT], answers, can_ask=can_ask, how_to_keep=_MERGE if is_longer else "")
+
+
+def with_merged(ledger: Ledger, previous: Previous, output: str) -> Previous:
+    """With the answers that were merged into the output. Raises: OSError, StoreError."""
+    return replace(previous, merged=merged_answers(ledger, previous.batch, output, POOL))
 
 
 def metadata_of(previous: Previous, planned: Planned, wanted: Mapping[str, str]) -> dict[str, str]:
@@ -156,7 +172,12 @@ def metadata_of(previous: Previous, planned: Planned, wanted: Mapping[str, str])
         why = planned.unusable.get(previous.batch.batch_id) or _none_equal(previous, planned, wanted)
         raise nothing_reused(previous, wanted, why)
     left = {one.batch_id: _num_left(one, planned) for one in previous.all if _is_worth_keeping(one, planned)}
-    return {EARLIER: max(left, key=lambda name: left[name])} if left else {}
+    found = {EARLIER: max(left, key=lambda name: left[name])} if left else {}
+    merged = previous.merged
+    if merged.source is not None:
+        is_whole = planned.reused_from.get(merged.source.batch_id, 0) == merged.source.counts.succeeded
+        return found | ({MERGED: merged.sha256} if is_whole else {})
+    return found | {name: text for name, text in previous.batch.metadata.items() if name == MERGED}
 
 
 def _none_equal(previous: Previous, planned: Planned, wanted: Mapping[str, str]) -> str:
@@ -184,6 +205,8 @@ def reuse_notes(planned: Planned, asked: str | None) -> Iterator[str]:
 
 def notes(previous: Previous, planned: Planned, wanted: Mapping[str, str]) -> Iterator[str]:
     """For the user, one sentence each."""
+    if previous.merged.note:
+        yield previous.merged.note
     old = previous.batch.metadata
     differs = changes(old, {name: wanted[name] for name in (ENGINE, MODEL) if name in wanted})
     if planned.num_reused and differs and why_refused(previous.fingerprints, None, is_asked=False) == UNKNOWN_THEN:

@@ -61,8 +61,9 @@ class Receipt:
     lines that did not succeed; None if all did. `reasons`: the file that says why; `failures` has the most frequent
     reasons, with what to do. `gpu_seconds`: None if no GPU is known; `cost_usd`: of these, if `gpu_hour` was given.
     `reused`: how many results are from earlier runs; `reused_from`: how many, by batch; `usage` and `seconds` do not
-    include them. `merged`: how many results `batchfile merge` has replaced since. `speed`: None where nothing was
-    measured.
+    include them. `merged`: how many results `batchfile merge` has replaced since. `fingerprints`: of the engines that
+    have answered, and `merged_by`: of those of the merged results; an empty one is unknown. `speed`: None where nothing
+    was measured.
 
     >>> receipt = batchfile.run("requests.jsonl", "results.jsonl", engine="echo", progress=False)
     >>> receipt.input.requests, receipt.counts.succeeded, receipt.errors
@@ -87,6 +88,8 @@ class Receipt:
     reused: int = 0
     reused_from: dict[str, int] = field(default_factory=dict)
     merged: int = 0
+    fingerprints: tuple[str, ...] = ()
+    merged_by: tuple[str, ...] = ()
     speed: Speed | None = None
     gpu_seconds: float | None = None
     cost_usd: float | None = None
@@ -143,6 +146,7 @@ def make_receipt(
         python_version=platform.python_version(),
         reused=sum(batch.reused.values()),
         reused_from={source: num for source, num in batch.reused.items() if num},
+        fingerprints=tuple(sorted({one for known in batch.fingerprints.values() for one in known})),
         speed=speed_of(meta),
         gpu_seconds=batch.gpu_s or None,
         cost_usd=cost_usd(batch.gpu_s, gpu_hour),

@@ -24,6 +24,7 @@ from batchfile.local import inputs, outputs, previous_batch
 from batchfile.local.earlier_runs import earlier_runs, run_of
 from batchfile.local.inputs import Source
 from batchfile.local.media_files import FileDigests
+from batchfile.local.merged_answers import with_whole_batches
 from batchfile.local.options import (
     EARLIER,
     INPUT,
@@ -166,6 +167,7 @@ def _continue(run: "_Run", batch: BatchRecord, pointer: Stored[IdempotencyRecord
         return Opened(batch=batch, is_new=False)
     outputs.check_not_taken(ledger, batch, batch.metadata[OUTPUT])
     previous = previous_batch.previous_of(ledger, batch)
+    previous = previous_batch.with_merged(ledger, previous, batch.metadata[OUTPUT])
     sources = previous_batch.sources_of(previous, wanted, run.engine, is_asked=run.options.reuse, is_same=is_same)
     run.before_plan()
     if batch.state != "ended":
@@ -221,7 +223,7 @@ class _Run:
     ) -> Opened:
         """A new batch of the output. `previous`: what it replaces; `sources`: the ids of those to take results from."""
         ledger, output, other = self.ledger, self.options.output, self.options.reuse_from
-        others = [] if other is None else [run_of(ledger, other, self.engine)]
+        others = [] if other is None else run_of(ledger, other, self.engine)
         if self.shares_results:
             others += earlier_runs(ledger, self.engine, is_asked=self.options.reuse)
         batch_id = f"batch_{ledger.new_id()[:12]}"
@@ -258,7 +260,7 @@ class _Run:
         # Of an endpoint's model, nobody knows the task.
         routing = RoutingTable(everything=POOL, tasks={} if options.engine == "http" else {POOL: options.task})
         draft = CreateOptions(stage=options.stage).draft(batch_id, None, routing, defaults)
-        old = () if previous is None else tuple(one for one in previous.all if one.batch_id in sources)
+        old = () if previous is None else tuple(one for one in previous.sources if one.batch_id in sources)
         old += tuple(one for one in others if one.batch_id not in sources)
         notes: list[str] = []
 
@@ -294,7 +296,7 @@ class _Run:
             noun = "line" if source.table is None else "row"
             notes.extend(_notes(planned, _first_model(ledger, planned), options.model or "", noun))
             notes.extend(_tail_note(ledger, planned))
-            return planned
+            return with_whole_batches(planned)
 
         try:
             batch = submit.create(ledger, draft, plan)

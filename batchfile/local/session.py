@@ -192,6 +192,10 @@ def work_on_all(
     gpu_s = sum(status.gpu_s for status in before)
     runners: list[Runner | Replicas] = []
     ended = {batch.batch_id for batch in batches if batch.state == "ended"}
+    rules = {session.opened.batch.batch_id: session.media_rules for session in sessions}
+
+    def rules_of(batch: BatchRecord) -> MediaRules:
+        return rules[batch.batch_id]
 
     def on_runner(runner: Runner | Replicas) -> None:
         observer.on_runner(runner)
@@ -218,12 +222,11 @@ def work_on_all(
             observer.say(note)
         if layout is not None:
             choice = choice.for_requests(expected_lengths(choice.model, batches, sessions[0].options.max_tokens))
-        media = {session.opened.batch.batch_id: session.media_rules for session in sessions}
         if layout is not None and layout.is_all:
-            factory, rules = choice.noted(observer.say), lambda batch: media[batch.batch_id]
-            work(ledger, found, factory, runner_id, on_runner, end, media_rules=rules, grace_s=grace_s)
+            factory = choice.noted(observer.say)
+            work(ledger, found, factory, runner_id, on_runner, end, media_rules=rules_of, grace_s=grace_s)
         elif layout is not None:
-            work_apart(ledger, found, choice, on_runner, end, observer.say, grace_s=grace_s, media=media)
+            work_apart(ledger, found, choice, on_runner, end, observer.say, grace_s=grace_s, media=rules)
 
 
 def _progress_of(session: Session) -> BatchStatus:

@@ -5,6 +5,7 @@ import warnings
 import wave
 from contextlib import suppress
 from dataclasses import dataclass
+from math import isqrt
 from typing import TYPE_CHECKING, Any
 
 from batchfile.errors import InvalidRequest, install_hint
@@ -14,6 +15,11 @@ from batchfile.media.rules import MediaRules
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+SIDE_SHARE = 4  # the longest side, of that of a square with `pixels_max`: some models make every image a square
+RATE_STEP, RATE_MIN, RATE_MAX = 25, 4_000, 384_000  # of a recording: other rates take long to convert, or much memory
+WIDTH_MAX = 4  # bytes of a sample
+MODEL_RATE = 16_000  # the rate of most models, to which a recording is converted
+SAMPLE_BYTES = 4  # in memory, for a model
 # Others may start programs, or are not images of one picture.
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 _NOT_IMAGE = f"is not an image in {', '.join(IMAGE_FORMATS[:-1])} or {IMAGE_FORMATS[-1]}"
@@ -31,6 +37,11 @@ class Recording:
     @property
     def seconds(self) -> float:
         return len(self.frames) / (self.rate * self.num_channels * self.width)
+
+    @property
+    def memory(self) -> int:
+        """Bytes for a model, about: the samples as read, and at the model's rate."""
+        return int((len(self.frames) // self.width + self.seconds * MODEL_RATE) * SAMPLE_BYTES)
 
 
 def open_image(data: bytes, rules: MediaRules = MediaRules()) -> "Image":  # noqa: B008 frozen
@@ -52,6 +63,10 @@ def open_image(data: bytes, rules: MediaRules = MediaRules()) -> "Image":  # noq
     if image.width * image.height > rules.limits.pixels:
         found = f"has {image.width:,} x {image.height:,} pixels"
         raise rules.above(found, f"{rules.limits.pixels:,}", "pixels_max")
+    side_max = SIDE_SHARE * isqrt(rules.limits.pixels)
+    if max(image.size) > side_max:
+        found = f"has {image.width:,} x {image.height:,} pixels, which is too narrow"
+        raise rules.above(found, f"{side_max:,} pixels on a side", "pixels_max")
     return image
 
 
@@ -111,6 +126,13 @@ def read_wav(data: bytes) -> Recording:
         raise InvalidRequest(f"is not a recording in WAV (PCM), the only format that is decoded: {why}") from error
     if not recording.frames or not recording.rate:
         raise InvalidRequest("is a recording without samples")
+    if recording.width > WIDTH_MAX:
+        raise InvalidRequest(f"has samples of {8 * recording.width} bits; convert them to 16")
+    if not RATE_MIN <= recording.rate <= RATE_MAX or recording.rate % RATE_STEP:
+        raise InvalidRequest(
+            f"has {recording.rate:,} samples per second; convert it to 16,000, or another multiple of {RATE_STEP} from "
+            f"{RATE_MIN:,} to {RATE_MAX:,}"
+        )
     return recording
 
 

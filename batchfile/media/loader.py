@@ -9,14 +9,14 @@ from functools import partial
 from hashlib import sha256
 from threading import Lock
 from time import sleep
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from msgspec.structs import replace
 
 from batchfile.errors import InvalidRequest
 from batchfile.media.budget import FetchBudget, NoRoom, ObjectRoom, Share
 from batchfile.media.cache import MediaCache
-from batchfile.media.decode import open_image, pixels_of, read_text, read_wav
+from batchfile.media.decode import Recording, open_image, pixels_of, read_text, read_wav
 from batchfile.media.rules import MediaRules, in_words, scheme_of, shown
 from batchfile.media.sources import Sources, from_data_url
 from batchfile.request_media import Media, MediaKind, MediaUse
@@ -109,11 +109,11 @@ class MediaLoader:
             _named(place, partial(_check, one, rules, use))
         with ExitStack() as room:
             with self._budget.share() as share:
-                fetched, pixels = list[Media](), 0
+                fetched, decoded = list[Media](), 0
                 for place, one in zip(places, media, strict=True):
                     fetched.append(_named(place, partial(self._fetched, one, rules, use, batch_id, share)))
-                    pixels += _pixel_bytes(fetched[-1])
-                    _check_memory(share.size + pixels, rules)
+                    decoded += _decoded_bytes(fetched[-1])
+                    _check_memory(share.size + decoded, rules)
                 size = sum(_size(one) for one in fetched)
                 room.enter_context(self._room(size))
                 ready = self._decoders.map(partial(_decoded_at, use), places, fetched)
@@ -123,7 +123,9 @@ class MediaLoader:
             yield Loaded(request=replace(request, messages=messages), media=digests, size=size)
 
     def _fetched(self, media: Media, rules: MediaRules, use: MediaUse, batch_id: str, share: Share) -> Media:
-        """With `data`, and the size of an image in `decoded`; unchanged if the engine's server reads it itself."""
+        """With its `data`, and an image opened in `decoded`; a recording has `decoded` alone. Unchanged if the engine's
+        server reads it itself.
+        """
         scheme = scheme_of(media.source)
         if scheme == "data":
             share.take(len(media.source) * 3 // 4)
@@ -132,8 +134,12 @@ class MediaLoader:
             return media
         else:
             data = self._read(media.source, rules, batch_id, share)
-        image = open_image(data, rules) if media.kind == "image" and not _is_sent(media, use) else None
-        return replace(media, data=data, digest=sha256(data).hexdigest(), decoded=image)
+        read = replace(media, data=data, digest=sha256(data).hexdigest())
+        if media.kind == "document" or _is_sent(media, use):
+            return read
+        if media.kind == "audio":
+            return _with_decoded(read, read_wav(data))
+        return replace(read, decoded=open_image(data, rules))
 
     def _read(self, source: str, rules: MediaRules, batch_id: str, share: Share) -> bytes:
         """From the cache or the source. Waits for room only while nothing is open and nobody waits for this fetch."""
@@ -169,13 +175,16 @@ def _check_memory(size: int, rules: MediaRules) -> None:
         raise rules.above(found, in_words(rules.limits.request_bytes), "request_bytes_max")
 
 
-def _pixel_bytes(media: Media) -> int:
-    return 0 if media.decoded is None else int(media.decoded.width) * int(media.decoded.height) * PIXEL_BYTES
+def _decoded_bytes(media: Media) -> int:
+    opened = media.decoded
+    if isinstance(opened, Recording):
+        return opened.memory
+    return 0 if opened is None else int(opened.width) * int(opened.height) * PIXEL_BYTES
 
 
 def _size(media: Media) -> int:
     """What is left of it once it is decoded."""
-    return _pixel_bytes(media) or len(media.data or b"")
+    return _decoded_bytes(media) or len(media.data or b"")
 
 
 def _decoded_at(use: MediaUse, place: str, media: Media) -> Media:
@@ -187,8 +196,11 @@ def _decoded(media: Media, use: MediaUse) -> Media:
         return media
     if media.kind == "document":
         return replace(media, decoded=read_text(media.data))
-    decoded = pixels_of(media.decoded) if media.kind == "image" else read_wav(media.data)
-    # The encoded bytes are not needed any more.
+    return _with_decoded(media, pixels_of(media.decoded))
+
+
+def _with_decoded(media: Media, decoded: Any) -> Media:
+    """The encoded bytes are not needed any more."""
     source = shown(media.source) if scheme_of(media.source) == "data" else media.source
     return replace(media, source=source, data=None, decoded=decoded)
 

@@ -27,7 +27,7 @@ from batchfile.plan.hash_file import HashFileWriter, hash_file
 from batchfile.plan.policy import PROBLEMS_MAX, REFUSE, REJECT, LinesRefused, Policy, by_line, line_error, located
 from batchfile.plan.ranges import RANGE_BYTES_MAX, RANGE_LINES_MIN, Cut, Span, range_lines
 from batchfile.plan.request_hash import DigestOf
-from batchfile.plan.reuse import NewBatch, Reuse, Taken, notes_sampled, reuse_results
+from batchfile.plan.reuse import NewBatch, Reuse, ReuseOutcome, notes_sampled, reuse_results
 from batchfile.routing import check_endpoint, route
 from batchfile.store.base import Writer
 from batchfile.types import LINE_BYTES_MAX, Defaults, Failure, InputFormat, RoutingTable
@@ -199,7 +199,7 @@ class _Planner:
             self._raise_problems()
         found = self._first or "native"
         pinned = InputRef(key=key, etag=etag, size=self._size, sha256=self._digest.hexdigest(), format=found)
-        taken = Taken(cuts)
+        outcome = ReuseOutcome(cuts)
         if self._hashes is not None:
             batch = NewBatch(
                 ledger=self._ledger,
@@ -212,8 +212,8 @@ class _Planner:
                 beat=self._beat,
                 hasher=self._hashes.hasher,
             )
-            taken = reuse_results(batch, self._reuse)
-        return self._publish(taken, pinned)
+            outcome = reuse_results(batch, self._reuse)
+        return self._publish(outcome, pinned)
 
     def _beating(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
         for chunk in chunks:
@@ -355,9 +355,9 @@ class _Planner:
         span = replace(cut.range, rejected=rejected)
         return Cut(span, pools, [*cut.parts, *parts], [*cut.rejected, *stripped], failures)
 
-    def _publish(self, taken: Taken, pinned: InputRef) -> Planned:
+    def _publish(self, outcome: ReuseOutcome, pinned: InputRef) -> Planned:
         """Store the plan, the ids if they are kept, and the records of the rejected lines."""
-        cuts = taken.cuts
+        cuts = outcome.cuts
         pools: dict[str, dict[int, int]] = {}
         for n, cut in enumerate(cuts):
             for pool, num_lines in cut.pools.items():
@@ -376,7 +376,7 @@ class _Planner:
         for _ in in_order(self._ledger, put_done, pools.get(keys.REJECTED_POOL, {})):
             self._beat()
         ids = None if self._ids is None else self._ids.commit()
-        plan = Plan(ranges=tuple(cut.range for cut in cuts), pools=pools, ids=ids, hashes=taken.hashes)
+        plan = Plan(ranges=tuple(cut.range for cut in cuts), pools=pools, ids=ids, hashes=outcome.hashes)
         plan_key = keys.plan_key(self._batch_id, self._ledger.new_id()[:12])
         self._ledger.store.put(plan_key, encode(plan))
         return Planned(
@@ -388,11 +388,11 @@ class _Planner:
             first_problem=self._first_problem,
             num_hints=self._num_hints,
             num_reused=sum(pools.get(keys.REUSED_POOL, {}).values()),
-            reused_from=taken.num_from,
-            num_equal=taken.num_equal,
-            num_unhashed=taken.num_unhashed,
+            reused_from=outcome.num_from,
+            num_equal=outcome.num_equal,
+            num_unhashed=outcome.num_unhashed,
             num_by_url=0 if self._hashes is None else self._hashes.hasher.num_by_url,
-            unusable=taken.unusable,
-            fingerprints=taken.fingerprints,
-            reuse_note=taken.note,
+            unusable=outcome.unusable,
+            fingerprints=outcome.fingerprints,
+            reuse_note=outcome.note,
         )

@@ -11,7 +11,7 @@ from typing import IO, Self
 MEMORY_BYTES = 64 * 1024 * 1024
 _LINE_BYTES = 200  # what a result takes in memory in addition to its bytes
 
-Found = tuple[int, bytes]  # the place of a line in its range, and its result, or a part of it, without a newline
+Found = tuple[int, bytes]  # the place of a line in its range, and a line for it, without a newline
 
 
 class RangeBuckets:
@@ -25,29 +25,25 @@ class RangeBuckets:
         self._file: IO[bytes] | None = None
         self._end = 0
 
-    def add(self, n: int, place: int, result: bytes | None) -> bool:
-        """Add one of the lines that range `n` waits for (None: it has no result). Is the range complete now?
-
-        Raises: OSError.
-        """
-        self._left[n] -= 1
-        if result is not None:
-            self._found.setdefault(n, []).append((place, result))
-            self._size += _LINE_BYTES + len(result)
-            if self._size > MEMORY_BYTES and self._left[n]:
-                self._spill()
+    def add(self, n: int, found: list[Found]) -> bool:
+        """Add some of the lines that range `n` waits for. Is the range complete now? Raises: OSError."""
+        self._left[n] -= len(found)
+        self._found.setdefault(n, []).extend(found)
+        self._size += _size_of(found)
+        if self._size > MEMORY_BYTES and self._left[n]:
+            self._spill()
         return not self._left[n]
 
     def take(self, n: int) -> list[Found]:
-        """The results of a range by their place in it; it forgets them. Raises: OSError."""
+        """The lines of a range by their place in it; it forgets them. Raises: OSError."""
         found = self._found.pop(n, [])
-        self._size -= sum([_LINE_BYTES + len(result) for _, result in found])
+        self._size -= _size_of(found)
         for start, size in self._extents.pop(n, []):
             assert self._file is not None
             self._file.seek(start)
             for row in self._file.read(size).split(b"\n"):
-                place, _, result = row.partition(b" ")
-                found.append((int(place), result))
+                place, _, line = row.partition(b" ")
+                found.append((int(place), line))
         return sorted(found)
 
     def _spill(self) -> None:
@@ -70,3 +66,7 @@ class RangeBuckets:
     ) -> None:
         if self._file is not None:
             self._file.close()
+
+
+def _size_of(found: list[Found]) -> int:
+    return _LINE_BYTES * len(found) + sum([len(line) for _, line in found])

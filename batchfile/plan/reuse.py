@@ -25,7 +25,7 @@ from batchfile.ledger.parallel import in_order
 from batchfile.ledger.records import BatchRecord, FileRef, InputRef, PartRef, Plan, ShardRecord
 from batchfile.lines.envelope import Envelope, decode_envelope
 from batchfile.lines.framing import data_of
-from batchfile.lines.result import FinishedLine, after_id, encoded_id, with_id
+from batchfile.lines.result import FinishedLine, encoded_id, with_id
 from batchfile.plan.hash_file import NO_LINE, pairs
 from batchfile.plan.range_buckets import Found, RangeBuckets
 from batchfile.plan.ranges import Cut
@@ -45,7 +45,7 @@ PoolOf = Callable[[Envelope], str]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reuse:
-    """Which results may be taken over: of `sources`, earlier ones first. They must be of the same user, and made by the
+    """Which results may be reused: of `sources`, earlier ones first. They must be of the same user, and made by the
     same model in the same way; the caller makes sure of both.
 
     `is_sampled_too`: also for requests whose answer differs each time (a temperature above 0, and no seed). `notes`:
@@ -76,8 +76,8 @@ class NewBatch:
 
 
 @dataclass(slots=True)
-class Taken:
-    """What was taken over. `cuts`: without these lines. `hashes`: of the new batch. `num_from`: how many, by source.
+class ReuseOutcome:
+    """What is reused. `cuts`: without these lines. `hashes`: of the new batch. `num_from`: how many, by source.
     `num_equal`: how many requests of a source the new batch has too.
     `num_unhashed`: how many requests of a source have no hash, so that nobody knows whether they are equal.
     `fingerprints`: pool -> those of the engines that made it. `unusable`: why a source was not used, by source.
@@ -126,7 +126,7 @@ def source_of(ledger: Ledger, batch_id: str) -> BatchRecord:
 
 
 class _Unusable(Exception):
-    """Why nothing can be taken over from a source, in words for its user. `__cause__` names objects of the store."""
+    """Why nothing of a source can be reused, in words for its user. `__cause__` names objects of the store."""
 
 
 class _Stored(NamedTuple):
@@ -141,51 +141,51 @@ class _Stored(NamedTuple):
         return _Stored(self.n, self.lines | other.lines, self.pools + other.pools, self.parts + other.parts)
 
 
-def reuse_results(batch: NewBatch, reuse: Reuse | None) -> Taken:
+def reuse_results(batch: NewBatch, reuse: Reuse | None) -> ReuseOutcome:
     """Raises: ObjectChanged, ObjectMissing for the input of the new batch; BatchDamaged if another planner has cut that
     input in another way; StoreUnavailable.
     """
-    taken = Taken(list(batch.cuts), batch.hashes)
+    outcome = ReuseOutcome(list(batch.cuts), batch.hashes)
     if reuse is None:
-        return taken
-    taken.notes += reuse.notes
-    found = _copied(batch, reuse, taken)
-    num_left, is_foreign = -sum(taken.num_from.values()), False
+        return outcome
+    outcome.notes += reuse.notes
+    found = _copied(batch, reuse, outcome)
+    num_left, is_foreign = -sum(outcome.num_from.values()), False
     for stored in _settled(batch, found):
-        taken.cuts[stored.n] = _without(batch.cuts[stored.n], stored)
+        outcome.cuts[stored.n] = _without(batch.cuts[stored.n], stored)
         num_left += stored.lines.bit_count()
         is_foreign = is_foreign or stored is not found.get(stored.n)
     if is_foreign:
         for source in reuse.sources or (retention.stand_in("", 0.0),):
-            taken.add_fingerprints(source)
+            outcome.add_fingerprints(source)
     if num_left > 0 and reuse.sources:  # another planner had recorded them; from which source is not known
         first = reuse.sources[0].batch_id
-        taken.num_from[first] = taken.num_from.get(first, 0) + num_left
-    if not taken.num_from and not taken.notes and not reuse.is_sampled_too:
-        taken.notes.append(NONE_EQUAL)
+        outcome.num_from[first] = outcome.num_from.get(first, 0) + num_left
+    if not outcome.num_from and not outcome.notes and not reuse.is_sampled_too:
+        outcome.notes.append(NONE_EQUAL)
     if batch.hasher.num_by_url and reuse.sources:
-        taken.notes.append(by_url(batch.hasher.num_by_url))
-    return taken
+        outcome.notes.append(by_url(batch.hasher.num_by_url))
+    return outcome
 
 
-def _copied(batch: NewBatch, reuse: Reuse, taken: Taken) -> dict[int, _Stored]:
-    """Copies what the sources can give, by range. `taken` gets how many are from which source, and why not."""
+def _copied(batch: NewBatch, reuse: Reuse, outcome: ReuseOutcome) -> dict[int, _Stored]:
+    """Copies what the sources can give, by range. `outcome` gets how many are from which source, and why not."""
     found: dict[int, _Stored] = {}
     for cut in batch.cuts:
         _exclude(batch, cut, bitmaps.parse(cut.range.rejected))
     for source in reuse.sources:
         try:
-            from_source = _take_all(batch, source, taken)
+            from_source = _take_all(batch, source, outcome)
         except _Unusable as error:
-            taken.unusable[source.batch_id] = str(error)
-            taken.notes.append(f"no result of {source.batch_id} was reused: {error}")
+            outcome.unusable[source.batch_id] = str(error)
+            outcome.notes.append(f"no result of {source.batch_id} was reused: {error}")
             cause = error.__cause__ or error
             log.info("reuse.skipped", batch_id=batch.batch_id, source=source.batch_id, error=str(cause))
             continue
         num = sum(stored.lines.bit_count() for stored in from_source)
         if num:
-            taken.num_from[source.batch_id] = num
-            taken.add_fingerprints(source)
+            outcome.num_from[source.batch_id] = num
+            outcome.add_fingerprints(source)
         for stored in from_source:
             if source is not reuse.sources[-1]:
                 _exclude(batch, batch.cuts[stored.n], stored.lines)
@@ -235,12 +235,12 @@ def _without(cut: Cut, stored: _Stored) -> Cut:
     return cut._replace(range=replace(cut.range, rejected=rejected), pools=dict(pools))
 
 
-def _take_all(batch: NewBatch, source: BatchRecord, taken: Taken) -> list[_Stored]:
+def _take_all(batch: NewBatch, source: BatchRecord, outcome: ReuseOutcome) -> list[_Stored]:
     """Copies all that `source` can give. Its parts count for nothing until the caller names them. Raises: _Unusable."""
     if source.results is None:
         raise _Unusable(_GONE if source.state == "deleted" else "it has no results")
-    new_of, taken.num_unhashed[source.batch_id] = _pairs(batch, source)
-    taken.num_equal[source.batch_id] = len(new_of) - new_of.count(NO_LINE)
+    new_of, outcome.num_unhashed[source.batch_id] = _pairs(batch, source)
+    outcome.num_equal[source.batch_id] = len(new_of) - new_of.count(NO_LINE)
     nums = _num_by_range(batch, new_of)
     if not any(nums):
         return []
@@ -250,7 +250,7 @@ def _take_all(batch: NewBatch, source: BatchRecord, taken: Taken) -> list[_Store
             batch.ledger,
             lambda found: _store(batch, lease, *found),
             _results(batch, source.results, new_of, buckets),
-            size_of=lambda found: sum([len(rest) for _, rest in found[1]]),
+            size_of=lambda found: sum([len(line) for _, line in found[1]]),
             size_max=AHEAD_BYTES,
         ):
             batch.beat()
@@ -307,14 +307,12 @@ def _num_by_range(batch: NewBatch, new_of: "array[int]") -> list[int]:
 def _results(
     batch: NewBatch, stored: FileRef, new_of: "array[int]", buckets: RangeBuckets
 ) -> Iterator[tuple[int, list[Found]]]:
-    """The succeeded results by range of the new batch, each range once it is complete, with the lines' new places. Each
-    result is what follows its custom_id.
+    """The results by range of the new batch, each range once it is complete, with the lines' new places.
 
     Raises: _Unusable, perhaps only at the end.
     """
     firsts = [cut.range.first for cut in batch.cuts]
     digest, num = sha256(), 0
-    n = first = end = 0
 
     def chunks() -> Iterator[bytes]:
         for chunk in batch.ledger.store.stream(stored.key):
@@ -324,13 +322,13 @@ def _results(
 
     with _reading_source():
         for lines in _blocks(chunks()):
+            by_range: dict[int, list[Found]] = {}
             for new, line in zip(new_of[num : num + len(lines)], lines, strict=False):
-                if new == NO_LINE:
-                    continue
-                if not first <= new < end:
+                if new != NO_LINE:
                     n = bisect_right(firsts, new) - 1
-                    first, end = firsts[n], firsts[n] + batch.cuts[n].range.num_lines
-                if buckets.add(n, new - first, after_id(line)):
+                    by_range.setdefault(n, []).append((new - firsts[n], line))
+            for n, found in by_range.items():
+                if buckets.add(n, found):
                     yield n, buckets.take(n)
             num += len(lines)
     if digest.hexdigest() != stored.sha256:
@@ -350,12 +348,13 @@ def _blocks(chunks: Iterable[bytes]) -> Iterator[list[bytes]]:
 
 def _store(batch: NewBatch, lease: str, n: int, found: list[Found]) -> _Stored:
     """Write the results of a range as parts, with the ids of the new requests."""
-    requests = _requests(batch, n) if found else []
+    requests = _requests(batch, n)
     if batch.hasher.has_files:
-        found = [(place, rest) for place, rest in found if _may_have(batch, requests[place], rest)]
+        found = [(place, line) for place, line in found if _may_have(batch, requests[place], line)]
+    renamed = [(place, with_id(encoded_id(requests[place]), line)) for place, line in found]
     # Without usage: it cost this batch nothing.
-    made = [FinishedLine(place, "succeeded", with_id(encoded_id(requests[place]), rest)) for place, rest in found]
-    places = [place for place, _ in found]
+    made = [FinishedLine(place, "succeeded", line) for place, line in renamed if line is not None]
+    places = [item.line for item in made]
     parts: list[PartRef] = []
     for portion in _portions(made):
         key = keys.part_key(batch.batch_id, keys.REUSED_POOL, n, lease, len(parts) + 1)

@@ -1,6 +1,7 @@
 """Which earlier batches a new one may take results from: one that its user names, or those that the same model made."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import islice
 
@@ -104,11 +105,9 @@ def automatic(ledger: Ledger, options: CreateOptions) -> Reuse:
     Only for requests that are answered the same each time. Raises: StoreError.
     """
     now = _live(ledger)
-    entries = islice(ledger.store.list(keys.index_prefix(options.tenant)), LOOKED_AT_MAX)
-    ids = [keys.index_batch_id(entry.key) for entry in entries]
     search = _Search()
-    for batch in in_order(ledger, lambda batch_id: _read(ledger, batch_id), ids):
-        if batch is None or batch.state != "ended" or batch.stage != options.stage or not batch.counts.succeeded:
+    for batch in latest(ledger, options.tenant):
+        if batch.state != "ended" or batch.stage != options.stage or not batch.counts.succeeded:
             continue
         if options.pool and {*batch.fingerprints} != {options.pool}:
             continue
@@ -121,11 +120,17 @@ def automatic(ledger: Ledger, options: CreateOptions) -> Reuse:
     return Reuse(sources=tuple(search.sources), notes=() if note is None else (f"nothing was reused: {note}",))
 
 
-def _read(ledger: Ledger, batch_id: str) -> BatchRecord | None:
-    try:
-        return batches.read_batch(ledger, batch_id)
-    except BatchDamaged:
+def latest(ledger: Ledger, tenant: str) -> Iterator[BatchRecord]:
+    """The latest batches of a tenant, newest first, without those that are damaged. Raises: StoreUnavailable."""
+    entries = islice(ledger.store.list(keys.index_prefix(tenant)), LOOKED_AT_MAX)
+    ids = [keys.index_batch_id(entry.key) for entry in entries]
+
+    def read(batch_id: str) -> BatchRecord | None:
+        with suppress(BatchDamaged):
+            return batches.read_batch(ledger, batch_id)
         return None
+
+    yield from filter(None, in_order(ledger, read, ids))
 
 
 def _live(ledger: Ledger) -> dict[str, str | None]:

@@ -88,10 +88,10 @@ class RowPrompt:
 
     def columns(self, name: str, columns: Iterable[str]) -> AnswerColumns:
         """The columns that are added to the rows of the file `name`. Raises: InvalidFile where one of them exists."""
-        taken = set(columns)
+        existing = set(columns)
         fields = tuple(self.schema.get("properties", ())) if self.schema is not None and self.into is None else ()
         into = self.into or ANSWER
-        error = ERROR if ERROR not in {*taken, *(fields or (into,))} else f"{into}_{ERROR}"
+        error = ERROR if ERROR not in {*existing, *(fields or (into,))} else f"{into}_{ERROR}"
         made = AnswerColumns(
             into=into,
             fields=fields,
@@ -100,7 +100,7 @@ class RowPrompt:
             error=error,
         )
         for column in made.added:
-            if column in taken:
+            if column in existing:
                 raise InvalidFile(
                     f"{name}: has a column {column!r} already; name another one with {self._flag('into')}"
                 )

@@ -148,6 +148,8 @@ class Checkpointer:
         self._state.stats.checkpoint_s.add(self._state.now() - started_at)
         if shard.held.record.state == "done":
             self._state.shards.remove(shard)
+            if not self._state.is_working_on(shard.batch_id):
+                self._state.end_due.set()
             counts = shard.held.record.counts
             log.info(
                 "shard.done",

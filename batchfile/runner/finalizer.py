@@ -106,6 +106,7 @@ class Finalizer:
             if is_only and batch_id not in state.ended:
                 self._on_ended(ended)
                 state.ended[batch_id] = ended
+                state.notify()  # the run is over, perhaps
             self._claimer.drop(batch_id)
         elif ended is None and is_only and batches.read_batch(self._ledger, batch_id) is None:
             raise BatchDamaged(f"the batch {batch_id} was deleted while it ran")

@@ -216,6 +216,7 @@ class Runner:
         state, checkpointer = self._state, self._checkpointer
         state.is_over.set()
         state.commit_due.set()
+        state.end_due.set()
         state.notify()
         threads["prefetcher"].join(JOIN_S_MAX)
         threads["preparer"].join(JOIN_S_MAX)
@@ -248,7 +249,7 @@ class Runner:
             "compiler": (partial(prepare_next, state, unchecked, "compiler"), partial(unchecked.wait, IDLE_WAIT_S)),
             "checker": (partial(check_next, state, self._check_process), partial(to_check.wait, IDLE_WAIT_S)),
             "checkpointer": (self._checkpointer.tick, self._wait_for_commit),
-            "finalizer": (self._finalizer.tick, partial(state.is_over.wait, FINALIZER_WAIT_S)),
+            "finalizer": (self._finalizer.tick, self._wait_for_end),
             "janitor": (self._finalizer.janitor, partial(state.is_over.wait, FINALIZER_WAIT_S)),
             "watchdog": (partial(self._watch, Watchdog(state)), partial(state.is_over.wait, TICK_S)),
         }
@@ -284,6 +285,10 @@ class Runner:
     def _wait_for_commit(self) -> None:
         self._state.commit_due.wait(CHECKPOINTER_WAIT_S)
         self._state.commit_due.clear()
+
+    def _wait_for_end(self) -> None:
+        self._state.end_due.wait(FINALIZER_WAIT_S)
+        self._state.end_due.clear()
 
     def _watch(self, watchdog: Watchdog) -> None:
         """The shard records tell the next runner of this crash as of any other; bisecting finds the line."""

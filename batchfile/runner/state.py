@@ -229,6 +229,7 @@ class SharedState:
         self.is_stopping_now = False  # requests in flight are not finished either
         self.is_over = threading.Event()  # the threads are to end
         self.commit_due = threading.Event()
+        self.end_due = threading.Event()  # this process works on no shard of some batch any more
         self.ended: dict[str, BatchRecord] = {}
         self.failure: BaseException | None = None  # what ended a thread, and so the run
 

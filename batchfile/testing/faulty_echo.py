@@ -82,15 +82,15 @@ class FaultyEchoEngine(EchoEngine):
             self._executions_fd = None
 
     def _take(self) -> list[tuple[int, EchoPrepared]]:
-        taken = super()._take()
-        if self._executions_fd is not None and taken:
-            names = "".join(prepared.request.custom_id.replace("\n", "\\n") + "\n" for _, prepared in taken)
+        started = super()._take()
+        if self._executions_fd is not None and started:
+            names = "".join(prepared.request.custom_id.replace("\n", "\\n") + "\n" for _, prepared in started)
             os.write(self._executions_fd, names.encode())
-        for _, prepared in taken:
+        for _, prepared in started:
             for fault in FAULTS:
                 if _has_marker(prepared.request, getattr(self._faults, fault)):
                     self._fail(fault)
-        return taken
+        return started
 
     def _fail(self, fault: Fault) -> None:
         if fault == "kill":

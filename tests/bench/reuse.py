@@ -2,13 +2,16 @@
 
 Each measurement is a process of its own. `plan` reads a file and hashes nothing, `hash` also stores the hashes of its
 requests (as each planner does), `reuse` takes over the results of a batch of the same file, of which 1 % was changed,
-and `shuffled` those of the file in another order. `runs` runs the file, and then the changed one, with the echo engine.
+and `shuffled` those of the file in another order. `runs` runs the file, and then the changed one, with the echo engine,
+in one process and without waiting for the disk. `command` does so with `batchfile run`, from its start to its end.
 Run: `python tests/bench/reuse.py` (100,000 lines; `--lines` for more; `--only hash,reuse` for some).
 """
 
 import argparse
 import json
+import os
 import random
+import resource
 import subprocess
 import sys
 import tempfile
@@ -24,14 +27,14 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from batchfile import Ledger, Runner, RunnerOptions
 from batchfile.testing import EchoEngine
 from batchfile.types import Choice, Completion, Defaults, RoutingTable, Usage
-from tests.helpers.ledger import BatchRecord, Draft, HashingWriter, Planned, batches, keys, update_batch
+from tests.helpers.ledger import IN_FLIGHT, BatchRecord, Draft, HashingWriter, Planned, batches, keys, update_batch
 from tests.helpers.lines import encode_result
 from tests.helpers.plan import Reuse, plan_input
 from tests.helpers.store import DirectoryStore
 
 LINES = 100_000
 CHANGED_EACH = 100  # one of so many lines
-WALL_SHARE_MAX = 0.2  # of the second run
+WALL_SHARE_MAX = 0.2  # of the second command
 SHUFFLE_WINDOW = 200_000  # lines that are shuffled among each other, so that any file fits into memory
 LOCAL = RoutingTable(everything="local")
 PLANS = ("plan", "hash", "reuse", "shuffled")
@@ -124,16 +127,45 @@ def measure_runs(ledger: Ledger, num: int) -> dict[str, Any]:
     }
 
 
+def _cpu_of_children() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def measure_command(folder: Path, num: int) -> dict[str, Any]:
+    walls, cpus = [], []
+    command = [sys.executable, "-m", "batchfile", "run", "in.jsonl", "-o", "out.jsonl", "--engine", "echo", "--json"]
+    for is_changed in (False, True):
+        with open(folder / "in.jsonl", "wb") as file:
+            file.writelines(rows(num, is_changed=is_changed))
+        began_at, cpu_at = time.monotonic(), _cpu_of_children()
+        environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+        made = subprocess.run(command, cwd=folder, env=environment, check=True, capture_output=True).stdout
+        walls.append(time.monotonic() - began_at)
+        cpus.append(_cpu_of_children() - cpu_at)
+    return {
+        "first_s": round(walls[0], 2),
+        "second_s": round(walls[1], 2),
+        "share": round(walls[1] / walls[0], 3),
+        "cpu_share": round(cpus[1] / cpus[0], 3),
+        "reused": json.loads(made)["reused"],
+    }
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--lines", type=int, default=LINES)
-    parser.add_argument("--only", default=",".join((*PLANS, "runs")))
+    parser.add_argument("--only", default=",".join((*PLANS, "runs", "command")))
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
         kind, folder = args.child
-        ledger = Ledger(store=DirectoryStore(Path(folder), fsync=False))
-        print(json.dumps(measure_runs(ledger, args.lines) if kind == "runs" else measure_plan(ledger, kind)))
+        # As in a run, so that small objects are written next to each other.
+        ledger = Ledger(store=DirectoryStore(Path(folder), fsync=False), num_in_flight=IN_FLIGHT)
+        if kind == "command":
+            print(json.dumps(measure_command(Path(folder), args.lines)))
+        else:
+            print(json.dumps(measure_runs(ledger, args.lines) if kind == "runs" else measure_plan(ledger, kind)))
         return 0
     row: dict[str, Any] = {"bench": "reuse", "lines": args.lines}
     kinds = args.only.split(",")
@@ -152,7 +184,7 @@ def main() -> int:
                 for entry in list(ledger.store.list(keys.batch_prefix(kind))):
                     ledger.store.delete(entry.key)
     print(json.dumps(row))
-    return 0 if "runs" not in row or row["runs"]["share"] <= WALL_SHARE_MAX else 1
+    return 0 if "command" not in row or row["command"]["share"] <= WALL_SHARE_MAX else 1
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ def clients(spoiled: Any) -> Iterator[S3Store]:
 @pytest.fixture
 def store(proxy: Any, clients: S3Store, folder: str, monkeypatch: pytest.MonkeyPatch) -> S3Store:
     monkeypatch.setattr(s3, "READ_PAUSE_S", 0.001)
+    monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda self, context: 0.001)
     found = copy(clients)  # making clients is slow; each test gets a prefix of its own instead
     found._prefix = f"{folder}/"
     return found

@@ -163,28 +163,131 @@ def test_the_receipt_and_the_errors_file_follow_and_the_run_keeps_its_merged_res
     assert (receipt.reasons, receipt.failures, receipt.counts.rejected) == (None, (), 0)
 
 
-def test_a_later_run_of_a_changed_input_keeps_a_copy_of_merged_results(
+Rows = list[dict[str, Any]]
+
+
+class Output:
+    """An output of which request r2 failed, in the current folder; its answer was merged in."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, *, fixed: Rows | None = None) -> None:
+        monkeypatch.chdir(folder)
+        self.rows = [
+            {"custom_id": f"r{n}", "params": {"messages": [{"role": "user", "content": f"hi {n}"}]}} for n in range(4)
+        ]
+        self.bad = {"custom_id": "r2", "params": {}}
+        self.run(*self.rows[:2], self.bad)
+        if fixed is None:
+            batchfile.run(written(folder / "again.jsonl", self.rows[2]), "fixed.jsonl", engine="echo")
+        else:
+            written(folder / "fixed.jsonl", *fixed)
+        merge("out.jsonl", "fixed.jsonl")
+        self.merged = Path("out.jsonl").read_bytes()
+
+    def run(self, *rows: dict[str, Any], **options: Any) -> batchfile.Receipt:
+        receipt: batchfile.Receipt = batchfile.run(
+            written(Path("in.jsonl"), *rows), "out.jsonl", engine="echo", **options
+        )
+        return receipt
+
+
+MERGED = [{"custom_id": "r2", "status": "succeeded", "message": "by hand"}]
+COPIED = "out.jsonl has 1 merged result that this run does not have; it is kept as out.jsonl.edited"
+
+
+def test_a_later_run_of_a_changed_input_keeps_merged_answers_of_the_same_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = Output(tmp_path, monkeypatch)
+    for more in ([out.rows[3]], [out.rows[3], {**out.rows[3], "custom_id": "r4"}]):
+        receipt = out.run(*out.rows[:2], out.bad, *more)
+        assert receipt.is_all_succeeded
+        assert receipt.reused == 2 + len(more)
+        assert len(receipt.reused_from) == 1
+        assert Path("out.jsonl").read_bytes().startswith(out.merged)
+    assert not Path("out.jsonl.edited").exists()
+
+
+def test_merged_answers_to_requests_that_changed_too_are_kept_as_a_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = Output(tmp_path, monkeypatch)
+    receipt = out.run(*out.rows[:2], {**out.rows[3], "custom_id": "r2"})
+    assert receipt.reused == 2
+    assert read("out.jsonl")[2]["message"]["content"][0]["text"] == "hi 3"
+    assert Path("out.jsonl.edited").read_bytes() == out.merged
+    assert COPIED in capsys.readouterr().err
+
+
+def test_merged_answers_that_another_model_may_have_made_are_kept_only_if_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = (
+        b'{"custom_id":"r2","status":"succeeded","message":{"content":[{"type":"text","text":"made elsewhere"}]},'
+        b'"stop_reason":"end_turn","model":"m","usage":null,"error":null}'
+    )
+    out = Output(tmp_path, monkeypatch, fixed=[json.loads(made)])
+    changed = [*out.rows[:2], out.bad, out.rows[3]]
+    with pytest.raises(OutputTaken, match=r"1 merged answer that another model may have made\. Add reuse=True"):
+        out.run(*changed)
+    assert Path("out.jsonl").read_bytes() == out.merged
+    merge("out.jsonl", str(Path("raw.jsonl").write_bytes(made) and "raw.jsonl"))
+    for more in ([], [{**out.rows[3], "custom_id": "r4"}]):
+        receipt = out.run(*changed, *more, reuse=True)
+        assert (receipt.is_all_succeeded, receipt.reused) == (True, 3 + len(more))
+        assert Path("out.jsonl").read_bytes().splitlines()[2] == made
+    assert not Path("out.jsonl.edited").exists()
+
+
+def test_a_result_that_was_written_by_hand_is_kept_as_a_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = Output(tmp_path, monkeypatch, fixed=MERGED)
+    assert out.run(*out.rows[:2], out.bad, out.rows[3], reuse=True).counts.succeeded == 3
+    assert Path("out.jsonl.edited").read_bytes() == out.merged
+    assert COPIED in capsys.readouterr().err
+
+
+def test_another_output_can_take_merged_answers_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = Output(tmp_path, monkeypatch)
+    receipt = batchfile.run("in.jsonl", "other.jsonl", engine="echo", reuse_from="out.jsonl")
+    assert (receipt.is_all_succeeded, receipt.reused, len(receipt.reused_from)) == (True, 3, 1)
+    assert Path("other.jsonl").read_bytes() == out.merged
+
+
+def test_an_interrupted_run_keeps_merged_answers_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = Output(tmp_path, monkeypatch)
+    changed = [*out.rows[:2], out.bad, out.rows[3]]
+    with monkeypatch.context() as patched:
+        patched.setattr("batchfile.local.api.work_on", lambda *_, **__: None)
+        with pytest.raises(BatchfileError, match="stopped"):
+            out.run(*changed)
+    assert Path("out.jsonl").read_bytes() == out.merged
+    receipt = out.run(*changed, {**out.rows[3], "custom_id": "r4"})
+    assert (receipt.is_all_succeeded, receipt.reused) == (True, 3)
+    assert not Path("out.jsonl.edited").exists()
+
+
+def test_merged_results_in_the_openai_format_are_said_to_run_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    rows: list[dict[str, Any]] = [
-        {"custom_id": f"r{n}", "params": {"messages": [{"role": "user", "content": f"hi {n}"}]}} for n in range(4)
+    said = [[{"role": "user", "content": "hi"}], [], [{"role": "user", "content": "more"}]]
+    bodies = [{"model": "m", "messages": messages} for messages in said]
+    rows: Rows = [
+        {"custom_id": f"r{n}", "method": "POST", "url": "/v1/chat/completions", "body": body}
+        for n, body in enumerate(bodies)
     ]
-    batchfile.run(
-        written(tmp_path / "in.jsonl", *rows[:2], {"custom_id": "r2", "params": {}}), "out.jsonl", engine="echo"
-    )
-    batchfile.run(written(tmp_path / "again.jsonl", rows[2]), "fixed.jsonl", engine="echo")
+    fixed = [{**rows[1], "body": rows[0]["body"]}]
+    batchfile.run(written(tmp_path / "in.jsonl", *rows[:2]), "out.jsonl", engine="echo")
+    batchfile.run(written(tmp_path / "again.jsonl", *fixed), "fixed.jsonl", engine="echo")
     merge("out.jsonl", "fixed.jsonl")
     merged = Path("out.jsonl").read_bytes()
-    batchfile.run(
-        written(tmp_path / "in.jsonl", *rows[:2], {"custom_id": "r2", "params": {}}, rows[3]),
-        "out.jsonl",
-        engine="echo",
-    )
+    receipt = batchfile.run(written(tmp_path / "in.jsonl", *rows), "out.jsonl", engine="echo")
+    assert (receipt.counts.succeeded, receipt.reused) == (2, 1)
     assert Path("out.jsonl.edited").read_bytes() == merged
-    assert "out.jsonl has 1 merged result that this run does not have; it is kept as out.jsonl.edited" in (
-        capsys.readouterr().err
-    )
+    told = capsys.readouterr().err
+    assert "1 merged result in OpenAI's format, which cannot be taken over: these requests run again" in told
+    assert COPIED in told
 
 
 def test_requests_that_failed_again_have_the_newer_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

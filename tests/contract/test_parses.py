@@ -90,7 +90,7 @@ def counts(monkeypatch: pytest.MonkeyPatch) -> Counts:
     decode = msgspec.json.decode
     monkeypatch.setattr(msgspec.json, "decode", lambda data, **more: (note(data), decode(data, **more))[1])
     read_carried = parse.read_carried
-    monkeypatch.setattr(parse, "read_carried", lambda envelope: (note(envelope.carried), read_carried(envelope))[1])
+    monkeypatch.setattr(parse, "read_carried", lambda *given: (note(given[0].carried), read_carried(*given))[1])
     return found
 
 

@@ -265,6 +265,7 @@ def test_a_full_disk_for_temporary_files_is_told(monkeypatch: pytest.MonkeyPatch
     world = World()
     old = world.finished("old", rows(*range(40)))
     monkeypatch.setattr(range_buckets, "MEMORY_BYTES", 1000)
+    monkeypatch.setattr("batchfile.store.memory.CHUNK_BYTES", 100)  # so that a range gets its lines one by one
     monkeypatch.setattr(range_buckets.tempfile, "TemporaryFile", full)
     assert world.plan("ordered", rows(*range(40)), from_(old), lines_per_range=1).num_reused == 40, "needs no file"
     planned = world.plan("new", rows(*range(39, -1, -1)), from_(old))

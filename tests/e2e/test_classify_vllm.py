@@ -179,3 +179,11 @@ def test_control_tokens_in_a_template_around_a_pair_are_text_unless_the_pool_par
 def test_a_model_for_another_task_is_named(classifier: Any) -> None:
     with pytest.raises(SettingsError, match=r"does not make embeddings; task = 'embed' needs one that does"):
         pooling(classifier, task="embed")
+
+
+@pytest.mark.parametrize(("keep", "other"), [(0, None), (1, None), (2, "a red apple"), (0, "a red apple")])
+def test_a_limit_below_the_control_tokens_is_not_ignored(keep: int, other: str | None) -> None:
+    texts = Texts(tokenizer(), SimpleNamespace(use_sep_token=True), VllmOptions(model="m"), 16)
+    with pytest.raises(InvalidRequest, match=f"the control tokens alone are more than {keep}; raise it"):
+        texts.encode("the sky is blue", other, adds=True, keep=keep)
+    assert len(texts.encode("the sky is blue", other, adds=True, keep=3 if other else 2).token_ids) <= 3

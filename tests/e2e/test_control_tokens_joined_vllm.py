@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from batchfile.types import Media, Message
+from batchfile.types import Media, Message, Tool, Tools
 from tests.e2e.test_control_tokens_vllm import named
 from tests.helpers.engine import ChatPrompts
 from tests.small_tokenizers import llama, mistral
@@ -132,3 +132,25 @@ def test_added_tokens_and_their_lookalikes_are_data(normalizer: str, text: str, 
     assert named(tokenizer, prompts.prompt((Message("user", text),)).token_ids) == ["<|user|>", "<|end|>"]
     html = prompts.prompt((Message("user", "a <table>"),)).token_ids
     assert named(tokenizer, html) == ["<|user|>", "<table>", "<|end|>"], "as vLLM encodes it"
+
+
+@pytest.mark.parametrize("family", CUTS)
+def test_a_template_that_begins_a_token_before_a_text_makes_none(tokenizers: dict[str, Any], family: str) -> None:
+    """As Qwen3-Coder's template writes `'<' ~ key ~ '>'` of the schemas of tools."""
+    tokenizer = tokenizers[family]
+    token = "".join(CUTS[family])
+    opening, inner, closing = token[0], token[1:-1], token[-1]
+    template = (
+        "{% macro shown(d) %}{% for key in d %}{{ '\n" + opening + "' ~ key ~ '" + closing + "' }}{% endfor %}"
+        "{% endmacro %}{{ shown(tools[0].function.parameters) if tools }}"
+        "{% for m in messages %}" + token + "{{ '" + opening + "' ~ m.content }}{% endfor %}"
+    )
+    prompts = prompts_with(tokenizer, template)
+    for key, text in ((inner, "hi"), ("a", token[1:] + "hi"), (inner + closing + "\nobey", "hi"), (inner, token)):
+        tools = Tools(offered=(Tool("f", None, {key: 1, "function": 2}),))
+        token_ids = prompts.prompt((Message("user", text),), tools).token_ids
+        assert named(tokenizer, token_ids) == [token], (key, text)
+        shown = f"\n{opening}{key}{closing}\n{opening}function{closing}{token}{opening}{text}"
+        assert tokenizer.decode(token_ids).replace(" ", "") == shown.replace(" ", "")
+    harmless = prompts.prompt((Message("user", inner),)).token_ids
+    assert harmless == tokenizer.encode(f"{token}{opening}{inner}", add_special_tokens=False), "no token was made"

@@ -1,13 +1,12 @@
-"""What is vLLM's own: prompts and text exactly as vLLM makes them, what does not fit, and dying processes."""
+"""What every engine does, and what is vLLM's own: prompts and text exactly as vLLM makes them, what does not fit, and
+dying processes. One engine for all of it: to start one takes long.
+"""
 
 import copy
 import json
 import os
 import random
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -19,9 +18,11 @@ from msgspec.structs import replace
 
 from batchfile.errors import EngineDead, InvalidRequest, SettingsError
 from batchfile.types import Completion, Message, Outcome, Request, Sampling
+from tests.contract import test_engine as every_engine
+from tests.e2e import test_tools_vllm as tools
 from tests.engines import prepare_now
-from tests.helpers.engine import ChatPrompts, engine_factory, fold_system
-from tests.helpers.vllm import OneDecode, VllmEngine, VllmOptions, lacking
+from tests.helpers.engine import ChatPrompts, EngineMaker, engine_factory, fold_system
+from tests.helpers.vllm import Adapters, Generating, OneDecode, VllmEngine, VllmOptions, lacking
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]
 
@@ -70,16 +71,27 @@ def lora(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
 
 
 @pytest.fixture(scope="module")
-def engine(model_dir: Path, lora: dict[str, str]) -> Iterator[VllmEngine]:
-    built = VllmEngine(VllmOptions(model=str(model_dir), max_model_len=1024, lora=lora, checks_model=True))
+def maker(model_dir: Path, lora: dict[str, str]) -> EngineMaker:
+    """In float32, in which a request's answer does not depend on those that are computed with it."""
+    exact = {"dtype": "float32"}
+    return engine_factory(
+        "vllm", model=str(model_dir), max_model_len=1024, lora=lora, checks_model=True, engine_args=exact
+    )
+
+
+@pytest.fixture(scope="module")
+def engine(maker: EngineMaker) -> Iterator[VllmEngine]:
+    built = maker()
+    assert isinstance(built, VllmEngine)
     yield built
     built.close()
 
 
-def test_what_decides_its_answers_was_known_before_it_was_loaded(
-    engine: VllmEngine, model_dir: Path, lora: dict[str, str]
-) -> None:
-    known = engine_factory("vllm", model=str(model_dir), max_model_len=1024, lora=lora).identity()
+globals().update({name: test for name, test in vars(every_engine).items() if name.startswith("test_")})
+
+
+def test_what_decides_its_answers_was_known_before_it_was_loaded(engine: VllmEngine, maker: EngineMaker) -> None:
+    known = maker.identity()
     assert known is not None
     assert engine.info.fingerprint == known.fingerprint
 
@@ -183,8 +195,8 @@ def test_text_made_at_once_is_the_text_that_vllm_makes_token_by_token(tokenizer:
 def test_text_is_the_same_with_and_without_stop_strings(engine: VllmEngine) -> None:
     # A stop string makes vLLM detokenise as it goes.
     for text in ("Write a haiku about 日本 🙂", "List three fruits."):
-        [plain] = run(engine, request(text, max_tokens=40))
-        [watched] = run(engine, request(text, max_tokens=40, stop=("never to be found",)))
+        [plain] = run(engine, request(text, max_tokens=24))
+        [watched] = run(engine, request(text, max_tokens=24, stop=("never to be found",)))
         assert isinstance(plain, Completion)
         assert isinstance(watched, Completion)
         assert plain.choices == watched.choices
@@ -275,6 +287,25 @@ def test_a_bad_parameter_is_at_worst_that_requests_error(engine: VllmEngine, sam
     assert isinstance(fine, Completion)
 
 
+def test_a_model_that_must_call_a_tool_calls_one_that_fits(
+    engine: VllmEngine, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a template that shows tools, which the model's own does not."""
+    template = tmp_path / "template.jinja"
+    template.write_text(tools.TEMPLATE)
+    options = VllmOptions(model=str(model_dir), chat_template=str(template))
+    monkeypatch.setattr(engine, "_work", Generating(engine._llm, options, engine._guides, Adapters((), None)))
+    ones = [tools.request(tools.NAMED), tools.request(tools.NAMED), tools.request(None)]
+    named, again, plain, offered = run(engine, *ones, replace(tools.request(), tools=tools.TOOLS))
+    assert all(isinstance(outcome, Completion) for outcome in (named, again, plain, offered))
+    [choice] = named.choices
+    assert (choice.text, choice.stop_reason) == ("", "tool_use")
+    assert {call.name for call in choice.calls} == {"look"}
+    assert all(call.input["city"] in {"Bern", "Rome"} for call in choice.calls)
+    assert named.choices == again.choices
+    assert not plain.choices[0].calls
+
+
 def test_a_killed_engine_process_is_a_dead_engine_even_while_a_step_waits(engine: VllmEngine) -> None:
     prepared = engine.prepare(request("Tell a long story.", max_tokens=400))
     engine.add(1, prepared)
@@ -299,57 +330,3 @@ def test_a_model_that_is_none_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(SettingsError, match="cannot load the model"):
         VllmEngine(VllmOptions(model=str(tmp_path)))
-
-
-PROGRAM = """
-import os, signal, sys
-from batchfile.engine.vllm.engine import VllmEngine
-from batchfile.engine.vllm.tasks import VllmOptions
-from batchfile.engine.vllm.steps import lacking
-from batchfile.types import Message, Request, Sampling
-
-if __name__ == "__main__":
-    heard = []
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, _: heard.append(number))
-    engine = VllmEngine(VllmOptions(model=sys.argv[1], max_model_len=512))
-    for key in range(8):
-        one = Request(custom_id="r", messages=(Message("user", "Hi"),), sampling=Sampling(max_tokens=30))
-        engine.add(key, engine.prepare(one))
-    engine.step()
-    os.killpg(0, signal.SIGINT)
-    os.killpg(0, signal.SIGTERM)
-    done = 0
-    while done < 8:
-        done += len(engine.step())
-    print("RESULT", len(heard), done, *(process.pid for process in engine._processes), flush=True)
-    os.kill(os.getpid(), signal.SIGKILL)
-"""
-
-
-def is_running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
-    except FileNotFoundError:
-        return False
-
-
-def test_a_signal_to_all_stops_no_request_and_a_killed_process_leaves_no_engine_behind(
-    model_dir: Path, tmp_path: Path
-) -> None:
-    script = tmp_path / "program.py"  # a file, since vLLM's processes import the main module again
-    script.write_text(PROGRAM)
-    done = subprocess.run(
-        [sys.executable, str(script), str(model_dir)],
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        check=False,
-    )
-    assert done.returncode == -signal.SIGKILL
-    # Nothing of vLLM's is on stdout, which may carry results.
-    [line] = done.stdout.splitlines()
-    word, num_heard, num_done, *pids = line.split()
-    assert (word, num_heard, num_done) == ("RESULT", "2", "8")
-    while any(is_running(int(pid)) for pid in pids):  # if one stays, the suite's limit for what hangs says so
-        time.sleep(0.1)

@@ -1,5 +1,5 @@
 """`kill -9` of `batchfile run` on real vLLM, once or, in the long form, three times over one batch; the next command
-finishes it.
+finishes it, although its engine is sent Ctrl-C and SIGTERM, as a terminal and systemd send them to a whole group.
 
 What a checkpoint held is not generated again: the last process answers exactly what was missing when it began.
 """
@@ -77,17 +77,19 @@ def committed(folder: Path) -> int:
     return sum(json.loads(record.data)["counts"]["succeeded"] for record in records if record is not None)
 
 
+def start(
+    folder: Path, model: str, mark: str, stdout: int = subprocess.DEVNULL, stderr: int = subprocess.DEVNULL
+) -> "subprocess.Popen[bytes]":
+    environ = {**os.environ, MARK: mark}
+    return subprocess.Popen(
+        command(model), cwd=folder, env=environ, stderr=stderr, stdout=stdout, start_new_session=True
+    )
+
+
 def kill_after_progress(folder: Path, model: str, mark: str) -> None:
     """Start, wait until more is committed than before, kill the process: its engine ends too."""
     before = committed(folder)
-    process = subprocess.Popen(
-        command(model),
-        cwd=folder,
-        env={**os.environ, MARK: mark},
-        stderr=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    process = start(folder, model, mark)
     wait_until(lambda: committed(folder) > before or process.poll() is not None)
     assert process.poll() is None, "the run ended before it could be killed"
     os.kill(process.pid, signal.SIGKILL)
@@ -103,11 +105,21 @@ def test_kills_lose_nothing_and_repeat_nothing_committed(tmp_path: Path, model_p
         kill_after_progress(tmp_path, model_path, f"{os.getpid()}-{number}")
     left = NUM_REQUESTS - committed(tmp_path)
     assert left > 0
-    done = subprocess.run(command(model_path), cwd=tmp_path, stderr=subprocess.PIPE, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
-    ended = re.search(r"runner\.ended.*succeeded=(\d+)", done.stderr)
-    assert ended is not None, done.stderr[-4000:]
-    assert int(ended[1]) == left
+    mark = f"{os.getpid()}-last"
+    last = start(tmp_path, model_path, mark, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert last.stderr is not None
+    assert any(b"engine.first_requests" in row for row in last.stderr)
+    pids = engine_processes(mark)
+    assert pids
+    for pid in pids:
+        os.kill(pid, signal.SIGINT)
+        os.kill(pid, signal.SIGTERM)
+    stdout, stderr = (data.decode() for data in last.communicate())
+    assert last.returncode == 0, stderr[-4000:]
+    assert stdout == "", "which may carry results: nothing of vLLM's is there"
+    ended = re.search(r"runner\.ended .*engine_deaths=(\d+) .*succeeded=(\d+)", stderr)
+    assert ended is not None, stderr[-4000:]
+    assert (int(ended[1]), int(ended[2])) == (0, left)
     rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_bytes().splitlines()]
     assert [row["custom_id"] for row in rows] == wanted
     assert {row["status"] for row in rows} == {"succeeded"}

@@ -1,17 +1,18 @@
-"""Tools and thinking on vLLM: what the model is shown, how its answer is read, and what is not served."""
+"""Tools and thinking on vLLM: what the model is shown, how its answer is read, and what is not served.
+
+tests/e2e/test_engine_vllm.py generates with them.
+"""
 
 import copy
 from pathlib import Path
 from typing import Any
 
 import pytest
-from msgspec.structs import replace
 
 from batchfile.errors import InvalidRequest, SettingsError
-from batchfile.types import Choice, Completion, Message, Request, Sampling, Tool, ToolCall, Tools
-from tests.engines import prepare_now
+from batchfile.types import Choice, Message, Request, Sampling, Tool, ToolCall, Tools
 from tests.helpers.engine import ChatPrompts
-from tests.helpers.vllm import Parsers, VllmEngine, VllmOptions
+from tests.helpers.vllm import Parsers
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]
 
@@ -154,23 +155,25 @@ def test_thinking_is_told_apart_from_text_and_calls(tokenizer: Any) -> None:
     assert found.template_arguments(request(None, is_thinking=False))["enable_thinking"] is False
 
 
-def test_a_model_that_must_call_a_tool_calls_one_that_fits(model_dir: Path, tmp_path: Path) -> None:
-    template = tmp_path / "template.jinja"
-    template.write_text(TEMPLATE)
-    engine = VllmEngine(VllmOptions(model=str(model_dir), max_model_len=1024, chat_template=str(template)))
-    try:
-        done: dict[int, Any] = {}
-        ones = [request(NAMED), request(NAMED), request(None), replace(request(), tools=TOOLS)]
-        for key, one in enumerate(ones):
-            engine.add(key, prepare_now(engine, one))
-        while len(done) < len(ones):
-            done |= {finished.key: finished.outcome for finished in engine.step()}
-    finally:
-        engine.close()
-    assert all(isinstance(outcome, Completion) for outcome in done.values())
-    named = done[0].choices[0]
-    assert (named.text, named.stop_reason) == ("", "tool_use")
-    assert {call.name for call in named.calls} == {"look"}
-    assert all(call.input["city"] in {"Bern", "Rome"} for call in named.calls)
-    assert done[0].choices == done[1].choices
-    assert not done[2].choices[0].calls
+@pytest.mark.parametrize(
+    ("choice", "strict", "is_guided"),
+    [("auto", True, True), ("auto", None, False), ("auto", False, False), ("any", None, True), ("any", True, True)],
+)
+def test_the_schema_of_a_strict_tool_guides_its_call(
+    tokenizer: Any, choice: Any, strict: bool | None, is_guided: bool
+) -> None:
+    tools = Tools(offered=(Tool("look", None, CITY, strict),), choice=choice)
+    reading = parsers(tokenizer).reading(request(tools))
+    assert reading is not None
+    guide = reading.asked.structured_outputs
+    assert (guide is not None and '"Bern"' in (guide.structural_tag or str(guide.json))) == is_guided
+
+
+@pytest.mark.parametrize("choice", ["any", "named"])
+def test_tools_that_vllm_cannot_make_a_grammar_of_fail_their_request(tokenizer: Any, choice: Any) -> None:
+    deep: dict[str, Any] = {"type": "object"}
+    for _ in range(150):
+        deep = {"type": "object", "properties": {"a": deep}}
+    tools = Tools(offered=(Tool("look", None, deep),), choice=choice, name="look" if choice == "named" else None)
+    with pytest.raises(InvalidRequest, match=r"^vLLM rejected the tools: "):
+        parsers(tokenizer).reading(request(tools))

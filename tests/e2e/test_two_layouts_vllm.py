@@ -48,6 +48,9 @@ def engine(both_layouts: Path) -> Iterator[VllmEngine]:
     pool = PoolSettings(model=str(both_layouts), max_model_len=256, engine_args={"max_num_seqs": 3})
     built = factory_of(pool, "vllm")()
     assert isinstance(built, VllmEngine)
+    known = factory_of(pool, "vllm").identity()
+    assert known is not None
+    assert built.info.fingerprint == known.fingerprint, "with the dtype that is chosen for this CPU"
     yield built
     built.close()
 

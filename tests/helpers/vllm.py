@@ -10,6 +10,6 @@ from batchfile.engine.vllm.pooling import Pooling, Texts
 from batchfile.engine.vllm.preflight import check_model, model_facts
 from batchfile.engine.vllm.processes import ProcessGuard
 from batchfile.engine.vllm.steps import Stall, lacking
-from batchfile.engine.vllm.tasks import OneDecode, VllmOptions
+from batchfile.engine.vllm.tasks import Generating, OneDecode, VllmOptions
 from batchfile.machine.defaults import throughput_arguments
 from batchfile.machine.devices import visible_devices

@@ -65,7 +65,7 @@ def test_a_wrong_key_a_wrong_address_and_a_wrong_name_are_wrong_usage_and_say_wh
     said = shell.run("submit", "in.jsonl", "--stage", "email", "--api-key", "bf_other", code=2).stderr.decode()
     assert "does not accept this API key; check BATCHFILE_API_KEY" in said
     said = shell.run("ls", "--url", page, code=2).stderr.decode()
-    assert "answered 200 with text/html, so it is not a batchfile service; check --url" in said
+    assert "answered 200 with text/html, so it is not a batchfile service; check the address" in said
     said = shell.run("ls", "--url", CLOSED, code=1).stderr.decode()
     assert f"{CLOSED} cannot be reached (Connection refused); check that it is running" in said
     said = shell.run("status", "batch_000000000000", code=2).stderr.decode()

@@ -59,6 +59,10 @@ def hang(self, request):
     return prepare(self, request)
 EchoEngine.prepare = hang
 """
+GIVES_UP_SOON = """
+from batchfile.runner import runner
+runner.JOIN_S_MAX = 0.1
+"""
 NEVER_LOADS = """
 import time
 from batchfile.engine.echo import EchoEngine
@@ -312,7 +316,7 @@ def test_a_request_that_does_not_get_prepared_ends_the_process_and_fails_alone_a
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_is_heard_while_a_request_does_not_get_prepared(folder: Path, number: signal.Signals) -> None:
-    process = start(folder, before=NEVER_PREPARES)
+    process = start(folder, before=NEVER_PREPARES + GIVES_UP_SOON)
     assert process.stdout is not None
     assert process.stdout.readline() == "there\n"
     process.send_signal(number)

@@ -16,12 +16,12 @@ from click.testing import CliRunner
 from batchfile.cli.estimate import _time_lines
 from batchfile.cli.exits import Exit, exit_of, message_of
 from batchfile.cli.numbers import Finite, Whole
-from batchfile.cli.reference import reference
 from batchfile.client.estimate import PoolTime
 from batchfile.errors import BatchfileError, InvalidFile, OutputTaken, SettingsError, StoreUnavailable
 from batchfile.local import engines
 from batchfile.local.api import run
 from batchfile.local.display import duration
+from docs.pages.commands import reference
 from tests.helpers.cli import COMMANDS, LazyGroup, group, main, root
 from tests.helpers.engine import EngineMaker
 from tests.helpers.local import Dtype, RunArguments, RunOptions, outputs
@@ -33,7 +33,7 @@ DOCS = Path(__file__).parents[2] / "docs" / "cli.md"
 @pytest.mark.slow
 def test_the_reference_is_current_and_has_the_short_option_of_help_too() -> None:
     text = reference()
-    assert DOCS.read_text() == text, "run: python -m batchfile.cli.reference > docs/cli.md"
+    assert DOCS.read_text() == text, "run: python -m docs.pages"
     assert text.count("-h, --help ") == text.count("--help ") > len(COMMANDS)
 
 

@@ -28,10 +28,8 @@ class Looks:
             raise look
         return look
 
-    def results(self, batch: batchfile.BatchStatus) -> None:
+    def download(self, batch: batchfile.BatchStatus, file: str) -> None:
         """There are none."""
-
-    errors = results
 
 
 def held(*looks: batchfile.BatchStatus | Exception) -> batchfile.Batch:

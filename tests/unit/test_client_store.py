@@ -48,10 +48,10 @@ def test_a_batch_of_another_tenant_is_not_there(tmp_path: Path, batch: BatchStat
     others = remote(tmp_path, "zeta")
     calls: list[Any] = [others.batch, others.cancel, others.rerun]
     for call in calls:
-        with pytest.raises(InvalidRequest, match="not a batch of the tenant zeta; --tenant selects another"):
+        with pytest.raises(InvalidRequest, match="not a batch of the tenant zeta; name the tenant that it belongs to"):
             call(batch.batch_id)
     with pytest.raises(InvalidRequest, match="not a batch of the tenant zeta"):
-        others.results(batch)
+        others.download(batch, "results")
     assert remote(tmp_path, "acme").batch(batch.batch_id) == batch
 
 

@@ -17,11 +17,11 @@ DOCS = [
     for pattern in ("*.md", "docs/*.md", "api/**/*.md", "runners/**/*.md", "deploy/**/*.md", "containers/**/*.md")
     for path in ROOT.glob(pattern)
 ] + [ROOT / "tests/golden/README.md", ROOT / "ts/README.md"]
-CODE = [path for folder in (*PRODUCT, "containers") for path in (ROOT / folder).rglob("*.py")]
+CODE = [path for folder in (*PRODUCT, "containers", "docs") for path in (ROOT / folder).rglob("*.py")]
 
 LINK = re.compile(r"\[[^][]*\]\(([^)\s]+)\)")
 FILE = re.compile(r"(?<![\w:./*{}-])[\w./-]*\w\.py\b")
-MODULE = re.compile(r"-m ((?:batchfile|api|runners|tests)(?:\.\w+)*)")
+MODULE = re.compile(r"-m ((?:batchfile|api|runners|tests|docs)(?:\.\w+)*)")
 QUOTED_PATH = re.compile(r"`((?:batchfile|api|runners|deploy|containers|tests|docs)/[\w./-]*)`")
 NAME_IN_FILE = re.compile(r"`(\w+)` in `([\w./]+\.py)`")
 NOT_OURS = {"multiprocessing/resource_tracker.py"}

@@ -8,9 +8,9 @@ from typing import Any, get_args
 import pytest
 from pydantic import BaseModel
 
-from batchfile.cli.requests_reference import MODELS
 from batchfile.lines.formats import native
 from batchfile.lines.formats.shared import without_effect
+from docs.pages.requests import MODELS
 from tests.helpers.lines import openai_chat
 
 DOCS = Path(__file__).parents[2] / "docs" / "service.md"

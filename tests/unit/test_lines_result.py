@@ -110,9 +110,8 @@ def test_a_result_is_given_another_id_as_if_it_had_been_written_with_it(
         row = dict(reversed(row.items()))
     line = json.dumps(row, separators=separators, ensure_ascii=is_ascii).encode()
     assert decode_envelope(line).custom_id == new
-    rest = after_id(encode_result(old, DONE, "m"))
-    assert rest is not None
-    assert with_id(encoded_id(line), rest) == encode_result(new, DONE, "m")
+    for name in (old, new):
+        assert with_id(encoded_id(line), encode_result(name, DONE, "m")) == encode_result(new, DONE, "m")
 
 
 @pytest.mark.parametrize(
@@ -124,4 +123,7 @@ def test_an_id_is_encoded_as_it_is_read(line: bytes, encoded: bytes) -> None:
 
 
 def test_only_a_success_can_be_given_another_id() -> None:
-    assert after_id(encode_result('","status":"succeeded",', Failure(type="t", message="why"), "m")) is None
+    name = '","status":"succeeded",'
+    for row in (encode_result(name, Failure(type="t", message="why"), "m"), b'{"custom_id":"a"}', b"{}", b""):
+        assert after_id(row) is None
+        assert with_id(encoded_id(json.dumps({"custom_id": name}).encode()), row) is None

@@ -146,6 +146,26 @@ def test_a_recording_has_its_length() -> None:
     assert decode.read_wav(wav(seconds=0.5)).seconds == 0.5
     with pytest.raises(InvalidRequest, match="WAV"):
         decode.read_wav(b"ID3\x04")
+    wide = bytearray(wav())
+    wide[34] = 40
+    with pytest.raises(InvalidRequest, match="has samples of 40 bits; convert them to 16"):
+        decode.read_wav(bytes(wide))
+    for rate in (1, 3_975, 16_001, 400_000):
+        with pytest.raises(InvalidRequest, match=f"has {rate:,} samples per second; convert it to 16,000, or another"):
+            decode.read_wav(wav(seconds=10 / rate, rate=rate))
+
+
+def test_a_recording_counts_with_what_its_samples_take_in_memory() -> None:
+    data = wav(seconds=2, rate=4_000)
+    audio = Media(kind="audio", source=f"data:audio/wav;base64,{b64encode(data).decode()}")
+    assert decode.read_wav(data).memory == 4 * 2 * (4_000 + 16_000)
+    rules = MediaRules(allow=None, limits=MediaLimits(request_bytes=150_000))
+    use = MediaUse(kinds=frozenset({"audio"}))
+    with (
+        pytest.raises(InvalidRequest, match=r"the media of the request take 176,0.. bytes of memory or more"),
+        loaded(audio, rules=rules, use=use),
+    ):
+        pass
 
 
 def test_documents_are_text() -> None:
@@ -258,6 +278,10 @@ LIMITED = MediaRules(
         (
             [png(5, 4)] * 2,
             r"take 3\d\d bytes of memory or more; .* 300 bytes .media\.acme\.request_bytes_max",
+        ),
+        (
+            [png(20, 1)],
+            r"20 x 1 pixels, which is too narrow; the limit is 16 pixels on a side .media\.acme\.",
         ),
         ([png() + bytes(100)], r"too large; the limit is 100 bytes \(media\.acme\.object_bytes_max\)$"),
     ],

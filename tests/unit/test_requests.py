@@ -9,20 +9,16 @@ from typing import Any
 
 import pytest
 
-from batchfile.cli.requests_reference import ECHO, MODELS, NOTES, rows_of, with_tables
 from batchfile.engine.http.wire import request_body
 from batchfile.errors import InvalidRequest
 from batchfile.lines.formats import (
-    openai_classify,
     openai_completions,
     openai_embeddings,
-    openai_pooling,
-    openai_rerank,
     openai_responses,
-    openai_scores,
 )
 from batchfile.lines.parse import why_unserved
 from batchfile.types import Defaults, Request
+from docs.pages.requests import ECHO, MODELS, NOTES, rows_of, with_tables
 from tests.helpers.lines import openai_chat, parse_request
 
 PAGE = Path(__file__).parents[2] / "docs" / "requests.md"
@@ -33,10 +29,10 @@ LEAST: dict[str, dict[str, Any]] = {
     openai_completions.URL: {"prompt": "hi"},
     openai_embeddings.URL: {"input": "hi"},
     openai_responses.URL: {"input": "hi"},
-    openai_scores.URL: {"text_1": "hi", "text_2": ["ho"]},
-    openai_rerank.URL: {"query": "hi", "documents": ["ho", "ha"]},
-    openai_classify.URL: {"input": "hi"},
-    openai_pooling.URL: {"input": "hi"},
+    "/v1/score": {"text_1": "hi", "text_2": ["ho"]},
+    "/v1/rerank": {"query": "hi", "documents": ["ho", "ha"]},
+    "/v1/classify": {"input": "hi"},
+    "/v1/pooling": {"input": "hi"},
 }
 TOOL = {"type": "function", "function": {"name": "f"}}
 SCHEMA = {"type": "object"}
@@ -131,9 +127,9 @@ OTHER_FORMS: dict[tuple[str, str], dict[str, Any]] = {
     },
     (openai_responses.URL, "top_logprobs"): {"top_logprobs": 2},
     (openai_responses.URL, "logprob_token_ids"): {"logprob_token_ids": [1], "top_logprobs": 1},
-    (openai_rerank.URL, "documents"): {"documents": ["x"]},
+    ("/v1/rerank", "documents"): {"documents": ["x"]},
     **{
-        (openai_scores.URL, key): _NO_TEXTS | {first: "x", second: ["y"]}
+        ("/v1/score", key): _NO_TEXTS | {first: "x", second: ["y"]}
         for first, second in (("queries", "items"), ("data_1", "data_2"), ("queries", "documents"))
         for key in (first, second)
     },
@@ -196,22 +192,22 @@ _EMBED = (*_POOLED, "EmbedRequestMixin")
 _BASE = "entrypoints/pooling/base/protocol.py"
 # The classes of a request are in one file, and their bases in another.
 MORE = {
-    openai_scores.URL: (
+    "/v1/score": (
         "entrypoints/pooling/scoring/protocol.py",
         *(f"Score{one}Request" for one in ("Data", "QueriesDocuments", "QueriesItems", "Text")),
     ),
-    openai_rerank.URL: ("entrypoints/pooling/scoring/protocol.py", "RerankRequest"),
-    openai_pooling.URL: ("entrypoints/pooling/pooling/protocol.py", "PoolingCompletionRequest", "IOProcessorRequest"),
+    "/v1/rerank": ("entrypoints/pooling/scoring/protocol.py", "RerankRequest"),
+    "/v1/pooling": ("entrypoints/pooling/pooling/protocol.py", "PoolingCompletionRequest", "IOProcessorRequest"),
 }
 THEIRS = {
     openai_responses.URL: ("entrypoints/openai/responses/protocol.py", "ResponsesRequest"),
     openai_chat.URL: ("entrypoints/openai/chat_completion/protocol.py", "ChatCompletionRequest"),
     openai_completions.URL: ("entrypoints/openai/completion/protocol.py", "CompletionRequest"),
     openai_embeddings.URL: (_BASE, *_EMBED),
-    openai_classify.URL: (_BASE, *_POOLED, "ClassifyRequestMixin"),
-    openai_pooling.URL: (_BASE, *_EMBED, "ClassifyRequestMixin"),
-    openai_scores.URL: (_BASE, *_SCORED),
-    openai_rerank.URL: (_BASE, *_SCORED),
+    "/v1/classify": (_BASE, *_POOLED, "ClassifyRequestMixin"),
+    "/v1/pooling": (_BASE, *_EMBED, "ClassifyRequestMixin"),
+    "/v1/score": (_BASE, *_SCORED),
+    "/v1/rerank": (_BASE, *_SCORED),
 }
 
 
@@ -225,9 +221,7 @@ def test_every_field_of_vllms_requests_is_in_the_table(place: str) -> None:
 
 
 def test_the_page_is_current() -> None:
-    assert with_tables(PAGE.read_text()) == PAGE.read_text(), (
-        "run: python -m batchfile.cli.requests_reference docs/requests.md"
-    )
+    assert with_tables(PAGE.read_text()) == PAGE.read_text(), "run: python -m docs.pages"
 
 
 def test_every_note_and_every_reason_is_about_a_key() -> None:
@@ -240,7 +234,7 @@ def test_every_note_and_every_reason_is_about_a_key() -> None:
 def test_a_served_key_changes_the_request_of_the_engine(place: str, key: str) -> None:
     parts = sample(place, key)
     without = {name: value for name, value in parts.items() if name != key}
-    plain = parsed(place, {} if place == openai_scores.URL else without)
+    plain = parsed(place, {} if place == "/v1/score" else without)
     assert parsed(place, parts) != plain
 
 
@@ -248,7 +242,7 @@ def test_a_served_key_changes_the_request_of_the_engine(place: str, key: str) ->
 def test_an_endpoint_is_sent_a_served_key_as_it_is(place: str, key: str) -> None:
     parts = sample(place, key)
     sent = json.loads(request_body(parsed(place, parts), "m", 5))
-    if key == "documents" and place == openai_scores.URL:
+    if key == "documents" and place == "/v1/score":
         key = "text_2"
         parts = {key: parts["documents"]}
     assert sent[key] == (LEAST[place] | parts)[key]
@@ -267,6 +261,31 @@ def test_a_rejected_key_is_named(place: str, key: str) -> None:
 
 WRONG = [
     ("params", {"min_tokens": -1}, "params.min_tokens: must be at least 0, got -1"),
+    ("params", {"logit_bias": {"07": 1}}, 'params.logit_bias.07: must be a token id, got "07"'),
+    ("params", {"thinking": {"type": "disabled", "budget_tokens": 5}}, "params.thinking.budget_tokens: has no effect"),
+    (
+        openai_chat.URL,
+        {"response_format": {"type": "text", "triggers": ["a"]}},
+        "body.response_format: the type ",
+    ),
+    (
+        openai_chat.URL,
+        {"response_format": {"type": "structural_tag", "format": {"type": "any_text"}, "structures": []}},
+        "body.response_format: the type structural_tag needs format alone",
+    ),
+    (
+        openai_responses.URL,
+        {"text": {"format": {"type": "text", "schema": SCHEMA}}},
+        'body.text.format: has schema, but its type is "text"; make it "json_schema" or remove schema',
+    ),
+    (openai_responses.URL, {"text": {"format": {"type": "json_schema"}}}, "body.text.format: schema is missing"),
+    ("/v1/score", {"text_1": ""}, "body.text_1: must not be empty"),
+    (
+        openai_chat.URL,
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": ""}]}]},
+        "body.messages[0].content[0].image_url: must not be empty",
+    ),
+    (openai_responses.URL, {"input": [{"type": "reasoning"}]}, "body.input: has no message; add one"),
     ("params", {"logit_bias": {"5": 101}}, "params.logit_bias.5: must be at most 100, got 101"),
     ("params", {"top_logprobs": 3}, "params.top_logprobs: needs logprobs; add it"),
     ("params", {"chat_template_kwargs": {"tokenize": 1}}, "params.chat_template_kwargs: must not contain tokenize"),

@@ -9,15 +9,10 @@ from msgspec.structs import replace
 from openai.types.chat import ChatCompletion
 from openai.types.responses import Response
 
+from batchfile.endpoints import KINDS
 from batchfile.errors import InvalidRequest
-from batchfile.lines.formats import (
-    openai_classify,
-    openai_completions,
-    openai_pooling,
-    openai_rerank,
-    openai_responses,
-    openai_scores,
-)
+from batchfile.lines.formats import openai_completions, openai_responses
+from batchfile.lines.formats.bodies import FORMATS
 from batchfile.testing import EchoEngine
 from batchfile.types import Choice, Completion, Defaults, TokenLogprob, TopLogprob, Usage
 from tests.helpers.lines import (
@@ -27,6 +22,7 @@ from tests.helpers.lines import (
     openai_chat,
     openai_embeddings,
     openai_file,
+    parse,
     parse_request,
 )
 from tests.unit.test_requests import HI, LEAST, SCHEMA, parsed
@@ -45,6 +41,20 @@ RESPONSE = {
     "tools": [{"type": "function", "name": "look", "parameters": SCHEMA, "strict": True}],
     "store": False,
 }
+
+
+def test_every_endpoint_has_a_format() -> None:
+    assert [*FORMATS] == [*KINDS]
+
+
+@pytest.mark.parametrize("url", [*LEAST])
+def test_a_valid_line_is_not_searched_for_problems(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The search validates the line again, and slower."""
+    monkeypatch.setattr(parse, "find_problems", lambda envelope: pytest.fail("searched"))
+    label = "metadata" if url in ("params", "/v1/messages") else "user"
+    assert parsed(url, {label: "me"}).options is None
+    options = parsed(url, {"truncate_prompt_tokens": 9, "user": "me"} if label == "user" else {"priority": 0}).options
+    assert options is not None
 
 
 def test_a_response_is_read_as_the_same_chat_completion() -> None:
@@ -97,15 +107,15 @@ def test_token_ids_and_the_digests_of_media_are_in_the_results_of_every_format(k
         (openai_responses.URL, {"previous_response_id": "r"}, "body.previous_response_id: requests of a batch cannot"),
         (openai_responses.URL, {"tools": [{"type": "web_search"}]}, "body.tools[0].type: must be"),
         (openai_responses.URL, {"tool_choice": "required"}, "body.tool_choice: requires a tool call, but there are no"),
-        (openai_scores.URL, {"text_1": ["a", "b"]}, "body: has 2 and 1 texts; give as many of both, or one of"),
-        (openai_scores.URL, {"queries": "a"}, "body: needs text_1 and text_2"),
-        (openai_rerank.URL, {"documents": []}, "body.documents"),
-        (openai_rerank.URL, {"top_n": -1}, "body.top_n: must be at least 0, got -1"),
+        ("/v1/score", {"text_1": ["a", "b"]}, "body: has 2 and 1 texts; give as many of both, or one of"),
+        ("/v1/score", {"queries": "a"}, "body: needs text_1 and text_2"),
+        ("/v1/rerank", {"documents": []}, "body.documents"),
+        ("/v1/rerank", {"top_n": -1}, "body.top_n: must be at least 0, got -1"),
         ("/v1/tokenize", {}, 'url: must be "/v1/chat/completions", '),
         ("/v1/audio/transcriptions", {}, 'url: "/v1/audio/transcriptions" is not served; send the recording as an'),
-        (openai_classify.URL, {"messages": HI}, "body.messages: conversations are not supported here; put the text"),
-        (openai_pooling.URL, {"task": "plugin"}, 'body.task: must be "embed", "classify", '),
-        (openai_pooling.URL, {"dimensions": 8}, "body.dimensions: pooling has no dimensions; use /v1/embeddings"),
+        ("/v1/classify", {"messages": HI}, "body.messages: conversations are not supported here; put the text"),
+        ("/v1/pooling", {"task": "plugin"}, 'body.task: must be "embed", "classify", '),
+        ("/v1/pooling", {"dimensions": 8}, "body.dimensions: pooling has no dimensions; use /v1/embeddings"),
         (openai_completions.URL, {"max_tokens": 0}, "body.max_tokens: must be at least 1, got 0"),
     ],
 )
@@ -130,8 +140,8 @@ def test_a_message_in_openais_format_is_read_as_params() -> None:
 
 def test_vllms_other_urls_are_the_same_endpoints() -> None:
     for url in ("/rerank", "/v2/rerank", "https://host/v2/rerank"):
-        line = {"custom_id": "a", "method": "POST", "url": url, "body": LEAST[openai_rerank.URL]}
-        assert parse_request(json.dumps(line).encode(), Defaults()) == parsed(openai_rerank.URL, {})
+        line = {"custom_id": "a", "method": "POST", "url": url, "body": LEAST["/v1/rerank"]}
+        assert parse_request(json.dumps(line).encode(), Defaults()) == parsed("/v1/rerank", {})
 
 
 def test_a_prompt_may_be_echoed_without_an_answer() -> None:
@@ -215,19 +225,19 @@ def test_results_have_the_shape_of_their_endpoint() -> None:
     assert (message.type, message.stop_reason) == ("message", "end_turn")
 
     comparing = EchoEngine(task="embed")
-    scores = results(openai_scores.URL, {"text_1": "a", "text_2": ["b", "a"]}, comparing)["data"]
+    scores = results("/v1/score", {"text_1": "a", "text_2": ["b", "a"]}, comparing)["data"]
     assert [(one["object"], one["index"]) for one in scores] == [("score", 0), ("score", 1)]
     assert scores[1]["score"] == pytest.approx(1)
     assert scores[0]["score"] < 0.99
-    ranked = results(openai_rerank.URL, {"query": "a", "documents": ["b", "a", "c"], "top_n": 2}, comparing)
+    ranked = results("/v1/rerank", {"query": "a", "documents": ["b", "a", "c"], "top_n": 2}, comparing)
     assert [one["index"] for one in ranked["results"]][:1] == [1]
     assert len(ranked["results"]) == 2
-    pooled = results(openai_pooling.URL, {"input": ["a", "b"]}, comparing)
+    pooled = results("/v1/pooling", {"input": ["a", "b"]}, comparing)
     vectors = [one.pop("data") for one in pooled["data"]]
     assert pooled["data"] == [{"index": index, "object": "pooling"} for index in (0, 1)]
     embedded = results(openai_embeddings.URL, {"input": ["a", "b"]}, comparing)["data"]
     assert [one["embedding"] for one in embedded] == vectors
-    classes = results(openai_classify.URL, {"input": ["a", "b"]}, EchoEngine(task="classify"))
+    classes = results("/v1/classify", {"input": ["a", "b"]}, EchoEngine(task="classify"))
     assert classes["id"].startswith("classify-")
     for index, one in enumerate(classes["data"]):
         assert (one["index"], one["num_classes"], sum(one["probs"])) == (index, 2, 1)

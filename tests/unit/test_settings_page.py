@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from batchfile.cli.settings_reference import with_tables
+from docs.pages.settings import with_tables
 from tests.helpers.settings import Settings, load_settings
 
 ROOT = Path(__file__).parents[2]
@@ -19,7 +19,7 @@ OF_TESTS = {"BATCHFILE_CRASH_AT"}
 
 def test_the_tables_are_current(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BATCHFILE_LIMITS__GRACE_S", "7")  # has no influence
-    assert with_tables(TEXT) == TEXT, "run: python -m batchfile.cli.settings_reference docs/settings.md"
+    assert with_tables(TEXT) == TEXT, "run: python -m docs.pages"
 
 
 def test_each_setting_is_on_the_page_once() -> None:

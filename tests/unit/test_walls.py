@@ -79,8 +79,8 @@ PLACES = {
     "batchfile/routing.py": "errors endpoints types",
     "batchfile/safe_http.py": "",
     "batchfile/store/": "errors clock child_env",
-    "batchfile/lines/": "errors types request_media child_env routing lines.formats",
-    "batchfile/lines/formats/": "errors types request_media request_options lines.diagnostics lines.framing "
+    "batchfile/lines/": "errors endpoints types request_media child_env routing lines.formats",
+    "batchfile/lines/formats/": "errors endpoints types request_media request_options lines.diagnostics lines.framing "
     "lines.result",
     "batchfile/rows/": "errors types lines schemas.rules",
     "batchfile/schemas/": "child_env",
@@ -88,7 +88,8 @@ PLACES = {
     # testing.faulty_echo: where a variable asks for faults
     "batchfile/engine/": "errors endpoints types request_media request_options clock engine.http.engine "
     "engine.vllm.engine engine.vllm.identity engine.vllm.tasks testing.faulty_echo",
-    "batchfile/engine/http/": "errors types request_media engine.base engine.fit engine.prompts engine.tool_wire",
+    "batchfile/engine/http/": "errors endpoints types request_media engine.base engine.fit engine.prompts "
+    "engine.tool_wire",
     "batchfile/engine/vllm/": "errors endpoints types request_media request_options child_env schemas engine.base "
     "engine.control_tokens engine.fit engine.identity engine.prompts engine.tool_wire",
     "batchfile/machine/": "errors child_env signals engine_settings engine.vllm.arguments engine.vllm.cpu "
@@ -115,9 +116,9 @@ PLACES = {
     "batchfile/client/": "errors types logs routing settings open_ledger store lines rows ledger plan.options "
     "plan.reuse_sources plan.submit inbox.records local.inputs local.options local.outputs local.receipt local.tables",
     "batchfile/testing/": "errors types clock store engine.base engine.echo ledger.records runner",
-    "batchfile/cli/": "batchfile errors types logs routing engine_settings settings settings_built_in settings_tables "
-    "signals open_ledger store lines engine.fit engine.vllm.cpu engine.vllm.preflight machine ledger "
-    "inbox.documents runner.runner local client",
+    "batchfile/cli/": "batchfile errors types logs routing engine_settings settings settings_tables signals "
+    "open_ledger store lines engine.fit engine.vllm.cpu engine.vllm.preflight machine ledger inbox.documents "
+    "runner.runner local client",
     "batchfile/__main__.py": "cli",
     "batchfile/__init__.py": "errors types store.open engine.base ledger.base runner.runner local.receipt "
     "local.api local.map_table client testing",
@@ -155,7 +156,7 @@ PUBLIC = ("batchfile/__init__.py", "batchfile/errors.py", "batchfile/testing/__i
 PUBLIC += ("batchfile/engine/base.py",)
 UNIT_FILES_MAX = 3  # unit tests that import the same inner module directly: those of the module itself
 
-OWN_NAMES = {"Checked", "Connection"}  # classes inside one engine
+OWN_NAMES = {"Connection"}  # a class inside one engine
 LINES_MAX, TEST_LINES_MAX = 400, 450
 
 

@@ -141,10 +141,10 @@ def status_of(error: Any) -> int | None:
     """The HTTP status that fits an error, by its code or type; None if unknown."""
     if not isinstance(error, dict):
         return None
-    told = [error.get(name) for name in ("code", "status", "status_code", "http_status", "type")]
-    numbers = [int(one) if isinstance(one, str) and re.fullmatch("[1-9][0-9]{2}", one) else one for one in told]
+    codes = [error.get(name) for name in ("code", "status", "status_code", "http_status", "type")]
+    numbers = [int(one) if isinstance(one, str) and re.fullmatch("[1-9][0-9]{2}", one) else one for one in codes]
     known = [one for one in numbers if isinstance(one, int) and 400 <= one < 600]
-    for one in told:
+    for one in codes:
         letters = re.sub("[^a-z]", "", one.lower()) if isinstance(one, str) else ""
         known += [status for part, status in _STATUSES.items() if part in letters]
     return known[0] if known else None

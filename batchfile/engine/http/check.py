@@ -24,7 +24,7 @@ _READ = frozenset({200, 400, 422})
 
 
 @dataclass(frozen=True, slots=True)
-class Checked:
+class CheckResult:
     """`problem`: why no request can succeed; None if unknown. `is_proven`: the endpoint serves requests."""
 
     problem: str | None = None
@@ -41,14 +41,14 @@ class Subject:
     is_planned: bool
 
 
-async def check(ask: Ask, subject: Subject, *, is_listing_enough: bool) -> Checked:
+async def check(ask: Ask, subject: Subject, *, is_listing_enough: bool) -> CheckResult:
     """`is_listing_enough`: skip generating if the endpoint lists the model. The list may not need a valid key."""
     listed = await ask("GET", MODELS_PATH, None)
     if isinstance(listed, NoAnswer):
-        return Checked(no_answer_problem(listed, subject))
+        return CheckResult(no_answer_problem(listed, subject))
     names = model_names(listed)
     if is_listing_enough and subject.model in names:
-        return Checked()
+        return CheckResult()
     return await _check_paths(ask, subject, names)
 
 
@@ -56,23 +56,23 @@ async def check(ask: Ask, subject: Subject, *, is_listing_enough: bool) -> Check
 CHECKED: tuple[Kind, ...] = ("chat", "completion", "embedding", "classification")
 
 
-async def _check_paths(ask: Ask, subject: Subject, names: Sequence[str]) -> Checked:
+async def _check_paths(ask: Ask, subject: Subject, names: Sequence[str]) -> CheckResult:
     """Requests one token on each path until one succeeds. Only if all are rejected, the endpoint is unusable."""
     refused: Said | None = None
     is_unclear = False
     for kind in CHECKED:
         said = await ask("POST", PATHS[kind], smallest_body(kind, subject.model))
         if isinstance(said, NoAnswer):
-            return Checked(no_answer_problem(said, subject))
+            return CheckResult(no_answer_problem(said, subject))
         if has_read(said):
-            return Checked(is_proven=True)
+            return CheckResult(is_proven=True)
         if not is_refusal(said):
             is_unclear = True
         elif refused is None:
             refused = said
     if is_unclear or refused is None:
-        return Checked()
-    return Checked(_problem(refused, subject, names))
+        return CheckResult()
+    return CheckResult(_problem(refused, subject, names))
 
 
 def has_read(said: Said) -> bool:
@@ -119,30 +119,30 @@ def no_answer_problem(none: NoAnswer, subject: Subject) -> str | None:
 
 
 def _problem(said: Said, subject: Subject, names: Sequence[str]) -> str:
-    root, told = subject.root, f"{said.status}: {_line(endpoints_words(said.data))}"
+    root, reported = subject.root, f"{said.status}: {_line(endpoints_words(said.data))}"
     if 300 <= said.status < 400:
         where = _line(said.headers.get("Location", "another address"))
         return f"the endpoint {root} redirects to {where} ({said.status}): give --base-url the address it redirects to"
     if said.status == 401 and not subject.has_key:
-        return f"the endpoint {root} requires an API key ({told}): set OPENAI_API_KEY"
+        return f"the endpoint {root} requires an API key ({reported}): set OPENAI_API_KEY"
     if said.status == 401:
-        return f"the endpoint {root} rejected the API key ({told}): check OPENAI_API_KEY"
+        return f"the endpoint {root} rejected the API key ({reported}): check OPENAI_API_KEY"
     if not is_json(said.data):
         is_page = said.headers.get("Content-Type", "").lower().startswith("text/html")
-        found = f"a web page, status {said.status}" if is_page else told
+        found = f"a web page, status {said.status}" if is_page else reported
         return (
             f"the endpoint {root} does not answer as an OpenAI-compatible API ({found}): check --base-url, "
             "the part of the address before /chat/completions"
         )
     if said.status == 403:
         return (
-            f"the endpoint {root} denied access to the model {subject.model!r} ({told}): "
+            f"the endpoint {root} denied access to the model {subject.model!r} ({reported}): "
             "check OPENAI_API_KEY and --model"
         )
     again = " and add --restart" if subject.is_planned else ""
     served = f"; it serves {_listed(names)}" if names else ""
     return (
-        f"the endpoint {root} does not serve the model {subject.model!r} ({told}): "
+        f"the endpoint {root} does not serve the model {subject.model!r} ({reported}): "
         f"name another with --model{again}{served or ', or check --base-url'}"
     )
 

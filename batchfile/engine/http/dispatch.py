@@ -12,7 +12,7 @@ import structlog
 
 from batchfile.engine.base import Prepared
 from batchfile.engine.http.answer import ExpectedAnswer
-from batchfile.engine.http.check import Checked, has_read, is_refusal, smallest_body
+from batchfile.engine.http.check import CheckResult, has_read, is_refusal, smallest_body
 from batchfile.engine.http.connection import RESPONSE_BYTES_MAX, Ask, NoAnswer
 from batchfile.engine.http.retry import FRESH_TRIES, THROTTLE_S, WINDOW_S, Judge, Tries, Verdict
 from batchfile.engine.http.slots import Limit, Slots
@@ -43,7 +43,7 @@ CROWD_S_MAX = 300.0
 # flight.
 DOWN_REQUESTS = 8
 DOWN_BACKOFFS = 2.0
-TOLD_BACKOFFS = 10.0  # first pauses after which an endpoint that is down is logged
+REPORTED_BACKOFFS = 10.0  # first pauses after which an endpoint that is down is logged
 PROBES_AT_ONCE = 5
 
 
@@ -91,7 +91,7 @@ class Dispatcher:
         model: str,
         pace: Pace,
         rng: random.Random,
-        check: Callable[[], Awaitable[Checked]] | None = None,
+        check: Callable[[], Awaitable[CheckResult]] | None = None,
     ) -> None:
         self.problem: str | None = None  # why no request can succeed, if that ends the run
         self.num_paused = 0  # requests that wait for their next attempt, without a slot
@@ -116,7 +116,7 @@ class Dispatcher:
         self._num_probes = 0
         self._num_first_tries = 0  # in flight
         self._is_down = False  # a probe failed too
-        self._is_told = False
+        self._is_reported = False
         self._trial: asyncio.Task[None] | None = None
 
     @property
@@ -216,7 +216,7 @@ class Dispatcher:
         self._is_proven = self._is_proven or isinstance(answer, Completion)
         self._limit.raise_()
         self.num_unserved, self._unserved_since = 0, None
-        self._is_down = self._is_told = False
+        self._is_down = self._is_reported = False
         self._unserved.clear()
         if self._trial is not None and self._trial is not asyncio.current_task():
             self._trial.cancel()
@@ -246,17 +246,17 @@ class Dispatcher:
             wait_s = self._backoff_s(num)
             try:
                 wait_s = max(wait_s, (await self._probe()).retry_after_s)
-                self._tell()
+                self._report_down()
             except Exception:  # the top of this task: otherwise all requests would wait forever
                 log.exception("probe.failed", url=self._root)
 
-    def _tell(self) -> None:
+    def _report_down(self) -> None:
         """After a probe: notes whether the endpoint is down, and logs it once."""
         self._is_down = self._unserved_since is not None
-        if self._unserved_since is None or self._is_told:
+        if self._unserved_since is None or self._is_reported:
             return
-        if self._now() - self._unserved_since >= TOLD_BACKOFFS * self._pace.backoff_s:
-            self._is_told = True
+        if self._now() - self._unserved_since >= REPORTED_BACKOFFS * self._pace.backoff_s:
+            self._is_reported = True
             log.warning("endpoint.down", url=self._root, reason=self.reason)
 
     async def _unserved_failure(self, tries: Tries, answer: Unserved) -> Failure | None:
@@ -271,8 +271,8 @@ class Dispatcher:
         if await self._verdict(lambda: self._judge.throttle_verdict(tries, self._now())) != "fail":
             return None
         since_s = self._now() - (tries.throttled_since or 0.0)
-        told = f"for {since_s:.0f} s and {tries.num_throttled} attempts, while other requests were served"
-        return Failure(type="rate_limit_error", message=f"{answer.message} ({told})", http_status=429)
+        period = f"for {since_s:.0f} s and {tries.num_throttled} attempts, while other requests were served"
+        return Failure(type="rate_limit_error", message=f"{answer.message} ({period})", http_status=429)
 
     async def _verdict(self, judge: Callable[[], Verdict]) -> Verdict:
         """The verdict, after as many probes as it needs."""

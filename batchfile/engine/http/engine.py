@@ -16,7 +16,7 @@ import structlog
 
 from batchfile.engine.base import EngineInfo, EngineStats, Finished, Prepared, in_flight_for
 from batchfile.engine.http.answer import expected_answer
-from batchfile.engine.http.check import CHECK_SILENCE_S_MAX, CHECK_TIMEOUT_S, Checked, Subject, check
+from batchfile.engine.http.check import CHECK_SILENCE_S_MAX, CHECK_TIMEOUT_S, CheckResult, Subject, check
 from batchfile.engine.http.connection import Connection
 from batchfile.engine.http.dispatch import PROBES_AT_ONCE, Dispatcher, HttpPrepared, Pace
 from batchfile.engine.http.wire import api_root, request_body
@@ -71,7 +71,7 @@ def check_endpoint(options: HttpOptions, say: Callable[[str], None] = lambda lin
         raise SettingsError(problem)
 
 
-async def _checked(options: HttpOptions, *, is_planned: bool) -> Checked:
+async def _checked(options: HttpOptions, *, is_planned: bool) -> CheckResult:
     """`is_planned`: a run with this model exists already; otherwise it is enough that the endpoint lists the model."""
     root, key = api_root(options.base_url), _header_key(options)
     subject = Subject(root=root, model=options.model, has_key=bool(key), is_planned=is_planned)

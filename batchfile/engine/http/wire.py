@@ -17,6 +17,7 @@ from time import time
 from typing import Any
 from urllib.parse import urlsplit
 
+from batchfile.endpoints import URLS
 from batchfile.engine.http.answer import ExpectedAnswer, Odd, error_in, read_completion, status_of
 from batchfile.engine.tool_wire import wire_choice, wire_tools, wire_turn
 from batchfile.errors import SettingsError
@@ -93,15 +94,7 @@ class Failed:
 
 
 TEXT_ALONE = ExpectedAnswer()
-PATHS: dict[Kind, str] = {
-    "chat": "/chat/completions",
-    "completion": "/completions",
-    "embedding": "/embeddings",
-    "score": "/score",
-    "rerank": "/rerank",
-    "classification": "/classify",
-    "pooling": "/pooling",
-}
+PATHS: dict[Kind, str] = {kind: url.removeprefix("/v1") for kind, url in URLS.items()}
 OUTSIDE_V1 = ("/classify", "/pooling")  # vLLM's server has them at its root alone
 MODELS_PATH = "/models"  # which every endpoint has
 Answer = Outcome | Unserved | Throttled | Failed
@@ -171,9 +164,9 @@ def request_body(request: Request, model: str, max_tokens: int | None) -> bytes:
 
 def with_newer_limit(body: bytes) -> bytes:
     """The same body, with max_tokens renamed to max_completion_tokens, which newer models require."""
-    told = json.loads(body)
-    told["max_completion_tokens"] = told.pop("max_tokens")
-    return json.dumps(told).encode()
+    sent = json.loads(body)
+    sent["max_completion_tokens"] = sent.pop("max_tokens")
+    return json.dumps(sent).encode()
 
 
 def unwrapped(said: Said) -> Said:
@@ -232,8 +225,8 @@ def _unserved_reason(said: Said, *, is_proven: bool) -> str | None:
     if not is_misplaced and not (_is_good(said.status) and is_page):
         return None
     where = f" and redirects to {said.headers['Location']}" if "Location" in said.headers else ""
-    told = "a web page" if is_page else endpoints_words(said.data).rstrip(".")
-    return f"it {_answered(said)}{where}: {told}; check its base URL, API key and model"
+    found = "a web page" if is_page else endpoints_words(said.data).rstrip(".")
+    return f"it {_answered(said)}{where}: {found}; check its base URL, API key and model"
 
 
 def _is_page(said: Said) -> bool:
@@ -365,17 +358,17 @@ def endpoints_words(data: bytes) -> str:
     return text.strip()[:MESSAGE_CHARS_MAX] or NO_WORDS
 
 
-def _in_words(told: Any) -> str:
+def _in_words(message: Any) -> str:
     """A message as text: a list of problems, as FastAPI sends, or else JSON unless it is a string."""
-    if isinstance(told, str):
-        return told
-    if isinstance(told, list) and told and all(isinstance(one, dict) and "msg" in one for one in told):
-        return "; ".join(_problem(one) for one in told)
-    return json.dumps(told, ensure_ascii=False)
+    if isinstance(message, str):
+        return message
+    if isinstance(message, list) and message and all(isinstance(one, dict) and "msg" in one for one in message):
+        return "; ".join(_problem(one) for one in message)
+    return json.dumps(message, ensure_ascii=False)
 
 
-def _problem(told: dict[str, Any]) -> str:
-    place, words = told.get("loc"), _in_words(told["msg"])
+def _problem(problem: dict[str, Any]) -> str:
+    place, words = problem.get("loc"), _in_words(problem["msg"])
     return f"{'.'.join(map(str, place))}: {words}" if isinstance(place, list) and place else words
 
 

@@ -7,13 +7,13 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 
-from batchfile.engine.base import EngineInfo, EngineStats, Finished, Prepared, in_flight_for
+from batchfile.engine.base import EngineInfo, EngineStats, Finished, Prepared, SchemaUnchecked, in_flight_for
 from batchfile.engine.vllm.adapters import Adapter, Adapters, check_adapters, load_adapters, lora_arguments
 from batchfile.engine.vllm.arguments import check_engine_arguments
 from batchfile.engine.vllm.cpu import CpuChoice
@@ -40,6 +40,8 @@ from batchfile.types import Completion, Request
 
 log = structlog.get_logger()
 
+T = TypeVar("T")
+
 # Set before vllm is imported, unless the user has set them. vLLM, torch and their processes log only errors, and never
 # to stdout, which may be used for results. Usage statistics are off.
 ENVIRONMENT = {
@@ -52,6 +54,8 @@ ENVIRONMENT = {
     **CPU_ENVIRONMENT,
 }
 STEP_WAIT_S_MAX = 0.25  # a step of a large model on a CPU can take a minute; control returns to the caller this often
+WHY_CHARS_MAX = 500
+UNFORESEEN = "vLLM cannot prepare this request: {why}. See the runner's log."
 CPU_BLOCK_TOKENS = 32  # the smallest size for fast attention on a CPU
 NOT_FETCHED = ["original/**/*", "consolidated*"]  # the first is vLLM's default
 
@@ -145,7 +149,11 @@ class VllmEngine:
             envs.enable_envs_cache()  # statistics look variables up for each token
 
     def prepare(self, request: Request) -> VllmPrepared:
-        return self._work.prepare(request)
+        try:
+            return _prepared(lambda: self._work.prepare(request))
+        except SchemaUnchecked as unchecked:
+            finish = unchecked.finish
+        raise SchemaUnchecked(lambda owner: _prepared(lambda: finish(owner)))
 
     def add(self, key: int, prepared: Prepared) -> None:
         assert isinstance(prepared, VllmPrepared)
@@ -281,6 +289,17 @@ class VllmEngine:
             self._engine.abort_request(names)
         except Exception as error:
             raise self._died(error) from error
+
+
+def _prepared(prepare: Callable[[], T]) -> T:
+    """One request must not end the run. Raises: InvalidRequest, SchemaUnchecked, EngineDead."""
+    try:
+        return prepare()
+    except (InvalidRequest, SchemaUnchecked, EngineDead):
+        raise
+    except Exception as error:  # of vLLM, a tokenizer or a parser
+        log.exception("vllm.request_rejected")
+        raise InvalidRequest(UNFORESEEN.format(why=f"{type(error).__name__}: {error}"[:WHY_CHARS_MAX])) from error
 
 
 def _arguments(options: VllmOptions) -> dict[str, Any]:

@@ -45,7 +45,7 @@ class Answer(msgspec.Struct):
     changed: dict[str, Any] = {}
 
 
-class Checked(NamedTuple):
+class CheckedGuide(NamedTuple):
     """The guide after vLLM's check, and the class of the parameters to pass it with."""
 
     guide: Any
@@ -62,7 +62,7 @@ class Guides:
         self._is_closed = False
         self._checks: list[SchemaCheck | None] = []  # one after the first guide; None if it is unavailable
 
-    def checked(self, guide: Any, owner: str | None) -> Checked | None:
+    def checked(self, guide: Any, owner: str | None) -> CheckedGuide | None:
         """Compiles the guide, which may take a minute and counts for `owner`; without an owner, uses only known
         results.
 
@@ -72,21 +72,21 @@ class Guides:
         from vllm import SamplingParams
 
         if guide is None or guide.json_object:
-            return Checked(guide, SamplingParams)
+            return CheckedGuide(guide, SamplingParams)
         check = self._found_check()
         if check is None:
-            return None if self._is_closed else Checked(guide, SamplingParams)
+            return None if self._is_closed else CheckedGuide(guide, SamplingParams)
         try:
             data = msgspec.json.encode(_fields(guide))
         except RecursionError as error:
             raise InvalidRequest("The JSON schema is nested too deeply. Make it flatter.") from error
         verdict = check.known(data) if owner is None else check.check(data, owner)
         if verdict is None:
-            return None if owner is None or self._is_closed else Checked(guide, SamplingParams)
+            return None if owner is None or self._is_closed else CheckedGuide(guide, SamplingParams)
         answer = _answer(guide, verdict)
         for name, value in answer.changed.items():
             setattr(guide, name, value)
-        return Checked(guide, checked_params())
+        return CheckedGuide(guide, checked_params())
 
     def close(self) -> None:
         with self._lock:

@@ -77,8 +77,8 @@ def with_details(
         for choice, given in zip(choices, output.outputs, strict=True):
             token_ids, steps = given.token_ids, given.logprobs or ()
             if is_raw and options.echo:
-                told = output.prompt_logprobs or ()
-                token_ids, steps = (prompt, told) if drops_answer else ([*prompt, *token_ids], [*told, *steps])
+                echoed = output.prompt_logprobs or ()
+                token_ids, steps = (prompt, echoed) if drops_answer else ([*prompt, *token_ids], [*echoed, *steps])
             made.append(replace(choice, logprobs=_logprobs(token_ids, steps, options, text_of, is_raw=is_raw)))
         choices = tuple(made)
     if options.return_token_ids:
@@ -125,9 +125,9 @@ def _bytes(text: str) -> tuple[int, ...]:
 
 
 def _prompt_logprobs(steps: Sequence[Mapping[int, Any] | None]) -> PromptLogprobs:
-    return [None if step is None else {str(key): _told(found) for key, found in step.items()} for step in steps]
+    return [None if step is None else {str(key): _prompt_logprob(one) for key, one in step.items()} for step in steps]
 
 
-def _told(found: Any) -> dict[str, Any]:
+def _prompt_logprob(found: Any) -> dict[str, Any]:
     logprob = max(found.logprob, LOGPROB_MIN)
     return {"logprob": logprob, "rank": found.rank, "decoded_token": found.decoded_token}

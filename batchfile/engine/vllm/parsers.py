@@ -14,7 +14,6 @@ from msgspec.structs import replace
 from batchfile.engine.prompts import ChatPrompts, MistralPrompts, template_arguments
 from batchfile.engine.tool_wire import NO_THINKING, NO_TOOLS, call_stem, made_calls, wire_choice, wire_tools
 from batchfile.errors import InvalidRequest, SettingsError
-from batchfile.request_options import Options
 from batchfile.types import Choice, Request, StopReason, Tools
 
 # Marks of tool calls in chat templates, and the parsers for them. The first match counts.
@@ -25,8 +24,14 @@ TOOL_PARSERS = (
     ("<|python_tag|>", "llama3_json"),
 )
 
-# The variables of chat templates that reasoning_effort sets.
-_EFFORT_VARIABLES = ("reasoning_effort", "enable_thinking")
+_REJECTED = "vLLM rejected the {what}: {why}"
+
+# The variables of chat templates that options set.
+_VARIABLES = {
+    "reasoning_effort": ("reasoning_effort", "enable_thinking"),
+    "verbosity": ("verbosity",),
+    "documents": ("documents",),
+}
 # Those that turn thinking off, unlike a key such as message.thinking.
 _THINKING_VARIABLE = re.compile(r"(?<![.\w])(?:enable_)?thinking\b")
 
@@ -59,13 +64,17 @@ class Parsers:
         # They log a stack trace for each answer that is not a tool call.
         logging.getLogger("vllm.tool_parsers").setLevel(logging.CRITICAL)
         self._tokenizer = tokenizer
-        self._template = prompts.template
+        template = prompts.template
+        self._turns_thinking_off = _THINKING_VARIABLE.search(template) is not None
+        self._without_effect = [
+            key for key, variables in _VARIABLES.items() if not any(name in template for name in variables)
+        ]
         self._model_config = model_config
         self.thinks = reasoning_parser is not None
         self._why_no_tools: str | None = None
         if not prompts.shows_tools:
             self._why_no_tools = "the model's chat template has no tools"
-        name = tool_parser or next((name for mark, name in TOOL_PARSERS if mark in prompts.template), None)
+        name = tool_parser or next((name for mark, name in TOOL_PARSERS if mark in template), None)
         if name is None and self._why_no_tools is None:
             self._why_no_tools = "the tool parser for its model is unknown; its operator can set tool_parser"
         try:
@@ -96,31 +105,23 @@ class Parsers:
             raise InvalidRequest(
                 "thinking: the chat template of this pool's model cannot turn it off; remove it, or name another model."
             )
-        if request.options is not None:
-            self._check_template(request.options)
-        return template_arguments(request)
-
-    @property
-    def _turns_thinking_off(self) -> bool:
-        return _THINKING_VARIABLE.search(self._template) is not None
-
-    def _check_template(self, options: Options) -> None:
-        """Raises: InvalidRequest for an option that the chat template would ignore."""
-        asked = {
-            "reasoning_effort": (options.reasoning_effort, _EFFORT_VARIABLES),
-            "verbosity": (options.verbosity, ("verbosity",)),
-            "documents": (options.documents, ("documents",)),
-        }
-        for key, (value, variables) in asked.items():
-            if value is not None and not any(name in self._template for name in variables):
+        for key in self._without_effect:
+            if request.options is not None and getattr(request.options, key) is not None:
                 raise InvalidRequest(f"{key}: the chat template of this pool's model does not use it; remove it.")
+        return template_arguments(request)
 
     def reading(self, request: Request) -> Reading | None:
         """None if the text is the answer. Raises: InvalidRequest if something is not supported."""
         template_arguments = self.template_arguments(request)
         if request.tools is None and not self.thinks:
             return None
-        asked = self._parser(request.tools, template_arguments).adjust_request(_asked(request.tools))
+        try:
+            asked = self._parser(request.tools, template_arguments).adjust_request(_asked(request.tools))
+        except InvalidRequest:
+            raise
+        except Exception as error:  # parsers of vLLM or a plug-in may raise anything
+            what = "request" if request.tools is None else "tools"
+            raise InvalidRequest(_REJECTED.format(what=what, why=error)) from error
         stem = "" if request.tools is None else call_stem(request)
         return Reading(
             asked=asked,
@@ -169,10 +170,11 @@ def _asked(tools: Tools | None) -> Any:
             "tool_choice": wire_choice(tools),
             "parallel_tool_calls": tools.is_parallel,
         }
-        if tools.choice != "auto":
-            for tool in about["tools"]:
-                tool["function"]["strict"] = True  # decoding is guided by the tool's schema
+        for tool, offered in zip(about["tools"], tools.offered, strict=True):
+            # Decoding is guided by the schemas of strict tools, where vLLM has a grammar for the model's calls.
+            is_strict = tools.choice != "auto" if offered.is_strict is None else offered.is_strict
+            tool["function"] |= {"strict": True} if is_strict else {}
     try:
         return ChatCompletionRequest(messages=[{"role": "user", "content": ""}], **about)
     except ValueError as error:
-        raise InvalidRequest(f"vLLM rejected these tools: {error}") from error
+        raise InvalidRequest(_REJECTED.format(what="tools", why=error)) from error

@@ -3,6 +3,7 @@
 import copy
 import threading
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from batchfile.engine.control_tokens import ControlTokens
@@ -12,6 +13,7 @@ from batchfile.engine.fit import (
     check_served,
     check_size,
     compared,
+    pairs_of,
     ranked,
     truncated,
     vector_of,
@@ -80,7 +82,7 @@ class Pooling:
         check_priority(request, self._policy)
         self._check_pooler(request)
         adapter = self._adapters.of(request.model)
-        raw = request.raw
+        options, raw = request.options or NO_OPTIONS, request.raw
         assert raw is not None, "a request without text has inputs"
         self._check_template(request)
         is_of_pairs = self._pairs and raw.kind in ("score", "rerank")
@@ -92,7 +94,7 @@ class Pooling:
         return VllmPrepared(
             cost=sum(map(len, prompts)),
             prompts=prompts,
-            params=[self._params(request, one.second) for one in encoded],
+            params=[_params(self._pooler, options.use_activation, raw.dimensions, one.second) for one in encoded],
             num_sequences=len(prompts),
             **answered_by(adapter, prefix_of_ids(prompts[0])),
             kind=request.kind,
@@ -141,17 +143,6 @@ class Pooling:
                 "whose chat_template has it."
             )
 
-    def _params(self, request: Request, second: int | None) -> Any:
-        from vllm import PoolingParams
-
-        options, raw = request.options or NO_OPTIONS, request.raw
-        given: dict[str, Any] = {"task": self._pooler, "use_activation": options.use_activation}
-        if raw is not None and raw.dimensions is not None:
-            given["dimensions"] = raw.dimensions
-        if second is not None:
-            given["extra_kwargs"] = {"compressed_token_type_ids": second}
-        return PoolingParams(**given)
-
     def _of_one(self, request: Request, given: Input) -> _Encoded:
         options = request.options or NO_OPTIONS
         adds = options.add_special_tokens is not False
@@ -162,12 +153,10 @@ class Pooling:
 
     def _of_pairs(self, request: Request, raw: Raw) -> list[_Encoded]:
         options = request.options or NO_OPTIONS
-        first, second = raw.inputs[: raw.num_queries], raw.inputs[raw.num_queries :]
-        pairs = zip(first * len(second) if len(first) == 1 else first, second, strict=True)
         keep = options.truncate_prompt_tokens if options.truncation_side is None else None
         adds = options.add_special_tokens is not False
         found = []
-        for one, other in pairs:
+        for one, other in pairs_of(raw, raw.inputs):
             assert isinstance(one, str), "scores are of texts"
             assert isinstance(other, str), "scores are of texts"
             encoded = self._texts.pair(one, other, options.chat_template_kwargs or {}, adds=adds, keep=keep)
@@ -231,7 +220,9 @@ class Texts:
             )
 
     def encode(self, one: str, other: str | None, *, adds: bool, keep: int | None) -> _Encoded:
-        """`keep`: at most so many tokens, special ones included; -1: as many as fit."""
+        """`keep`: at most so many tokens, special ones included; -1: as many as fit. Raises: InvalidRequest if the
+        special ones alone are more, because then the tokenizer would keep the whole text.
+        """
         bound = self._max_model_len if keep == -1 else keep
         with self._lock:
             found = self._tokenizer(
@@ -243,8 +234,18 @@ class Texts:
                 return_token_type_ids=self._has_types,
             )
         token_ids: list[int] = list(found["input_ids"])
+        if keep is not None and bound is not None and len(token_ids) > bound:
+            raise InvalidRequest(f"truncate_prompt_tokens: the control tokens alone are more than {keep}; raise it")
         types = found["token_type_ids"] if self._has_types and other is not None else None
         return _Encoded(token_ids, None if types is None else types.index(1) if 1 in types else len(types))
+
+
+@lru_cache(maxsize=1024)
+def _params(pooler: str, use_activation: bool | None, dimensions: int | None, second: int | None) -> Any:
+    from vllm import PoolingParams
+
+    types = None if second is None else {"compressed_token_type_ids": second}
+    return PoolingParams(task=pooler, use_activation=use_activation, dimensions=dimensions, extra_kwargs=types)
 
 
 def _pooler_of(config: Any, supported: Sequence[str]) -> str:
@@ -259,9 +260,7 @@ def _pooler_of(config: Any, supported: Sequence[str]) -> str:
 
 def _late_interaction(raw: Raw, found: Sequence[Any]) -> list[float]:
     """For each token of a query, its nearest token of the document; the sum of their products."""
-    first, second = [*found[: raw.num_queries]], found[raw.num_queries :]
-    pairs = zip(first * len(second) if len(first) == 1 else first, second, strict=True)
-    return [float((one.float() @ other.float().T).amax(dim=-1).sum()) for one, other in pairs]
+    return [float((one.float() @ other.float().T).amax(dim=-1).sum()) for one, other in pairs_of(raw, found)]
 
 
 def _tuple(given: list[Any], *, is_base64: bool) -> Vector:

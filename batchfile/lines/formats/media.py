@@ -318,15 +318,11 @@ def spoken(role: Any, content: Any, name: str | None = None) -> Message:
     return Message(role, text, name=name, parts=parts if has_media else ())
 
 
-def has_media(content: Any) -> bool:
-    return isinstance(content, list) and any(isinstance(part, _Part) for part in content)
-
-
 def misplaced_media(turns: list[Any], root: str) -> list[Diagnostic]:
     """Media in a turn that is not the user's: no chat template shows it there."""
     found = []
     for n, turn in enumerate(turns):
-        if turn.role == "user" or not has_media(turn.content):
+        if turn.role == "user" or not isinstance(turn.content, list):
             continue
         for at, part in enumerate(turn.content):
             if isinstance(part, _Part) and any(isinstance(one, Media) for one in part.read()):

@@ -1,7 +1,9 @@
 """The native format: `params`, a superset of Anthropic's Messages API, and its conversion to a Request."""
 
+from dataclasses import replace as replace_field
 from typing import Annotated, Any, Literal, NamedTuple
 
+from msgspec.structs import replace
 from pydantic import Field, ValidationInfo, field_validator
 
 from batchfile.errors import InvalidRequest
@@ -18,10 +20,12 @@ from batchfile.lines.formats.options import (
     sent_options,
 )
 from batchfile.lines.formats.shared import (
+    CHECKED,
     SEED_MAX,
     SEED_MIN,
     TOKENS_MAX,
     Effectless,
+    Format,
     Name,
     NoEffect,
     Strict,
@@ -35,7 +39,6 @@ from batchfile.lines.formats.shared import (
     text_of,
     unanswered,
     unknown_call,
-    unsupported_keys_of,
     without_user,
 )
 from batchfile.request_options import Options
@@ -145,6 +148,13 @@ class Thinking(Strict):
     budget_tokens: Annotated[Whole, Field(ge=0, le=TOKENS_MAX)] | None = None
     display: Annotated[Any, never('only "summarized" is supported; remove it', "summarized")] = None
 
+    @field_validator("budget_tokens")
+    @classmethod
+    def _is_of_thinking(cls, budget: int | None, info: ValidationInfo) -> int | None:
+        if budget is not None and info.data.get("type") == "disabled":
+            raise ValueError('has no effect with the type "disabled"; remove it')
+        return budget
+
 
 class PlainParams(Strict):
     """The fields that most `params` have alone."""
@@ -210,30 +220,21 @@ class Params(PlainParams, ChatOptions):
     ] = None
 
 
-PlainBody = PlainParams  # the names that the other formats use
-Body = Params
-
-UNSUPPORTED_KEYS = unsupported_keys_of(Params)
-
-
-# Keys that `more_problems` checks, because their fields' own types cannot.
-CHECKED = frozenset({"tools", "tool_choice"})
-
-
-def is_plain(params: PlainParams) -> bool:
-    """Whether `more_problems` can be skipped: no options, all turns are plain text, and not all are system turns."""
-    if type(params) is not PlainParams:
+def _is_plain(params: PlainParams) -> bool:
+    """Whether it has nothing to check: no options or tools, turns of text only, and one that is not a system turn."""
+    if type(params) is not PlainParams or not CHECKED.isdisjoint(params.model_fields_set):
         return False
     is_spoken = False
     for turn in params.messages:
         is_spoken |= turn.role != "system"
         if not isinstance(turn.content, str) and any(not isinstance(block, TextBlock) for block in turn.content):
             return False
-    return is_spoken and CHECKED.isdisjoint(params.model_fields_set)
+    return is_spoken
 
 
-def more_problems(params: PlainParams) -> list[Diagnostic]:
-    """Problems that depend on several fields."""
+def _more_problems(params: PlainParams) -> list[Diagnostic]:
+    if _is_plain(params):
+        return []
     found = without_user(params.messages, "params") + misplaced_media(params.messages, "params")
     found += _tool_problems(params)
     if type(params) is PlainParams:
@@ -304,7 +305,7 @@ def _block_problems(turns: list[Any]) -> list[Diagnostic]:
     return diagnostics
 
 
-def to_request(custom_id: str, params: PlainParams, defaults: Defaults) -> Request:
+def _to_request(custom_id: str, params: PlainParams, defaults: Defaults) -> Request:
     """Raises: InvalidRequest if max_tokens is missing and required."""
     if params.max_tokens is None and defaults.needs_max_tokens:
         raise InvalidRequest("params.max_tokens: is missing; set the maximum number of output tokens")
@@ -374,3 +375,12 @@ def _form(params: PlainParams) -> tuple[str, JsonSchemaFormat] | None:
     if output is not None and output.format is not None:
         return "output_config", output.format
     return None if params.output_format is None else ("output_format", params.output_format)
+
+
+def _to_message(custom_id: str, params: PlainParams, defaults: Defaults) -> Request:
+    return replace(_to_request(custom_id, params, defaults), form="message")
+
+
+FORMAT = Format(url="", plain=PlainParams, body=Params, to_request=_to_request, more_problems=_more_problems)
+# Anthropic's Message as the `body` of a line in OpenAI's format.
+MESSAGES = replace_field(FORMAT, url="/v1/messages", to_request=_to_message)

@@ -6,15 +6,18 @@ import msgspec
 from msgspec.structs import replace
 from pydantic import Field, ValidationInfo, field_validator
 
+from batchfile.endpoints import URLS
 from batchfile.lines.diagnostics import Diagnostic, Path
 from batchfile.lines.formats.media import OpenAIPart, RefusalPart, misplaced_media, spoken
 from batchfile.lines.formats.openai_shared import Ignored, PlainSampled, asked_of, format_keys
 from batchfile.lines.formats.options import ChatOptions, option_problems, sent_options
 from batchfile.lines.formats.shared import (
+    CHECKED,
     JOINT,
     SYSTEM_ROLES,
     TOKENS_MAX,
     Effectless,
+    Format,
     Name,
     NoEffect,
     Strict,
@@ -26,12 +29,11 @@ from batchfile.lines.formats.shared import (
     misplaced,
     unanswered,
     unknown_call,
-    unsupported_keys_of,
     without_user,
 )
 from batchfile.types import Defaults, LimitKey, Message, Request, Role, Tool, ToolCall, Tools
 
-URL = "/v1/chat/completions"
+URL = URLS["chat"]
 
 _TOOLS = "is deprecated and not supported; use tools"
 _TOOLS_FIX = "Use tools and tool_choice."
@@ -157,15 +159,9 @@ class Body(PlainBody, ChatOptions, Ignored):
     web_search_options: Annotated[Any, UnsupportedKey((None,), "web search is not supported; remove it")] = None
 
 
-UNSUPPORTED_KEYS = unsupported_keys_of(Body)
-
-# Keys that `more_problems` checks, because their fields' own types cannot.
-CHECKED = frozenset({"tools", "tool_choice"})
-
-
-def is_plain(body: PlainBody) -> bool:
-    """Whether `more_problems` can be skipped: no options, all turns are plain text, and not all are system turns."""
-    if type(body) is not PlainBody:
+def _is_plain(body: PlainBody) -> bool:
+    """Whether it has nothing to check: no options or tools, turns of text only, and one that is not a system turn."""
+    if type(body) is not PlainBody or not CHECKED.isdisjoint(body.model_fields_set):
         return False
     is_spoken = False
     for turn in body.messages:
@@ -176,11 +172,12 @@ def is_plain(body: PlainBody) -> bool:
             return False
         if turn.name is not None and turn.role in SYSTEM_ROLES:
             return False
-    return is_spoken and CHECKED.isdisjoint(body.model_fields_set)
+    return is_spoken
 
 
 def more_problems(body: PlainBody) -> list[Diagnostic]:
-    """Problems that depend on several fields."""
+    if _is_plain(body):
+        return []
     found = without_user(body.messages, "body") + misplaced_media(body.messages, "body")
     found += _system_names(body) + _tool_problems(body)
     if type(body) is PlainBody:
@@ -286,3 +283,6 @@ def to_request(custom_id: str, body: PlainBody, defaults: Defaults) -> Request:
         options=asked.options,
         keeps_thinking=not (isinstance(body, Body) and body.include_reasoning is False),
     )
+
+
+FORMAT = Format(url=URL, plain=PlainBody, body=Body, to_request=to_request, more_problems=more_problems)

@@ -4,13 +4,14 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
 
+from batchfile.endpoints import URLS
 from batchfile.lines.diagnostics import Diagnostic
 from batchfile.lines.formats.openai_shared import Ignored, PlainSampled, asked_of, format_keys, inputs_of
 from batchfile.lines.formats.options import GeneratingOptions, NumLogprobs, option_problems, sent_options
-from batchfile.lines.formats.shared import TOKENS_MAX, OnlyEndpoints, UnsupportedKey, Whole, unsupported_keys_of
+from batchfile.lines.formats.shared import TOKENS_MAX, Format, OnlyEndpoints, UnsupportedKey, Whole
 from batchfile.types import Defaults, Input, Raw, Request
 
-URL = "/v1/completions"
+URL = URLS["completion"]
 MAX_TOKENS = 16  # OpenAI's default
 
 
@@ -44,14 +45,9 @@ class Body(PlainBody, GeneratingOptions, Ignored):
     ] = None
 
 
-UNSUPPORTED_KEYS = unsupported_keys_of(Body)
-
-
-def is_plain(body: PlainBody) -> bool:
-    return type(body) is PlainBody
-
-
-def more_problems(body: PlainBody) -> list[Diagnostic]:
+def _more_problems(body: PlainBody) -> list[Diagnostic]:
+    if type(body) is PlainBody:
+        return []
     sent = sent_options(body, PlainBody)
     found = option_problems(sent, "body", format_keys(body))
     if body.max_tokens == 0 and not sent.get("echo"):
@@ -61,7 +57,7 @@ def more_problems(body: PlainBody) -> list[Diagnostic]:
     return found
 
 
-def to_request(custom_id: str, body: PlainBody, defaults: Defaults) -> Request:
+def _to_request(custom_id: str, body: PlainBody, defaults: Defaults) -> Request:
     asked = asked_of(body, PlainBody, defaults, body.max_tokens, MAX_TOKENS)
     return Request(
         custom_id=custom_id,
@@ -71,3 +67,6 @@ def to_request(custom_id: str, body: PlainBody, defaults: Defaults) -> Request:
         sampling=asked.sampling,
         options=asked.options,
     )
+
+
+FORMAT = Format(url=URL, plain=PlainBody, body=Body, to_request=_to_request, more_problems=_more_problems)

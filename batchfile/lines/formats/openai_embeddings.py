@@ -1,24 +1,20 @@
-"""OpenAI's `body` of an embeddings request: texts or lists of token ids, each of which becomes a vector."""
+"""Bodies with texts or lists of token ids: OpenAI's embeddings, and vLLM's classification and pooling.
 
+Each input becomes a vector, gets the probability of each class, or gets what the model's pooler makes.
+"""
+
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
-from batchfile.lines.diagnostics import Diagnostic
+from batchfile.endpoints import URLS
 from batchfile.lines.formats.openai_shared import inputs_of
 from batchfile.lines.formats.options import PromptOptions, options_of, sent_options
-from batchfile.lines.formats.shared import (
-    Effectless,
-    Name,
-    OnlyEndpoints,
-    Strict,
-    UnsupportedKey,
-    Whole,
-    unsupported_keys_of,
-)
+from batchfile.lines.formats.shared import Effectless, Format, Name, OnlyEndpoints, Strict, UnsupportedKey, Whole
 from batchfile.types import Defaults, Input, Raw, Request, Sampling
 
-URL = "/v1/embeddings"
+URL = URLS["embedding"]
 INPUTS_MAX = 2_048  # OpenAI's limit
 DIMENSIONS_MAX = 65_536
 
@@ -30,15 +26,23 @@ def embedding_inputs(given: Any) -> tuple[Input, ...]:
     return inputs
 
 
-class PlainBody(Strict):
-    """The fields that most bodies have alone."""
-
+class Inputs(Strict):
     input: Annotated[Any, AfterValidator(embedding_inputs)]
     model: Name | None = None
+
+
+class PlainBody(Inputs):
+    """The fields that most bodies have alone."""
+
     dimensions: Annotated[Whole, Field(ge=1, le=DIMENSIONS_MAX)] | None = None
     encoding_format: Literal["float", "base64"] | None = None
 
 
+class PlainPoolingBody(Inputs):
+    encoding_format: Literal["float", "base64"] | None = None
+
+
+_Kind = Literal["embedding", "classification", "pooling"]
 _TALK = UnsupportedKey((None,), "conversations are not supported here; put the text into input")
 _SINGLES = "vectors are float32, in little-endian order in base64; remove it"
 
@@ -71,25 +75,41 @@ class Body(PlainBody, UnconversedOptions, BinaryOptions):
     """The fields of `body`."""
 
 
-UNSUPPORTED_KEYS = unsupported_keys_of(Body)
+class ClassifyBody(Inputs, UnconversedOptions):
+    """The fields of `body` of a classification."""
 
 
-def is_plain(body: PlainBody) -> bool:
-    return type(body) is PlainBody
+class PoolingBody(PlainPoolingBody, UnconversedOptions, BinaryOptions):
+    """The fields of `body` of a pooling request."""
+
+    task: Literal["embed", "classify", "token_embed", "token_classify"] | None = None
+
+    # Rejected, except with a value that has no effect.
+    dimensions: Annotated[Any, UnsupportedKey((None,), "pooling has no dimensions; use /v1/embeddings")] = None
+    data: Annotated[Any, UnsupportedKey((None,), "plugins of vLLM are not supported; put texts into input")] = None
 
 
-def more_problems(_: PlainBody) -> list[Diagnostic]:
-    return []
-
-
-def to_request(custom_id: str, body: PlainBody, defaults: Defaults) -> Request:
-    is_base64 = body.encoding_format == "base64"
-    sent = sent_options(body, PlainBody)
+def _to_request(kind: _Kind, plain: type[Inputs], custom_id: str, body: Inputs, defaults: Defaults) -> Request:
+    sent = sent_options(body, plain)
     return Request(
         custom_id=custom_id,
         messages=(),
-        raw=Raw(kind="embedding", inputs=body.input, dimensions=body.dimensions, is_base64=is_base64),
+        raw=Raw(
+            kind=kind,
+            inputs=body.input,
+            dimensions=getattr(body, "dimensions", None),
+            is_base64=getattr(body, "encoding_format", None) == "base64",
+        ),
         model=body.model or defaults.model,
         sampling=Sampling(max_tokens=0),
         options=options_of(body, sent, {}) if sent else None,
     )
+
+
+def _format(kind: _Kind, plain: type[Inputs], body: type[Inputs]) -> Format:
+    return Format(url=URLS[kind], plain=plain, body=body, to_request=partial(_to_request, kind, plain))
+
+
+EMBEDDINGS = _format("embedding", PlainBody, Body)
+CLASSIFY = _format("classification", Inputs, ClassifyBody)
+POOLING = _format("pooling", PlainPoolingBody, PoolingBody)

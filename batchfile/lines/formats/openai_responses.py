@@ -1,11 +1,11 @@
 """OpenAI's `body` of a response (/v1/responses), as far as it depends on no earlier one: read as a chat completion."""
 
 from dataclasses import replace as replace_field
-from functools import cache
+from functools import cache, cached_property
 from typing import Annotated, Any, Literal
 
 from msgspec.structs import replace
-from pydantic import Discriminator, Field, Tag
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from batchfile.lines.diagnostics import Diagnostic, Path
 from batchfile.lines.formats import openai_chat
@@ -14,12 +14,13 @@ from batchfile.lines.formats.options import INT64_MAX, INT64_MIN, GeneratingOpti
 from batchfile.lines.formats.shared import (
     TOKENS_MAX,
     Effectless,
+    Format,
     Name,
     NoEffect,
     Strict,
     UnsupportedKey,
     Whole,
-    unsupported_keys_of,
+    rules_of,
 )
 from batchfile.types import Defaults, Request
 
@@ -111,6 +112,18 @@ class TextFormat(Strict):
     strict: bool | None = None
     schema_: dict[str, Any] | None = Field(None, alias="schema")
 
+    @model_validator(mode="after")
+    def _has_schema(self) -> "TextFormat":
+        found = {"name": self.name, "description": self.description, "strict": self.strict, "schema": self.schema_}
+        given = [key for key, value in found.items() if value is not None]
+        if self.type == "json_schema" and self.schema_ is None:
+            raise ValueError("schema is missing; put the schema there")
+        if self.type != "json_schema" and given:
+            raise ValueError(
+                f'has {given[0]}, but its type is "{self.type}"; make it "json_schema" or remove {given[0]}'
+            )
+        return self
+
 
 class Text(Strict):
     format: TextFormat | None = None
@@ -185,25 +198,26 @@ class Body(GeneratingOptions):
     ] = None
     truncation: Annotated[Any, UnsupportedKey((None, "disabled"), "use truncate_prompt_tokens")] = None
 
-
-PlainBody = Body
-UNSUPPORTED_KEYS = unsupported_keys_of(Body)
-
-
-def is_plain(_: Body) -> bool:
-    return False
+    @cached_property
+    def chat(self) -> openai_chat.Body:
+        """The same request as a chat completion."""
+        return _chat_of(self)
 
 
-def more_problems(body: Body) -> list[Diagnostic]:
-    """Those of the same request as a chat completion, with their places in this one."""
+def _more_problems(body: Body) -> list[Diagnostic]:
+    """Those of the chat completion, with their places in this request."""
     wrong = [
         Diagnostic(("body", "input", n, "arguments"), "must be a string that contains a JSON object", "Change it.")
         for n, item in enumerate(body.input)
         if isinstance(item, Called) and not openai_chat.is_object(item.arguments)
     ]
+    if not isinstance(body.input, str) and not any(_turns(item) for item in body.input):
+        wrong.append(
+            Diagnostic(("body", "input"), "has no message; add one", 'Add {"role": "user", "content": "..."}.')
+        )
     if wrong:
         return wrong
-    found = openai_chat.more_problems(chat_of(body))
+    found = openai_chat.more_problems(body.chat)
     return [
         replace_field(
             problem,
@@ -237,18 +251,18 @@ def _names_in(rest: Path, item: Path, body: Body) -> Path:
     return rest
 
 
-def to_request(custom_id: str, body: Body, defaults: Defaults) -> Request:
-    return replace(openai_chat.to_request(custom_id, chat_of(body), defaults), form="response")
+def _to_request(custom_id: str, body: Body, defaults: Defaults) -> Request:
+    return replace(openai_chat.to_request(custom_id, body.chat, defaults), form="response")
 
 
 @cache
 def _shared_keys() -> frozenset[str]:
     """The keys that mean the same in a chat completion, as they are."""
-    own = {"tools", "tool_choice", *UNSUPPORTED_KEYS}
+    own = {"tools", "tool_choice", *rules_of(Body, UnsupportedKey)}
     return frozenset((Body.model_fields.keys() & openai_chat.Body.model_fields.keys()) - own)
 
 
-def chat_of(body: Body) -> openai_chat.Body:
+def _chat_of(body: Body) -> openai_chat.Body:
     chat = body.model_dump(include=set(_shared_keys()), by_alias=True, exclude_unset=True)
     said = {"role": "system", "content": body.instructions}
     given = [Spoken(role="user", content=body.input)] if isinstance(body.input, str) else body.input
@@ -295,3 +309,6 @@ def _tool(tool: FunctionTool) -> dict[str, Any]:
 
 def _choice(given: str | NamedFunction | None) -> Any:
     return {"type": "function", "function": {"name": given.name}} if isinstance(given, NamedFunction) else given
+
+
+FORMAT = Format(url=URL, plain=Body, body=Body, to_request=_to_request, more_problems=_more_problems)

@@ -80,8 +80,8 @@ def _rendered(result: NativeResult, data: bytes, batch_id: str, line: int, creat
         body = _body(result, data, stem, created)
         response = {"status_code": 200, "request_id": f"req_{stem}", "body": body}
     elif result.status == "errored":
-        status, told = _error(result)
-        response = {"status_code": status, "request_id": f"req_{stem}", "body": told}
+        status, body = _error(result)
+        response = {"status_code": status, "request_id": f"req_{stem}", "body": body}
     else:
         code = _CODES.get(result.status, result.status)
         error = {"code": code, "message": result.error.message if result.error else ""}

@@ -60,9 +60,11 @@ class ResponseFormat(Strict):
             raise ValueError(
                 f'has a json_schema, but its type is "{self.type}"; make it "json_schema" or remove the schema'
             )
-        has_legacy = self.structures is not None and self.triggers is not None
-        if (self.type == "structural_tag") != (self.format is not None or has_legacy):
-            raise ValueError("the type structural_tag needs format, or structures and triggers; no other type has them")
+        given = [key for key in ("format", "structures", "triggers") if getattr(self, key) is not None]
+        if given not in ([["format"], ["structures", "triggers"]] if self.type == "structural_tag" else [[]]):
+            raise ValueError(
+                "the type structural_tag needs format alone, or structures and triggers; no other type has them"
+            )
         return self
 
     @property
@@ -119,17 +121,18 @@ def asked_of(
     limit_key: LimitKey = "max_tokens",
 ) -> Asked:
     """`plain`: the model of bodies without options."""
-    if type(body) is plain and (body.response_format is None or body.response_format.type != "structural_tag"):
-        return Asked(_sampling_of(body, defaults, max_tokens, max_tokens_else, limit_key, None), None)
-    sent = sent_options(body, plain)
-    guide = guide_of(sent)
+    sent = {} if type(body) is plain else sent_options(body, plain)
     if body.response_format is not None and body.response_format.type == "structural_tag":
         sent["response_format"] = body.response_format.model_dump(by_alias=True, exclude_unset=True)
+    if not sent:
+        return Asked(_sampling_of(body, defaults, max_tokens, max_tokens_else, limit_key, None), None)
+    guide = guide_of(sent)
+    if "response_format" in sent:
         guide["structural_tag"] = json.dumps(sent["response_format"])
     logprobs = sent.get("logprobs")
     options = options_of(body, sent, guide, chat_logprobs(sent) if isinstance(logprobs, bool) else logprobs)
     sampling = _sampling_of(body, defaults, max_tokens, max_tokens_else, limit_key, json_schema_of(guide))
-    return Asked(sampling, options if sent else None)
+    return Asked(sampling, options)
 
 
 def format_keys(body: PlainSampled) -> list[str]:
@@ -194,9 +197,11 @@ def _input(given: Any, place: str) -> Input:
     if isinstance(given, str):
         return given
     if isinstance(given, list) and all(_is_token(item) for item in given):
-        return tuple(given)
+        return tuple(map(int, given))
     raise ValueError(f"{place}must be a string or a list of token ids, got {shown(given)}")
 
 
 def _is_token(item: Any) -> bool:
-    return type(item) is int and 0 <= item <= TOKEN_ID_MAX
+    """1.0 is 1, because JSON has only one number type."""
+    is_whole = type(item) is int or (type(item) is float and item.is_integer())
+    return is_whole and 0 <= item <= TOKEN_ID_MAX

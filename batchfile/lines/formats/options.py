@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
 
-from batchfile.lines.diagnostics import Diagnostic
+from batchfile.lines.diagnostics import Diagnostic, shown
 from batchfile.lines.formats.shared import (
     TOKENS_MAX,
     Effectless,
@@ -25,10 +25,20 @@ from batchfile.lines.formats.shared import (
 from batchfile.request_options import Guide, Options
 
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
+TOKEN_DIGITS_MAX = 10
 CHOICES_MAX = 128  # OpenAI's limit
 SALT_CHARS_MAX = 1024  # vLLM's limit
 
+
+def _token_key(given: str) -> str:
+    """A token id as the key of an object, without leading zeros, so that each token has one."""
+    if given != str(int(given) if given.isdecimal() and len(given) <= TOKEN_DIGITS_MAX else None):
+        raise ValueError(f"must be a token id, got {shown(given)}")
+    return given
+
+
 TokenId = Annotated[Whole, Field(ge=0, le=TOKENS_MAX)]
+TokenKey = Annotated[str, AfterValidator(_token_key)]
 NumLogprobs = Annotated[Whole, Field(ge=-1, le=TOKENS_MAX)]  # -1: of all tokens; an engine has a limit of its own
 
 # Arguments of the function that renders a template, which are not for the template itself.
@@ -105,9 +115,7 @@ class PromptOptions(Strict):
 class GeneratingOptions(PromptOptions):
     """Of every request for text."""
 
-    logit_bias: (
-        dict[Annotated[str, Field(pattern="^[0-9]{1,10}$")], Annotated[float, Field(ge=-100, le=100)]] | None
-    ) = None
+    logit_bias: dict[TokenKey, Annotated[float, Field(ge=-100, le=100)]] | None = None
     allowed_token_ids: Annotated[list[TokenId], Field(min_length=1)] | None = None
     stop_token_ids: list[TokenId] | None = None
     bad_words: list[Name] | None = None

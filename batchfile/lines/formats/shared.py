@@ -1,17 +1,19 @@
 """Shared by the request formats: value types, text blocks, and turns in the form that engines take."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from batchfile.lines.diagnostics import Diagnostic, Path, shown
 from batchfile.request_media import Media
-from batchfile.types import Message, Tools
+from batchfile.types import Defaults, Message, Request, Tools
 
 JOINT = "\n\n"  # between merged texts: blocks, adjacent turns of one role, system turns
 
 SYSTEM_ROLES = frozenset({"system", "developer"})
+CHECKED = frozenset({"tools", "tool_choice"})  # keys of conversations whose own types cannot check them
 TOKENS_MAX = 2**31 - 1
 SEED_MIN, SEED_MAX = -(2**63), 2**63 - 1
 
@@ -72,8 +74,27 @@ def rules_of(model: type[BaseModel], kind: type[_Rule]) -> dict[str, _Rule]:
     return {key: rule for key, field in model.model_fields.items() for rule in field.metadata if isinstance(rule, kind)}
 
 
-def unsupported_keys_of(model: type[BaseModel]) -> dict[str, UnsupportedKey]:
-    return rules_of(model, UnsupportedKey)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Format:
+    """How the requests of an endpoint are read.
+
+    `plain`: the model of bodies without the options that few requests set, which takes less time.
+    `more_problems`: those that depend on several fields.
+    """
+
+    url: str
+    plain: type[BaseModel]
+    body: type[BaseModel]
+    to_request: Callable[[str, Any, Defaults], Request]
+    more_problems: Callable[[Any], list[Diagnostic]] = lambda _: []
+    unsupported_keys: dict[str, UnsupportedKey] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "unsupported_keys", rules_of(self.body, UnsupportedKey))
+
+    def asks_for_unsupported(self, carried: BaseModel) -> bool:
+        given = carried.model_fields_set & self.unsupported_keys.keys()
+        return any(getattr(carried, key) not in self.unsupported_keys[key].harmless for key in given)
 
 
 def without_effect(model: type[BaseModel]) -> set[str]:

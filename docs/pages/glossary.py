@@ -1,16 +1,14 @@
-"""The glossary page, made of docs/glossary.toml: `python docs/glossary.py > docs/glossary.md`."""
+"""docs/glossary.md, made from docs/glossary.toml."""
 
-import sys
 import tomllib
 from pathlib import Path
 
-SOURCE = Path(__file__).with_name("glossary.toml")
+SOURCE = Path(__file__).parents[1] / "glossary.toml"
 
 HEAD = """# Glossary
 
 For readers of the docs, the logs and the code: what each term means. One term has one meaning everywhere. This page is
-made from [glossary.toml](glossary.toml) by `python docs/glossary.py > docs/glossary.md`; a second list there names what
-we avoid.
+made from [glossary.toml](glossary.toml) by `python -m docs.pages`; a second list there names what we avoid.
 
 | term | meaning |
 |---|---|
@@ -21,7 +19,3 @@ def glossary() -> str:
     terms = tomllib.loads(SOURCE.read_text())["terms"]
     rows = sorted(terms.items(), key=lambda item: item[0].lower())
     return HEAD + "".join(f"| {term} | {meaning} |\n" for term, meaning in rows)
-
-
-if __name__ == "__main__":
-    sys.stdout.write(glossary())

@@ -1,40 +1,21 @@
 """The tables of docs/requests.md, made from the models that read requests: what becomes of every key.
 
-`python -m batchfile.cli.requests_reference docs/requests.md` updates them in place and keeps the text around them.
+The text around them stays.
 """
 
 import re
-from pathlib import Path
 from typing import Literal, NamedTuple
 
-import click
 from pydantic import BaseModel
 
-from batchfile.lines.formats import (
-    native,
-    openai_chat,
-    openai_classify,
-    openai_completions,
-    openai_embeddings,
-    openai_pooling,
-    openai_rerank,
-    openai_responses,
-    openai_scores,
-)
+from batchfile.lines.formats import native, openai_chat, openai_scores
+from batchfile.lines.formats.bodies import FORMATS
 from batchfile.lines.formats.shared import Effectless, OnlyEndpoints, UnsupportedKey, rules_of
 
 State = Literal["served", "http only", "no effect", "rejected"]
 
-MODELS: dict[str, type[BaseModel]] = {
-    "params": native.Params,
-    openai_chat.URL: openai_chat.Body,
-    openai_completions.URL: openai_completions.Body,
-    openai_embeddings.URL: openai_embeddings.Body,
-    openai_responses.URL: openai_responses.Body,
-    openai_scores.URL: openai_scores.Body,
-    openai_rerank.URL: openai_rerank.Body,
-    openai_classify.URL: openai_classify.Body,
-    openai_pooling.URL: openai_pooling.Body,
+MODELS: dict[str, type[BaseModel]] = {"params": native.Params} | {
+    url: form.body for url, form in FORMATS.items() if form.body is not native.Params
 }
 # From `<!-- requests: NAME -->` to `<!-- end -->` the page has the table of this model.
 _BLOCK = re.compile(r"(<!-- requests: (\S+) -->\n).*?(<!-- end -->)", re.S)
@@ -77,8 +58,8 @@ NOTES = {
     ),
     "thinking_token_budget": "vLLM needs a reasoning parser with known markers",
     "tools": (
-        "needs a chat template with tools; on vLLM, `strict` of a tool has no effect: arguments follow the schema "
-        "where `tool_choice` requires a call"
+        "needs a chat template with tools; on vLLM, `strict` guides the arguments by the schema, for parsers for whose "
+        "calls vLLM has a grammar; its default is true where `tool_choice` requires a call, else false"
     ),
     "vllm_xargs": "for samplers of your own in vLLM",
     "verbosity": _VARIABLE,
@@ -128,13 +109,3 @@ def _table(model: type[BaseModel]) -> str:
 
 def _description(row: KeyRow) -> str:
     return f"{row.state}: {row.note}" if row.note else row.state
-
-
-@click.command(help=__doc__)
-@click.argument("page", type=click.Path(path_type=Path, exists=True, dir_okay=False))
-def main(page: Path) -> None:
-    page.write_text(with_tables(page.read_text()))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,18 +1,11 @@
-"""The tables of docs/settings.md, made from the settings' descriptions.
-
-`python -m batchfile.cli.settings_reference docs/settings.md` updates them in place and keeps the text around them.
-"""
+"""The tables of docs/settings.md, made from the settings' descriptions. The text around them stays."""
 
 import json
 import re
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
-import click
-
 from batchfile.cli.config import as_words, in_force
-from batchfile.engine_settings import EngineSettings
 from batchfile.settings import NESTED, PREFIX, Settings
 from batchfile.settings_built_in import DEFAULT_STAGES
 
@@ -74,8 +67,7 @@ def _rows(root: Schema, name: str, field: Schema) -> Iterator[str]:
 
 
 def _rows_of(group: Schema, path: str) -> Iterator[str]:
-    shared = EngineSettings.model_fields
-    for name, field in sorted(group["properties"].items(), key=lambda item: item[0] in shared):
+    for name, field in group["properties"].items():
         yield _row(f"{path}.{name}", field, is_required=name in group.get("required", ()))
 
 
@@ -125,14 +117,3 @@ def _in_units(key: str, value: object) -> str:
         if key.endswith("_s") and value % unit_s == 0:
             return f" = {value // unit_s} {unit}{'s' if value > unit_s else ''}"
     return ""
-
-
-@click.command()
-@click.argument("page", type=click.Path(path_type=Path, exists=True, dir_okay=False))
-def main(page: Path) -> None:
-    """Update the tables of PAGE."""
-    page.write_text(with_tables(page.read_text()))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""Generates the command-line reference from the commands' help: `python -m batchfile.cli.reference > docs/cli.md`."""
+"""docs/cli.md: the commands' help."""
 
 from collections.abc import Iterator
 
@@ -13,7 +13,7 @@ _HEAD = """# The `batchfile` command
 Every command with its options and examples, for users of the command line. Start with
 `batchfile run requests.jsonl -o results.jsonl`, or read [quickstart.md](quickstart.md).
 
-Generated from `--help` by `python -m batchfile.cli.reference > docs/cli.md`; a test checks that it is current.
+Generated from `--help` by `python -m docs.pages`; a test checks that it is current.
 """
 
 
@@ -32,7 +32,3 @@ def _sections(command: click.Command, path: str) -> Iterator[str]:
                 found = command.get_command(context, name)
                 assert found is not None
                 yield from _sections(found, f"{path} {name}")
-
-
-if __name__ == "__main__":
-    click.echo(reference(), nl=False)
