@@ -1,10 +1,12 @@
 """Which GPUs a machine has, and which of them the environment shows."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from batchfile.errors import SettingsError
+from batchfile.machine import devices
 from batchfile.machine.devices import MIB, Device, amd_devices, cpu_device, nvidia_devices, shown
 
 NVIDIA = """\
@@ -49,6 +51,38 @@ def test_the_memory_of_amd_gpus_is_read_in_the_order_of_their_cards() -> None:
 def test_only_the_gpus_that_are_shown_are_used(value: str | None, indexes: list[str]) -> None:
     environ = {} if value is None else {"CUDA_VISIBLE_DEVICES": value}
     assert [device.index for device in shown(nvidia_devices(NVIDIA), "CUDA_VISIBLE_DEVICES", environ)] == indexes
+
+
+@pytest.mark.parametrize(
+    ("tool", "output", "environ", "kind", "indexes"),
+    [
+        ("nvidia-smi", NVIDIA, {}, "cuda", ["0", "1", "2"]),
+        ("nvidia-smi", NVIDIA, {"CUDA_VISIBLE_DEVICES": "1"}, "cuda", ["1"]),
+        ("rocm-smi", json.dumps(AMD), {}, "rocm", ["0", "1"]),
+        ("rocm-smi", json.dumps(AMD), {"HIP_VISIBLE_DEVICES": "1"}, "rocm", ["1"]),
+        ("rocm-smi", json.dumps(AMD), {"CUDA_VISIBLE_DEVICES": "1"}, "rocm", ["1"]),
+        ("rocm-smi", json.dumps(AMD), {"ROCR_VISIBLE_DEVICES": "1"}, "rocm", ["0"]),  # numbered anew behind it
+        ("no-tool", "", {}, "cpu", [devices.cpu_device().index]),
+        ("nvidia-smi", NVIDIA, {"CUDA_VISIBLE_DEVICES": ""}, "cpu", [devices.cpu_device().index]),
+    ],
+)
+def test_the_tools_of_both_makers_are_asked(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tool: str,
+    output: str,
+    environ: dict[str, str],
+    kind: str,
+    indexes: list[str],
+) -> None:
+    (tmp_path / "listed").write_text(output)
+    (tmp_path / tool).write_text(f"#!/bin/sh\nexec /bin/cat {tmp_path}/listed\n")
+    (tmp_path / tool).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(devices, "is_cpu_build", lambda: False)
+    found = devices.visible_devices(environ)
+    assert [device.index for device in found] == indexes
+    assert {device.kind for device in found} == {kind}
 
 
 def test_a_gpu_that_does_not_exist_is_an_error() -> None:
