@@ -11,7 +11,7 @@ from functools import partial
 import structlog
 import uvicorn
 
-from batchfile import logs
+from batchfile import logs, tracing
 from batchfile.errors import BatchfileError, SettingsError
 from batchfile.open_ledger import open_service_ledger
 from batchfile.settings import CONFIG_VARIABLE, Settings, load_settings
@@ -44,6 +44,8 @@ def main(arguments: list[str] | None = None, prog: str = f"python -m {__package_
     logging.basicConfig(level=logging.WARNING, handlers=[_AsLines()], force=True)
     try:
         settings = load_settings()
+        logs.set_level(settings.log_level)
+        tracing.start("batchfile-api")
         host = _host(args.host, settings)
         port = settings.port if args.port is None else args.port
         listener = _listener(host, port)

@@ -8,6 +8,9 @@ from typing import Any
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
+LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+LEVEL_VARIABLE = "BATCHFILE_LOG_LEVEL"
+
 _SAID = frozenset({"input.changed"})  # events that the command itself prints
 
 
@@ -21,7 +24,8 @@ def for_library() -> None:
 
 
 def configure(**keys: Any) -> None:
-    """Set up the logs of a service: one line per event, JSON unless stderr is a terminal.
+    """Set up the logs of a service: one line per event, JSON unless stderr is a terminal. The level is that of
+    BATCHFILE_LOG_LEVEL, until `set_level`.
 
     Call it once per process, before anything logs. `keys` are on every line, of every thread."""
     is_person = sys.stderr.isatty()
@@ -40,9 +44,14 @@ def configure(**keys: Any) -> None:
             lambda logger, name, event: {**event, **keys},
             renderer,
         ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
+    set_level(os.environ.get(LEVEL_VARIABLE, "info"))
+
+
+def set_level(level: str) -> None:
+    """Of the service's logs. An unknown level is `info`; reading the settings reports it."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(LEVELS.get(level, logging.INFO)))
 
 
 def for_command(*, is_verbose: bool = False) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, PrivateAttr, ValidationError, field_validator, model_validator
 from pydantic_settings import (
@@ -119,12 +119,15 @@ class Settings(BaseSettings):
         ),
     )
     inbox: InboxFiles = InboxFiles()
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="The least severe events that the service, its runners and scalers log."
+    )
     _schemas: dict[str, dict[str, Any]] = PrivateAttr(default_factory=dict)
 
     @field_validator("api_keys", mode="before")
     @classmethod
     def _split_keys(cls, keys: object) -> object:
-        """`tenant:sha256` or `tenant:sha256:FORMAT` (the API format), separated by commas, or a list of these."""
+        """`tenant:sha256`, perhaps with `:FORMAT` (of the API) and `:NAME`, separated by commas, or a list of these."""
         if isinstance(keys, str):
             keys = [key for key in re.split(r"[,\s]+", keys) if key]
         if not isinstance(keys, list | tuple):
@@ -132,7 +135,7 @@ class Settings(BaseSettings):
         if any(isinstance(key, str) and ":" not in key for key in keys):
             raise ValueError("each must be tenant:sha256, as `batchfile keys new TENANT` prints it")
         names = tuple(ApiKey.model_fields)
-        return [dict(zip(names, key.split(":"), strict=False)) if isinstance(key, str) else key for key in keys]
+        return [_key_of(names, key) if isinstance(key, str) else key for key in keys]
 
     @field_validator("pools")
     @classmethod
@@ -219,6 +222,10 @@ class Settings(BaseSettings):
     def service_grace_s(self) -> float:
         """How long a runner of a service waits for its requests in flight when it stops, in any kind of store."""
         return self.limits.grace_s or Limits().grace_s
+
+
+def _key_of(names: tuple[str, ...], text: str) -> dict[str, str]:
+    return {name: value for name, value in zip(names, text.split(":", len(names) - 1), strict=False) if value}
 
 
 def _read_schema(stage: str, path: Path) -> dict[str, Any]:

@@ -38,6 +38,8 @@ def _without_user(url: str) -> str:
 BaseUrl = Annotated[str, AfterValidator(_without_user)]
 
 WEBHOOK_URL = r"^https?://[^\s/?#@]+(/[^\s#]*)?$"
+KEY_NAME_RULE = "letters, digits, _, . and -, at most 40"
+KEY_NAME = r"^[\w.-]{1,40}$"
 PUBLIC_URL = r"^https?://[^\s{}?#]+$"
 
 _KINDS = {
@@ -62,6 +64,7 @@ _KINDS = {
 }
 _PATTERNS = {
     WEBHOOK_URL: "an http:// or https:// URL without user name and #, with a / before any ?",
+    KEY_NAME: KEY_NAME_RULE,
     PUBLIC_URL: "an http:// or https:// URL without ?, #, { or }",
 }
 _BOUNDS = {
@@ -231,6 +234,7 @@ class ApiKey(BaseModel):
     dialect: Literal["stage", "anthropic"] | None = Field(
         default=None, description="The API format of responses to this key. Without it, the request decides."
     )
+    name: str | None = Field(default=None, pattern=KEY_NAME, description="What the log calls the key.")
 
     @field_validator("sha256")
     @classmethod

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import structlog
 
+from batchfile import logs
 from batchfile.errors import SettingsError
 from batchfile.machine.choice import layout_for
 from batchfile.machine.devices import Device
@@ -21,6 +22,7 @@ log = structlog.get_logger()
 def supervise(options: ProgramOptions) -> int:
     """Raises: SettingsError before any runner starts."""
     settings = load_settings()
+    logs.set_level(settings.log_level)
     return Supervisor(slot_plans(settings, options), settings.service_grace_s).run()
 
 

@@ -12,6 +12,7 @@ from functools import partial
 
 import structlog
 
+from batchfile import logs, tracing
 from batchfile.engine.base import Engine
 from batchfile.errors import BatchDamaged, BatchfileError, StoreError
 from batchfile.inbox import outbox
@@ -102,6 +103,8 @@ def run_slot(options: ProgramOptions, slot: int) -> int:
 
 def _run(options: ProgramOptions, slot: int, signals: ChildSignals, reports: Reports) -> int:
     settings = load_settings()
+    logs.set_level(settings.log_level)
+    tracing.start("batchfile-worker")
     pool = pool_of(settings, options.pool)
     kind = kind_of(pool, options)
     with ExitStack() as stack:

@@ -149,6 +149,19 @@ export interface Waiting {
   since: number | null;
 }
 
+/** How an ended batch went; without what was reused or never ran. */
+export interface BatchProfile {
+  /** Epoch seconds. */
+  started_at: number;
+  /** The length of a step in seconds. */
+  step_s: number;
+  /** Requests done in each step. */
+  requests: number[];
+  output_tokens: number[];
+  /** Requests by their time in the engine: up to 0.01, 0.02, 0.05, 0.1 ... 1,000 s, and longer. */
+  request_s: number[];
+}
+
 export interface PoolProgress {
   shards: number;
   shards_done: number;
@@ -201,4 +214,6 @@ export interface NativeStatus {
   reused: Record<string, number>;
   /** Why nothing was reused, where that was wanted. */
   reuse_note: string | null;
+  /** Of an ended batch; lists of batches leave it out. */
+  profile: BatchProfile | null;
 }

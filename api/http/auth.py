@@ -23,22 +23,23 @@ import structlog
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
+from batchfile.lines.failures import reason_of
 from batchfile.settings import Settings
 from batchfile.settings_tables import ApiKey
 from batchfile.types import TENANT
 
-from .errors import Refusal
+from .errors import REASON, Refusal
 from .negotiation import NegotiatedFormat, needs_other_format, negotiate, problem
 
 log = structlog.get_logger()
 
-OPEN_PATHS = re.compile(r"/(healthz|ready|version|metrics|openapi\.json|docs(/.*)?)?")
+OPEN_PATHS = re.compile(r"/(healthz|ready|version|metrics|openapi\.json|docs(/.*)?|dashboard/[a-z]+\.(js|css|svg))?")
 REQUEST_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 RETRY_AFTER_S = 1
 LOST_RETRY_S = 10
 LEFT = 499  # the client disconnected before it had sent the whole request; nginx uses the same code
 ENDLESS = "endless"  # a route sets it in the scope of its request
-# Unless a route overrides them. No response is a web page, so browsers may neither run nor embed any of it.
+# Unless a route overrides them, as the pages do: browsers may neither run nor embed any other response.
 DEFAULT_HEADERS = (
     (b"cache-control", b"no-store"),
     (b"x-content-type-options", b"nosniff"),
@@ -54,11 +55,14 @@ Headers = dict[bytes, bytes]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caller:
-    """Who sends a request. `key` distinguishes the keys of a tenant; `api_format`: the key's configured one."""
+    """Who sends a request. `key` distinguishes the keys of a tenant, and `name` is its name; `api_format`: the key's
+    configured one.
+    """
 
     tenant: str
     key: str
     api_format: Literal["stage", "anthropic"] | None = None
+    name: str | None = None
 
 
 PROBE = Caller(tenant="", key="")
@@ -109,6 +113,7 @@ class AuthMiddleware:
             detail = "The API key is missing or invalid; send `Authorization: Bearer KEY` or `x-api-key: KEY`."
             await context.refuse(401, detail, {"WWW-Authenticate": "Bearer"})
             return
+        context.caller = caller
         if needs_other_format(context.negotiated, context.path):
             await context.refuse(
                 404,
@@ -120,7 +125,6 @@ class AuthMiddleware:
             detail = f"This key has reached its limit of {self._in_flight_max} concurrent requests; retry shortly."
             await context.refuse(429, detail, {"Retry-After": str(RETRY_AFTER_S)})
             return
-        context.key_digest = caller.key[:8] if self._keys else ""
         context.scope["caller"] = caller  # type: ignore[typeddict-unknown-key]
         context.scope["negotiated"] = context.negotiated  # type: ignore[typeddict-unknown-key]
         self.in_flight[caller.key] += 1
@@ -190,7 +194,7 @@ def _owner(keys: tuple[ApiKey, ...], given: bytes) -> Caller | None:
     found = None
     for key in keys:
         if hmac.compare_digest(key.sha256, digest):
-            found = Caller(tenant=key.tenant, key=digest, api_format=key.dialect)
+            found = Caller(tenant=key.tenant, key=digest, api_format=key.dialect, name=key.name)
     return found
 
 
@@ -206,7 +210,7 @@ class _RequestContext:
         self._status = 0
         self._bytes = 0
         self._has_left = False  # the client disconnected before it had sent the whole request
-        self.key_digest = ""  # the beginning of the key's SHA-256, which tells the keys of a tenant apart in the log
+        self.caller = PROBE  # until it is known
         given = self.headers.get(b"x-request-id", b"").decode("latin-1")
         self.id = given if REQUEST_ID.fullmatch(given) else f"req_{secrets.token_hex(12)}"
         self.negotiated = NegotiatedFormat(api_format="native", request_id=self.id)
@@ -229,6 +233,7 @@ class _RequestContext:
         finally:
             structlog.contextvars.clear_contextvars()
             auth_middleware.count_answer(self.scope["method"], self._status)  # type: ignore[typeddict-item]
+            caller, reason = self.caller, self.scope.get(REASON)
             log.info(
                 "request.answered",
                 request_id=self.id,
@@ -236,7 +241,10 @@ class _RequestContext:
                 path=self.path[:200],
                 status=self._status or None,
                 bytes=self._bytes,
-                key=self.key_digest or None,
+                tenant=caller.tenant or None,
+                key=None if caller.key == caller.tenant else caller.key[:8],  # of its SHA-256
+                key_name=caller.name,
+                reason=reason and reason_of("", str(reason)),  # without quoted values, which may be of a prompt
                 ms=round((time.monotonic() - started_at) * 1000, 1),
             )
 
@@ -264,6 +272,7 @@ class _RequestContext:
         await self._send(message)
 
     async def refuse(self, status: int, detail: str, headers: dict[str, str]) -> None:
+        self.scope[REASON] = detail  # type: ignore[literal-required]
         body = json.dumps(problem(self.negotiated, status, detail)).encode()
         fields: list[Any] = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
         fields += [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]

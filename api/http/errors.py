@@ -34,6 +34,7 @@ log = structlog.get_logger()
 RETRY_AFTER_S = 5
 _WHOLE_BODY = {None, "", "data"}  # what Litestar calls the body itself
 DOCS = "see /docs for all paths"
+REASON = "reason"  # why a request is rejected: in its scope, for the log
 
 AnyRequest = Request[Any, Any, Any]
 Schema = Mapping[str, Any]
@@ -129,6 +130,7 @@ def _detail(error: BatchfileError) -> str:
 def answer(request: AnyRequest, error: Exception) -> Response[dict[str, Any]]:
     """Litestar's exception handler, for everything."""
     refusal = to_refusal(error, request)
+    request.scope[REASON] = refusal.detail  # type: ignore[literal-required]
     return Response(
         problem(
             request.scope["negotiated"],  # type: ignore[typeddict-item]

@@ -31,6 +31,7 @@ def stage_counts(status: BatchStatus) -> schemas.StageCounts:
     )
 
 
-def batch_status(found: BatchSnapshot) -> BatchStatus:
+def batch_status(found: BatchSnapshot, *, is_listed: bool = False) -> BatchStatus:
     detail = found.status.detail or (None if found.problem is None else PARTLY)
-    return msgspec.structs.replace(found.status, detail=detail, inbox_path=inbox_path(found.batch))
+    profile = None if is_listed else found.status.profile
+    return msgspec.structs.replace(found.status, detail=detail, inbox_path=inbox_path(found.batch), profile=profile)

@@ -37,6 +37,7 @@ from . import safe_post
 log = structlog.get_logger()
 
 WebhookState = Literal["pending", "delivered", "given_up"]
+WebhookOutcome = Literal["delivered", "failed", "given_up"]  # of an attempt
 
 # The wait after each attempt, in seconds; after the last one the delivery is abandoned.
 BACKOFF_S = (30.0, 300.0, 1800.0, 7200.0, 18000.0, 60.0)
@@ -102,11 +103,17 @@ def signed_headers(event: Event, secret: str | None, now: float) -> dict[str, st
     return {**named, "webhook-signature": f"v1,{base64.b64encode(digest).decode()}"}
 
 
-def deliver(ledger: Ledger, batch_id: str, send: Callable[[Event], str | None]) -> float | None:
+def deliver(
+    ledger: Ledger,
+    batch_id: str,
+    send: Callable[[Event], str | None],
+    count: Callable[[WebhookOutcome], None] = lambda outcome: None,
+) -> float | None:
     """Make an attempt if one is due. Returns when to call again (epoch seconds); None: delivered, abandoned, or the
     batch is gone.
 
-    `send` returns None if the receiver accepted the event, otherwise what went wrong. Raises: StoreUnavailable.
+    `send` returns None if the receiver accepted the event, otherwise what went wrong. `count` is told how it went.
+    Raises: StoreUnavailable.
     """
     batch = read_batch(ledger, batch_id)
     if batch is None or batch.state != "ended":
@@ -120,6 +127,7 @@ def deliver(ledger: Ledger, batch_id: str, send: Callable[[Event], str | None]) 
         return now + left_s if known.state == "pending" else None
     if known.num_attempts == len(BACKOFF_S):
         log.error("webhook.given_up", batch_id=batch_id, attempts=known.num_attempts)
+        count("given_up")
         swap(ledger, key, replace(known, state="given_up", write_id=ledger.new_id()), found)
         return None
     begun = WebhookRecord(
@@ -132,6 +140,7 @@ def deliver(ledger: Ledger, batch_id: str, send: Callable[[Event], str | None]) 
         return None if claimed.found is None else now + _left_s(claimed.found)
     event = event_of(batch)
     problem = send(event)
+    count("delivered" if problem is None else "failed")
     if problem is not None:
         log.warning("webhook.failed", batch_id=batch_id, event_id=event.event_id, error=problem)
         return begun.next_at
@@ -179,8 +188,15 @@ class WebhookSender:
     A batch is set aside, for increasing times, if the store rejects or damages its records.
     """
 
-    def __init__(self, ledger: Ledger, hooks: Mapping[str, Webhook], aside: SetAside | None = None) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        hooks: Mapping[str, Webhook],
+        aside: SetAside | None = None,
+        count: Callable[[WebhookOutcome], None] = lambda outcome: None,
+    ) -> None:
         self._ledger = ledger
+        self._count = count
         self._aside = aside or SetAside(ledger)
         self._hooks = hooks
         self._news: queue.SimpleQueue[_Due | _Receiver] = queue.SimpleQueue()  # a receiver: one of its attempts is over
@@ -230,7 +246,7 @@ class WebhookSender:
     def _attempt(self, due: _Due) -> float | None:
         """Seconds until the next attempt, if any."""
         try:
-            again = deliver(self._ledger, due.batch_id, partial(self._send, due))
+            again = deliver(self._ledger, due.batch_id, partial(self._send, due), self._count)
             self._aside.worked(due.batch_id, "webhook")
             return None if again is None else max(0.0, again - self._ledger.clock.now())
         except (StoreError, BatchDamaged) as error:

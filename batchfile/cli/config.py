@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import secrets
 from collections.abc import Iterable, Mapping
 
@@ -11,7 +12,7 @@ from batchfile.cli.help import epilog
 from batchfile.cli.remote import checked_tenant
 from batchfile.ledger.base import LOCAL
 from batchfile.settings import Setting, Settings, explain_settings, load_settings
-from batchfile.settings_tables import Times
+from batchfile.settings_tables import KEY_NAME, KEY_NAME_RULE, Times
 
 WIDTH_MAX = 48  # of the column of values; longer values extend into the next
 OF_POOLS = ("pools", "stages")
@@ -149,10 +150,16 @@ def keys() -> None:
     """Create API keys for the service."""
 
 
+def _checked_name(context: click.Context, option: click.Parameter, name: str | None) -> str | None:
+    if name is not None and not re.fullmatch(KEY_NAME, name):
+        raise click.BadParameter(f"{name!r:.80} is not a valid name; use {KEY_NAME_RULE}", context, option)
+    return name
+
+
 @keys.command(
     "new",
     epilog=epilog(
-        "batchfile keys new acme",
+        "batchfile keys new acme --name crm",
         "batchfile keys new default                          # the tenant of a service without keys",
     ),
 )
@@ -162,13 +169,14 @@ def keys() -> None:
     type=click.Choice(["stage", "anthropic"]),
     help="The API format of responses to this key.  [default: by the request]",
 )
-def new(tenant: str, dialect: str | None) -> None:
+@click.option("--name", metavar="NAME", callback=_checked_name, help="What the service's log calls the key.")
+def new(tenant: str, dialect: str | None, name: str | None) -> None:
     """Print a new API key for TENANT, and the setting with which the service accepts it.
 
     The first line is for the client, the second for the service: join the values of several keys with commas.
     """
     key = KEY_PREFIX + secrets.token_urlsafe(KEY_BYTES)
-    known = ":".join([tenant, hashlib.sha256(key.encode()).hexdigest(), *([dialect] if dialect else [])])
+    known = ":".join([tenant, hashlib.sha256(key.encode()).hexdigest(), dialect or "", name or ""]).rstrip(":")
     click.echo(f"LOCAL_BATCH_API_KEY={key}")
     click.echo(f"BATCHFILE_API_KEYS={known}")
     click.echo("The key is shown only once and stored nowhere: save it for the client.", err=True)

@@ -33,6 +33,7 @@ COMMANDS = {
     "watch": Lazy("batches", "Follow the progress of batches until they end."),
     "tail": Lazy("batches", "Write the results of a batch as they arrive."),
     "results": Lazy("batches", "Write the results of an ended batch."),
+    "report": Lazy("report", "Write a report of an ended batch as one HTML file."),
     "ls": Lazy("batches", "List batches, newest first."),
     "status": Lazy("batches", "Show the progress of a batch."),
     "runners": Lazy("pools", "List the live runners."),

@@ -11,7 +11,7 @@ from typing import Any
 import click
 import msgspec
 
-from batchfile import logs
+from batchfile import logs, tracing
 from batchfile.cli.exits import EXIT_HELP, Exit, exit_of, message_of, report_lost_output, say_json
 from batchfile.cli.help import epilog
 from batchfile.cli.run_options import run_options
@@ -109,6 +109,7 @@ def run(inputs: tuple[str, ...], output: str, quiet: bool, is_json: bool, verbos
     another output in the same store, too.
     """
     logs.for_command(is_verbose=verbose)
+    tracing.start("batchfile-run")
     settings = load_settings()
     if output == STDOUT and is_json:
         raise click.UsageError("--json and -o - both write to stdout; write the results to a file")

@@ -151,6 +151,25 @@ class Batch:
         with Path(output).open("wb") as file:
             file.writelines(data)
 
+    def report(
+        self,
+        output: str | os.PathLike[str],
+        *,
+        gpu_hour: float | None = None,
+        on_bytes: Callable[[int], None] = lambda num_bytes: None,
+    ) -> None:
+        """Write a report to this path, as one HTML file. `gpu_hour`: the price of a GPU in US dollars, for the cost;
+        None: as the run was told. `on_bytes`, and what is raised: as `save`.
+        """
+        from batchfile.client.report.page import write_report
+        from batchfile.local.outputs import check_place, replaced
+
+        if not os.fspath(output).endswith((".html", ".htm")):
+            raise SettingsError(f"{os.fspath(output)}: a report is HTML; use a name ending in .html")
+        path, results = check_place(os.fspath(output), None), self._results()
+        with replaced(path) as temporary:
+            write_report(self.last_status, results.read(0), temporary, gpu_hour=gpu_hour, on_bytes=on_bytes)
+
     def cancel(self) -> BatchStatus:
         """End it early. Finished requests keep their results; the others become `canceled`. No effect once ended."""
         self.last_status = self._open("write").cancel(self.id)

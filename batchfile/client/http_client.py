@@ -7,7 +7,6 @@ their idempotency key. It does not wait for a service that has never answered: t
 import asyncio
 import os
 import random
-import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, suppress
@@ -27,11 +26,7 @@ from batchfile.errors import (
     SettingsError,
     TooLarge,
 )
-
-if sys.version_info >= (3, 14):
-    from compression import zstd
-else:
-    from backports import zstd
+from batchfile.lines.file_formats import zstd
 
 PATIENCE_S = 60.0
 CONNECT_S = 10.0

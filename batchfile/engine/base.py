@@ -73,7 +73,8 @@ class EngineStats:
     also for requests that are not finished. Both only grow; an engine that learns about tokens when a request finishes
     counts them then. `num_running`: requests being generated; `num_waiting`: added, not yet running.
     `down_s`: for how long the endpoint has accepted no work; 0 while it does, and for engines that die instead.
-    `down_reason`: the endpoint and its last error, while `down_s` is not 0.
+    `down_reason`: the endpoint and its last error, while `down_s` is not 0; `down_status`: the HTTP status of that
+    error, None if there was no response. `kv_use`: the share of the KV cache in use; None: unknown.
     """
 
     num_steps: int = 0
@@ -84,6 +85,8 @@ class EngineStats:
     num_waiting: int = 0
     down_s: float = 0.0
     down_reason: str = ""
+    down_status: int | None = None
+    kv_use: float | None = None
     extra: dict[str, float] = field(default_factory=dict)
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-RENDERING = "3"  # raise it when the same request becomes another prompt, or the same answer another result
+RENDERING = "4"  # raise it when the same request becomes another prompt or guide, or the same answer another result
 
 DIGEST = "sha256:"  # begins a value that says nothing to people
 CONTEXT_LENGTH = "the context length"  # a part

@@ -6,7 +6,7 @@ native lines.
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from itertools import groupby, islice
@@ -19,6 +19,7 @@ from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import load
 from batchfile.ledger.inputs import CustomIds, HashingWriter, repin
 from batchfile.ledger.parallel import in_order
+from batchfile.ledger.profile import Profile, ShardEnd, profile_of
 from batchfile.ledger.records import BatchRecord, EndReason, FileRef, PartRef, Plan, Range, ShardRecord
 from batchfile.lines.envelope import custom_id_of
 from batchfile.lines.failures import FailureTally
@@ -62,15 +63,24 @@ class Assembled:
     usage: Usage
     gpu_s: float
     fingerprints: dict[str, tuple[str, ...]]
+    profile: Profile | None
 
 
 def assemble(
-    ledger: Ledger, batch: BatchRecord, plan: Plan, records: Records, *, nonce: str, beat: Callable[[], None]
+    ledger: Ledger,
+    batch: BatchRecord,
+    plan: Plan,
+    records: Records,
+    *,
+    written_at: Mapping[str, float],
+    nonce: str,
+    beat: Callable[[], None],
 ) -> Assembled:
     """Write the results, the errors (the input lines that did not succeed) and the reasons (why each did not).
 
     If the input has changed, the errors file has result lines instead, provided the ids of the requests were kept.
-    Reads each part once, several at a time. Calls `beat` between ranges so that the caller can renew its lease.
+    `written_at`: when each shard record was last written, by its key. Reads each part once, several at a time. Calls
+    `beat` between ranges so that the caller can renew its lease.
     Raises: BatchDamaged where a shard is neither done nor closed, or a line would be written twice or never; LeaseLost
     where another process has taken over the work.
     """
@@ -130,6 +140,7 @@ def assemble(
             usage=usage,
             gpu_s=round(gpu_s, 3),
             fingerprints=fingerprints_of(batch, records.values()),
+            profile=_profile(batch, records, written_at),
         )
 
 
@@ -140,6 +151,15 @@ def _write_requests(errors: HashingWriter, requests: "_Requests", lines: list[Li
                 errors.write_long(requests.bytes_of(line))
         else:
             errors.write_lines([line.data for line in same if line.data is not None])
+
+
+def _profile(batch: BatchRecord, records: Records, written_at: Mapping[str, float]) -> Profile | None:
+    ends = []
+    for (pool, n), record in records.items():
+        at = written_at.get(keys.shard_key(batch.batch_id, pool, n))
+        if at is not None and pool not in keys.PSEUDO_POOLS:
+            ends.append(ShardEnd(at, record.counts.finished, record.usage.output_tokens, record.request_s))
+    return profile_of(batch.created_at, ends)
 
 
 def fingerprints_of(batch: BatchRecord, records: Iterable[ShardRecord]) -> dict[str, tuple[str, ...]]:

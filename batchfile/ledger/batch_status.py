@@ -4,6 +4,7 @@ from typing import Literal
 
 import msgspec
 
+from batchfile.ledger.profile import Profile
 from batchfile.ledger.records import EndReason
 from batchfile.types import Counts, FailureGroup, InputFormat, Usage
 
@@ -39,7 +40,7 @@ class Waiting(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Pool(msgspec.Struct, frozen=True, kw_only=True):
-    """A pool as its readers see it. `runners` counts the live ones by state."""
+    """A pool as its readers see it. `runners` counts the live ones by state. `problem`: why none of them works."""
 
     name: str
     model: str
@@ -48,6 +49,7 @@ class Pool(msgspec.Struct, frozen=True, kw_only=True):
     runners: dict[str, int]
     open_batches: int
     pending_requests: int
+    problem: Waiting | None = None
 
     @property
     def is_up(self) -> bool:
@@ -67,7 +69,8 @@ class BatchStatus(msgspec.Struct, frozen=True, kw_only=True):
     succeed. `waiting_for`: why nothing moves, in an open batch. `gpu_s`: GPU seconds so far; 0 if no GPU is known.
     `usage_unknown`: results whose endpoint did not report tokens; the sums leave them out. `reused`: id of an earlier
     batch -> how many of its results this one has taken over; they are among `succeeded` and cost no tokens.
-    `reuse_note`: why nothing was reused, or not from some batch, where that was wanted.
+    `reuse_note`: why nothing was reused, or not from some batch, where that was wanted. `profile`: its throughput and
+    the times of its requests, once it has ended; lists of batches leave it out.
 
     >>> status = client.batch(done.id).status()
     >>> status.state, status.reason, status.total, status.counts.succeeded
@@ -104,6 +107,7 @@ class BatchStatus(msgspec.Struct, frozen=True, kw_only=True):
     pools: dict[str, PoolProgress]
     reused: dict[str, int] = {}
     reuse_note: str | None = None
+    profile: Profile | None = None
 
     @property
     def num_reused(self) -> int:
@@ -145,7 +149,8 @@ class BatchStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BatchStatusPage(msgspec.Struct, frozen=True, kw_only=True):
-    """Newest first. `has_more`: ask again with `after` set to the last id."""
+    """Newest first. `has_more`: ask again with `after` set to `next`, the id of the last batch that was looked at."""
 
     data: list[BatchStatus]
     has_more: bool
+    next: str | None = None

@@ -11,6 +11,7 @@ from itertools import islice
 
 import structlog
 
+from batchfile import tracing
 from batchfile.errors import BatchDamaged, StoreError
 from batchfile.ledger import keys, retention
 from batchfile.ledger.base import Ledger
@@ -73,6 +74,12 @@ class Planned:
     metadata: dict[str, str] = field(default_factory=dict)
 
 
+def attributes_of(batch: Draft | BatchRecord) -> dict[str, str]:
+    """Of its spans."""
+    known = {"batchfile.batch_id": batch.batch_id, "batchfile.tenant": batch.tenant}
+    return known if batch.stage is None else known | {"batchfile.stage": batch.stage}
+
+
 def announce(ledger: Ledger, draft: Draft) -> None:
     """Write the index entry before anything else, so that the janitor removes the batch if it is never committed.
 
@@ -126,6 +133,7 @@ def record_of(ledger: Ledger, draft: Draft, pinned: InputRef) -> BatchRecord:
         input=pinned,
         plan_key="",
         total=0,
+        traceparent=tracing.current(),
         routing=draft.routing,
         defaults=draft.defaults,
         stage=draft.stage,

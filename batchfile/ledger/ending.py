@@ -9,11 +9,12 @@ from dataclasses import replace
 
 import structlog
 
+from batchfile import tracing
 from batchfile.errors import BatchDamaged, BatchfileError, LeaseLost, RecordDamaged, RecordNewer, StoreError
 from batchfile.ledger import keys, shards
 from batchfile.ledger.assemble import Assembled, Records, Shard, assemble
 from batchfile.ledger.base import Ledger
-from batchfile.ledger.batches import queue_entries, read_batch, read_plan
+from batchfile.ledger.batches import attributes_of, queue_entries, read_batch, read_plan
 from batchfile.ledger.cas import Stored, load, update_batch
 from batchfile.ledger.parallel import in_order
 from batchfile.ledger.records import BatchRecord, Plan, ShardRecord
@@ -44,10 +45,12 @@ def finish(
             raise
         log.error("plan.lost", batch_id=batch_id, error=str(error))
         return _end_without_results(ledger, batch_id, "the stored plan of this batch is lost, and its results with it")
-    if batch.state == "open" and not _is_begun(ledger, batch, plan):
+    # One listing, before anything is written for an incomplete batch.
+    written_at = {entry.key: entry.modified_at for entry in ledger.store.list(keys.shards_prefix(batch_id))}
+    if batch.state == "open" and not _is_begun(plan, written_at):
         return None
     held = shards.claim_task(ledger, batch, keys.assembly_key(batch_id), keys.ASSEMBLY_POOL, runner=runner)
-    made = None if held is None else _assemble(ledger, held, plan, is_stopped)
+    made = None if held is None else _assemble(ledger, held, plan, written_at, is_stopped)
     return None if made is None else _conclude(ledger, batch, plan, made)
 
 
@@ -62,7 +65,13 @@ def _conclude(ledger: Ledger, batch: BatchRecord, plan: Plan, made: Assembled) -
     return ended
 
 
-def _assemble(ledger: Ledger, held: shards.Lease, plan: Plan, is_stopped: Callable[[], bool]) -> Assembled | None:
+def _assemble(
+    ledger: Ledger,
+    held: shards.Lease,
+    plan: Plan,
+    written_at: dict[str, float],
+    is_stopped: Callable[[], bool],
+) -> Assembled | None:
     """None if a shard is not done yet, or another process is assembling the batch or has ended it."""
     beat = shards.beating(ledger, held, is_stopped)
     try:
@@ -74,7 +83,9 @@ def _assemble(ledger: Ledger, held: shards.Lease, plan: Plan, is_stopped: Callab
         else:
             records = final_records(ledger, batch, plan, beat)
         if records is not None:
-            return assemble(ledger, batch, plan, records, nonce=ledger.new_id()[:12], beat=beat)
+            nonce = ledger.new_id()[:12]
+            with tracing.span("batchfile.assemble", attributes_of(batch), of=batch.traceparent):
+                return assemble(ledger, batch, plan, records, written_at=written_at, nonce=nonce, beat=beat)
     except LeaseLost:
         return None
     except shards.TaskStopped:
@@ -138,6 +149,7 @@ def _commit_end(ledger: Ledger, batch: BatchRecord, plan: Plan, made: Assembled)
             failures=made.failures,
             gpu_s=made.gpu_s,
             fingerprints=made.fingerprints,
+            profile=made.profile,
         )
 
     ended = update_batch(ledger, keys.batch_key(batch.batch_id), decide)
@@ -195,10 +207,9 @@ def final_records(
     return records
 
 
-def _is_begun(ledger: Ledger, batch: BatchRecord, plan: Plan) -> bool:
-    """Does every shard have a record? Costs one listing, before anything is written for an incomplete batch."""
-    begun = sum(1 for _ in ledger.store.list(keys.shards_prefix(batch.batch_id)))
-    return begun >= sum(1 for _ in _shards_of(plan))
+def _is_begun(plan: Plan, written_at: dict[str, float]) -> bool:
+    """Does every shard have a record?"""
+    return len(written_at) >= sum(1 for _ in _shards_of(plan))
 
 
 def _shards_of(plan: Plan) -> Iterator[Shard]:

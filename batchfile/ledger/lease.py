@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from batchfile.ledger import bitmaps
+from batchfile.ledger.profile import summed
 from batchfile.ledger.records import EndReason, PartRef, Range, ShardRecord
 from batchfile.lines.failures import merged
 from batchfile.types import Counts, FailureGroup, Usage
@@ -113,6 +114,7 @@ def checkpointed(
     bisect_set: tuple[int, ...] | None = None,
     accused: int | None = None,
     gpu_s: float = 0.0,
+    request_s: tuple[int, ...] = (),
     failures: tuple[FailureGroup, ...] = (),
     fingerprints: Iterable[str] = (),
 ) -> ShardRecord:
@@ -138,6 +140,7 @@ def checkpointed(
         usage=record.usage + usage,
         failures=merged(record.failures, failures) if failures else record.failures,
         gpu_s=round(record.gpu_s + gpu_s, 4),
+        request_s=summed(record.request_s, request_s),
         fingerprints=record.fingerprints if part is None else tuple(sorted({*record.fingerprints, *fingerprints})),
         has_dispatched=has_dispatched,
         bisect_set=() if crash_count == 0 else record.bisect_set if bisect_set is None else bisect_set,

@@ -6,7 +6,6 @@ Literal, or another meaning of a known field, does.
 """
 
 import uuid
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any, Literal, Protocol, TypeVar
@@ -15,6 +14,8 @@ import msgspec
 from msgspec import inspect
 
 from batchfile.errors import UNREADABLE, BatchDamaged, RecordNewer
+from batchfile.ledger.profile import Profile
+from batchfile.ledger.unknown import unknown_paths
 from batchfile.types import REQUESTS_MAX, TENANT, Counts, Defaults, FailureGroup, InputFormat, RoutingTable, Usage
 
 VERSION = 1
@@ -107,7 +108,8 @@ class BatchRecord:
     the file with the reason of each request that did not succeed (None: all did), and `failures` has the most frequent.
     `fingerprints`: pool -> those of the engines that made its results, once it has ended, and from its creation on of
     the results that it reuses; an empty one is unknown. `reused`: how many of its results are from other batches, by
-    their id; `reuse_note`: why one of these was not used.
+    their id; `reuse_note`: why one of these was not used. `profile`: how it went, once it has ended. `traceparent`: of
+    the trace of its creation (W3C Trace Context); empty: it is not traced.
     """
 
     batch_id: str
@@ -143,6 +145,8 @@ class BatchRecord:
     fingerprints: dict[str, tuple[str, ...]] = field(default_factory=dict)
     reused: dict[str, int] = field(default_factory=dict)
     reuse_note: str | None = None
+    profile: Profile | None = None
+    traceparent: str = ""
     seq: int = 0
     write_id: str = ""
     version: int = VERSION
@@ -198,9 +202,10 @@ class ShardRecord:
     """The holder of a shard, what is done, and where the results are. One owner: `lease`; `epoch` counts the owners.
 
     `done` is a bitmap over the lines of the range. `num_lines`: this pool's lines in it. `gpu_s`: GPU seconds so far, 0
-    if no GPU is known. `failures`: the most frequent reasons why lines did not succeed. `fingerprints`: the distinct
-    ones of the engines whose results are committed here; an empty one is unknown. `has_dispatched`, `crash_count`,
-    `bisect_set`, `crashes_alone` and `is_doubted` find a line that kills its runner (see `ledger/lease.py`).
+    if no GPU is known. `request_s`: as in `Profile`. `failures`: the most frequent reasons why lines did not succeed.
+    `fingerprints`: the distinct ones of the engines whose results are committed here; an empty one is unknown.
+    `has_dispatched`, `crash_count`, `bisect_set`, `crashes_alone` and `is_doubted` find a line that kills its runner
+    (see `ledger/lease.py`).
     """
 
     pool: str
@@ -217,6 +222,7 @@ class ShardRecord:
     usage: Usage = field(default_factory=Usage)
     failures: tuple[FailureGroup, ...] = ()
     gpu_s: float = 0.0
+    request_s: tuple[int, ...] = ()
     fingerprints: tuple[str, ...] = ()
     reason: EndReason | None = None
     has_dispatched: bool = False
@@ -228,31 +234,17 @@ class ShardRecord:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class IdempotencyRecord:
-    """The batch of an idempotency key, a body or a local output; `digest` is of the request.
-
-    `created_at`: the batch's, so that any process that completes the create writes the same index entry; 0 for a local
-    output. `is_retry`: a body that a retry recorded, not its first attempt. `replaces`: for a local output without a
-    digest yet, its previous batch, whose results the new one takes over.
-    """
-
-    batch_id: str
-    digest: str
-    created_at: float = 0.0
-    is_retry: bool = False
-    replaces: str = ""
-    version: int = VERSION
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class RunnerTotals:
     """What a runner has done since its start."""
 
     succeeded: int = 0
     failed: int = 0
+    rejected: int = 0
     input_tokens: int = 0
     output_tokens: int = 0
     cached_tokens: int = 0
+    engine_deaths: int = 0
+    leases_lost: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -264,7 +256,9 @@ class HeartbeatRecord:
     holds and ends. `down`: its endpoint is unavailable. `shards`: held ones as `batch_id/n`, the first 100.
     `set_aside`: batches that it leaves alone because an object cannot be read or written, and why, the first 20.
     `started_at`: epoch seconds. `fingerprint`: of its engine (see `engine/identity.py`); empty: unknown, or not loaded.
-    `commits`: of the models that came from a hub, by their names.
+    `commits`: of the models that came from a hub, by their names. `waiting`: requests that are ready and wait for a
+    slot. `kv_use`: the share of the KV cache in use; None: unknown. `gpu_s`: GPU seconds since its start; 0 if no GPU
+    is known. `problem`: why it cannot answer, in words without addresses.
     """
 
     pool: str
@@ -288,6 +282,10 @@ class HeartbeatRecord:
     shards: tuple[str, ...] = ()
     set_aside: dict[str, str] = field(default_factory=dict)
     commits: dict[str, str] = field(default_factory=dict)
+    waiting: int = 0
+    kv_use: float | None = None
+    gpu_s: float = 0.0
+    problem: str = ""
     version: int = VERSION
 
 
@@ -352,7 +350,7 @@ def unknown_fields(data: bytes, record: Versioned) -> tuple[str, ...]:
     """The paths in `data` that `record`, decoded from it, does not have. Cheap for documents of this version."""
     if encode(record) == data:
         return ()
-    return tuple(_unknown(msgspec.json.decode(data), inspect.type_info(type(record)), ""))
+    return tuple(unknown_paths(msgspec.json.decode(data), inspect.type_info(type(record)), ""))
 
 
 def check_known(data: bytes, record: Versioned) -> None:
@@ -373,26 +371,6 @@ def _check_version(data: bytes, kind: type[Record]) -> None:
 
 def _newer(kind: type[Versioned], why: str) -> RecordNewer:
     return RecordNewer(f"a stored {kind.__name__} {why}: a newer batchfile wrote it; upgrade this process")
-
-
-def _unknown(value: object, kind: inspect.Type, path: str) -> Iterator[str]:
-    """Depth first: the paths of object keys for which `kind` has no field."""
-    if isinstance(kind, inspect.UnionType):
-        shape = inspect.DataclassType if isinstance(value, dict) else inspect.VarTupleType
-        kind = next((one for one in kind.types if isinstance(one, shape)), kind)
-    if isinstance(value, dict) and isinstance(kind, inspect.DataclassType | inspect.StructType):
-        known = {one.encode_name: one.type for one in kind.fields}
-        for name, inner in value.items():
-            if name in known:
-                yield from _unknown(inner, known[name], f"{path}{name}.")
-            else:
-                yield f"{path}{name}"
-    elif isinstance(value, list) and isinstance(kind, inspect.VarTupleType):
-        for inner in value:
-            yield from _unknown(inner, kind.item_type, path)
-    elif isinstance(value, dict) and isinstance(kind, inspect.DictType):
-        for inner in value.values():
-            yield from _unknown(inner, kind.value_type, path)
 
 
 def new_id(rng: Random) -> str:

@@ -23,6 +23,7 @@ from batchfile.errors import (
 from batchfile.ledger import bitmaps, keys, lease
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import ATTEMPTS_MAX, Lost, Stored, load, swap
+from batchfile.ledger.profile import spread
 from batchfile.ledger.records import BatchRecord, EndReason, PartRef, Plan, Range, ShardRecord, ShardState
 from batchfile.lines.failures import tally_of
 from batchfile.lines.result import FinishedLine, encode_part
@@ -61,6 +62,11 @@ class Lease:
     @property
     def record(self) -> ShardRecord:
         return self.stored.record
+
+    @property
+    def name(self) -> str:
+        """The shard as logs and messages have it."""
+        return f"{self.record.pool}/{self.record.n}"
 
     @property
     def missing(self) -> int:
@@ -191,6 +197,7 @@ def checkpoint(
         bisect_set=bisect_set,
         accused=accused,
         gpu_s=sum(item.gpu_s for item in finished),
+        request_s=spread(item.engine_s for item in finished),
         failures=tally.top(),
         fingerprints=fingerprints,
     )

@@ -14,15 +14,8 @@ from batchfile.errors import UNREADABLE, InvalidRequest
 from batchfile.lines import diagnose_body
 from batchfile.lines.diagnostics import Diagnostic, shown
 from batchfile.lines.envelope import Envelope, Unreadable, decode_envelope
-from batchfile.lines.formats import (
-    native,
-    openai_chat,
-    openai_completions,
-    openai_embeddings,
-    openai_responses,
-    openai_scores,
-)
-from batchfile.lines.formats.bodies import FORMATS
+from batchfile.lines.formats import native, openai_chat
+from batchfile.lines.formats.bodies import FORMATS, Carried
 from batchfile.lines.formats.shared import Format
 from batchfile.lines.json_scan import (
     LONE_SURROGATE_FIX,
@@ -35,16 +28,6 @@ from batchfile.lines.json_scan import (
 from batchfile.types import Defaults, Kind, Request
 
 METHOD = "POST"
-
-Carried = (
-    native.PlainParams
-    | openai_chat.PlainBody
-    | openai_completions.PlainBody
-    | openai_embeddings.Inputs
-    | openai_responses.Body
-    | openai_scores.PlainBody
-    | openai_scores.PlainRerankBody
-)
 
 _OTHER_PATHS = {"/v1/v2/rerank": URLS["rerank"]}  # Cohere's version, which vLLM's server has too
 _HEARS = "send the recording as an input_audio part of a chat completion, to a model that takes audio"

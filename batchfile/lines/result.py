@@ -280,7 +280,7 @@ def explanation(stop_reason: str) -> str:
 class FinishedLine(Struct, frozen=True, gc=False):
     """One finished request: its position in the range, its status and its native result line (no newline).
 
-    `gpu_s`: its share of the GPU time in seconds; 0 without GPUs.
+    `gpu_s`: its share of the GPU time in seconds; 0 without GPUs. `engine_s`: how long the engine had it; 0: never.
     """
 
     line: int
@@ -288,6 +288,7 @@ class FinishedLine(Struct, frozen=True, gc=False):
     result: bytes
     usage: Usage = Usage()
     gpu_s: float = 0.0
+    engine_s: float = 0.0
 
 
 class PartLine(Struct, frozen=True, gc=False):

@@ -21,10 +21,11 @@ from batchfile.lines.formats import (
     openai_responses,
     openai_scores,
 )
+from batchfile.lines.formats.bodies import Carried
 from batchfile.lines.formats.shared import TextBlock
 from batchfile.lines.framing import NO_REQUEST, NUL_TAIL, Line, iter_lines
 from batchfile.lines.json_scan import find_any_repeats, repeats
-from batchfile.lines.parse import Carried, find_problems, kind_of, read_carried
+from batchfile.lines.parse import find_problems, kind_of, read_carried
 from batchfile.routing import check_endpoint, route
 from batchfile.types import LINE_BYTES_MAX, REQUESTS_MAX, Defaults, Input, InputFormat, Kind, RoutingTable
 

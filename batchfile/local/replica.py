@@ -3,7 +3,6 @@
 `python -m batchfile.local.replica`, started by `replicas.py` with a pickled `ReplicaTask` on standard input.
 """
 
-import os
 import pickle
 import secrets
 import signal
@@ -17,7 +16,7 @@ from typing import Any
 import msgspec
 import structlog
 
-from batchfile import logs
+from batchfile import logs, tracing
 from batchfile.engine.base import Engine, EngineStats
 from batchfile.engine.open import engine_factory
 from batchfile.errors import BatchfileError, SettingsError
@@ -113,6 +112,7 @@ def main() -> int:
         with signals.caught():
             task = pickle.load(sys.stdin.buffer)
             logs.for_command(is_verbose=task.is_verbose)
+            tracing.start("batchfile-run")
             signals.grace_s = task.grace_s or 0.0
             end_with_parent([signal.SIGTERM, signal.SIGINT])  # the run is over: do not finish what is in flight
             _run(task, reports, signals)
@@ -129,6 +129,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    code = main()
-    sys.stderr.flush()
-    os._exit(code)  # without waiting for the threads of libraries
+    sys.exit(main())

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO, cast
 
 import structlog
 
+from batchfile import tracing
 from batchfile.errors import (
     BatchfileError,
     ConverterKilled,
@@ -56,6 +57,11 @@ def create(ledger: Ledger, draft: Draft, source: PendingInput) -> BatchRecord:
     plan, and `plan` opens it.
     Raises: BatchDamaged where another batch has this id, or its create was abandoned; StoreUnavailable.
     """
+    with tracing.span("batchfile.create", batches.attributes_of(draft)):
+        return _create(ledger, draft, source)
+
+
+def _create(ledger: Ledger, draft: Draft, source: PendingInput) -> BatchRecord:
     assert draft.created_at is not None, "an announced draft has a creation time"
     record = replace(
         batches.record_of(ledger, draft, source.input),
@@ -100,7 +106,8 @@ def plan(
 def _plan_held(ledger: Ledger, held: Lease, is_stopped: Callable[[], bool]) -> BatchRecord | None:
     batch = held.batch
     try:
-        planned = _read(ledger, batch, shards.beating(ledger, held, is_stopped))
+        with tracing.span("batchfile.plan", batches.attributes_of(batch), of=batch.traceparent):
+            planned = _read(ledger, batch, shards.beating(ledger, held, is_stopped))
     except LeaseLost:
         return None
     except shards.TaskStopped:  # given back: that this process ends says nothing about the file

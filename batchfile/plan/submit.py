@@ -3,10 +3,11 @@
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 
+from batchfile import tracing
 from batchfile.errors import InvalidFile, OutputTaken, StoreError, StoreUnavailable
 from batchfile.ledger import batches, idempotency, keys, retention
 from batchfile.ledger.base import Ledger
-from batchfile.ledger.batches import Draft, Planned
+from batchfile.ledger.batches import Draft, Planned, attributes_of
 from batchfile.ledger.idempotency import KeyedBatch
 from batchfile.ledger.records import BatchRecord
 from batchfile.plan.options import CreateOptions
@@ -104,9 +105,17 @@ def create(
     Raises: InvalidFile, its kinds RequestRefused and TooLarge; BatchDamaged if it was abandoned, or another attempt was
     rejected; StoreUnavailable; what `plan` raises.
     """
+    with tracing.span("batchfile.create", attributes_of(draft)):
+        return _create(ledger, draft, plan, is_shared=is_shared)
+
+
+def _create(
+    ledger: Ledger, draft: Draft, plan: Callable[[Callable[[], None]], Planned], *, is_shared: bool
+) -> BatchRecord:
     beat = _announced(ledger, draft) if draft.created_at is not None else lambda: None
     try:
-        planned = plan(beat)
+        with tracing.span("batchfile.plan", attributes_of(draft)):
+            planned = plan(beat)
     except (InvalidFile, OutputTaken, OSError, KeyboardInterrupt) as error:
         if not is_shared:
             _remove(ledger, draft)

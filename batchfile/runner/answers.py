@@ -21,8 +21,10 @@ def complete(state: SharedState, finished: Finished) -> None:
     item, outcome = state.in_flight.pop(finished.key, None), finished.outcome
     if item is None:
         return
+    took_s = (state.steps.ended_at or item.added_at) - item.added_at
+    item.engine_s += took_s
     if isinstance(outcome, Completion):
-        state.stats.request_s.add((state.steps.ended_at or item.added_at) - item.added_at)
+        state.stats.request_s.add(took_s)
     if item.shard.is_dropped:
         return
     gpu_s = state.steps.gpu_s_each - item.gpu_s_before
@@ -72,10 +74,10 @@ def _finish(state: SharedState, item: PendingRequest, outcome: Outcome, gpu_s: f
         state.num_builds = 0  # the engine works: earlier failed builds no longer count
         state.stats.succeeded += 1
         _count_tokens(state, outcome.usage)
-        line = FinishedLine(item.line, "succeeded", result, outcome.usage, gpu_s)
+        line = FinishedLine(item.line, "succeeded", result, outcome.usage, gpu_s, item.engine_s)
     else:
         preparer.count_failure(state, outcome)
-        line = FinishedLine(item.line, outcome.status, result, Usage(), gpu_s)
+        line = FinishedLine(item.line, outcome.status, result, Usage(), gpu_s, item.engine_s)
     state.finish(item.shard, line)
 
 

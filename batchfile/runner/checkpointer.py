@@ -10,6 +10,7 @@ import structlog
 from batchfile.errors import BatchDamaged, LeaseLost, ShardClosed, StoreError, StoreFull
 from batchfile.ledger import lease, shards
 from batchfile.runner.claimer import Claimer
+from batchfile.runner.shard_span import trace_shard
 from batchfile.runner.state import ActiveShard, SharedState
 
 log = structlog.get_logger()
@@ -77,12 +78,13 @@ class Checkpointer:
         with shard.commit_lock:
             try:
                 shards.release(self._ledger, shard.held)
+                trace_shard(self._state, shard)
             except (LeaseLost, BatchDamaged):
                 self._saw_store(started_at, is_there=True)
             except StoreError as error:
                 self._saw_store(started_at, is_there=False)
                 shard.retry_at = started_at + RETRY_S
-                log.warning("shard.not_released", shard=shard.held.record.n, error=str(error))
+                log.warning("shard.not_released", batch_id=shard.batch_id, shard=shard.held.name, error=str(error))
                 return False
         return True
 
@@ -127,7 +129,7 @@ class Checkpointer:
                 )
             except (LeaseLost, BatchDamaged) as error:
                 if isinstance(error, BatchDamaged):  # its holder is unknown now; the other shards continue
-                    log.error("shard.unreadable", batch_id=shard.batch_id, shard=shard.held.record.n, error=str(error))
+                    log.error("shard.unreadable", batch_id=shard.batch_id, shard=shard.held.name, error=str(error))
                 shard.is_closed = isinstance(error, ShardClosed)
                 self._drop(shard)
                 return
@@ -135,7 +137,7 @@ class Checkpointer:
                 raise
             except StoreError as error:
                 self._saw_store(started_at, is_there=False)
-                log.warning("checkpoint.failed", shard=shard.held.record.n, error=str(error))
+                log.warning("checkpoint.failed", batch_id=shard.batch_id, shard=shard.held.name, error=str(error))
                 self._set_back(shard, error)
                 return
             self._saw_store(started_at, is_there=True)
@@ -150,11 +152,12 @@ class Checkpointer:
             self._state.shards.remove(shard)
             if not self._state.is_working_on(shard.batch_id):
                 self._state.end_due.set()
+            trace_shard(self._state, shard)
             counts = shard.held.record.counts
             log.info(
                 "shard.done",
                 batch_id=shard.batch_id,
-                shard=shard.held.record.n,
+                shard=shard.held.name,
                 epoch=shard.held.record.epoch,
                 succeeded=counts.succeeded,
                 errored=counts.errored,
@@ -171,11 +174,12 @@ class Checkpointer:
 
     def _drop(self, shard: ActiveShard) -> None:
         shard.is_dropped = True
+        trace_shard(self._state, shard, "the shard is closed" if shard.is_closed else "the lease is lost")
         if shard.is_closed:
-            log.info("shard.closed", batch_id=shard.batch_id, shard=shard.held.record.n)
+            log.info("shard.closed", batch_id=shard.batch_id, shard=shard.held.name)
         else:
             self._state.stats.num_leases_lost += 1
-            log.warning("lease.lost", batch_id=shard.batch_id, shard=shard.held.record.n)
+            log.warning("lease.lost", batch_id=shard.batch_id, shard=shard.held.name)
         self._claimer.forget(shard.batch_id, shard.held.record.n)
         self._state.shards.remove(shard)
         self._state.has_dropped = True

@@ -212,7 +212,7 @@ class Claimer:
                     view.elsewhere[n] = self._state.now() + (RELIST_S if self._only else PAUSE_S_MAX)
                 if not isinstance(error, BatchDamaged) or self._only:
                     raise
-                log.error("shard.unreadable", batch_id=view.batch.batch_id, shard=n, error=str(error))
+                log.error("shard.unreadable", batch_id=view.batch.batch_id, shard=f"{self._pool}/{n}", error=str(error))
                 continue
             if isinstance(held, Lease):
                 with self._lock:

@@ -113,7 +113,7 @@ class Prefetcher:
         log.info(
             "shard.claimed",
             batch_id=held.batch.batch_id,
-            shard=f"{record.pool}/{record.n}",
+            shard=held.name,
             epoch=record.epoch,
             crash_count=record.crash_count,
         )
@@ -123,6 +123,7 @@ class Prefetcher:
             left=record.num_lines - record.counts.finished,
             output_schema=output_schema,
             needs_answer=defaults.needs_answer or output_schema is not None,
+            claimed_at=self._ledger.clock.now(),
             is_bisecting=lease.is_bisecting(record),
         )
         self._state.take_on(shard)
@@ -150,7 +151,7 @@ class Prefetcher:
 
         Raises: `error` if there are no others.
         """
-        log.warning("shard.put_back", batch_id=shard.batch_id, shard=shard.held.record.n, error=str(error))
+        log.warning("shard.put_back", batch_id=shard.batch_id, shard=shard.held.name, error=str(error))
         self._state.give_back(shard)
         self._state.aside.put(shard.batch_id, "claim", error)
 
@@ -241,7 +242,11 @@ class Prefetcher:
                 shard.num_bisect_left, wanted = len(bisect_set), bitmaps.of(bisect_set)
         if wanted:
             log.warning(
-                "bisect.started", shard=held.record.n, lines=wanted.bit_count(), crash_count=held.record.crash_count
+                "bisect.started",
+                batch_id=shard.batch_id,
+                shard=held.name,
+                lines=wanted.bit_count(),
+                crash_count=held.record.crash_count,
             )
             self._push(shard, wanted, is_alone=shard.is_bisecting)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from batchfile.engine.base import Engine, EngineInfo, Prepared
 from batchfile.inbox.scan import Inbox
 from batchfile.ledger.base import Ledger
-from batchfile.ledger.records import BatchRecord
+from batchfile.ledger.records import BatchRecord, ShardRecord
 from batchfile.ledger.set_aside import SetAside
 from batchfile.ledger.shards import Lease
 from batchfile.lines.result import FinishedLine
@@ -63,6 +63,8 @@ class ActiveShard:
     needs_answer: bool = False
     finished: list[FinishedLine] = field(default_factory=list)
     finished_bytes: int = 0
+    claimed_at: float = 0.0  # epoch seconds
+    claimed: ShardRecord = field(init=False)  # as it was then
     commit_lock: threading.Lock = field(init=False)
     committed_at: float = field(init=False)  # monotonic: when the last commit began, or the claim
     has_dispatched: bool = False
@@ -79,6 +81,7 @@ class ActiveShard:
     def __post_init__(self) -> None:
         self.commit_lock = threading.Lock()
         self.committed_at = self.held.written_at
+        self.claimed = self.held.record
 
     @property
     def batch_id(self) -> str:
@@ -90,7 +93,8 @@ class PendingRequest:
     """One request on its way. `deaths`: engine crashes with it in flight. `added_at`: monotonic.
 
     `size`: of its line, and of its media in memory (`media_bytes`). `media`: their references, with digests.
-    `gpu_s_before`: what each request in flight had cost when this one was added.
+    `gpu_s_before`: what each request in flight had cost when this one was added. `engine_s`: how long the engine had
+    it, in all attempts.
     """
 
     key: int
@@ -107,6 +111,7 @@ class PendingRequest:
     media_bytes: int = 0
     added_at: float = 0.0
     gpu_s_before: float = 0.0
+    engine_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -74,7 +74,7 @@ class Watchdog:
 
 def _accuse(item: PendingRequest) -> None:
     """Its record is to say that this process ends because of it."""
-    log.error("request.stuck", batch_id=item.shard.batch_id, shard=item.shard.held.record.n, custom_id=item.custom_id)
+    log.error("request.stuck", batch_id=item.shard.batch_id, shard=item.shard.held.name, custom_id=item.custom_id)
     item.shard.accused = item.line
 
 

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.helpers.store import DirectoryStore
@@ -105,16 +106,19 @@ def test_kills_lose_nothing_and_repeat_nothing_committed(tmp_path: Path, model_p
         kill_after_progress(tmp_path, model_path, f"{os.getpid()}-{number}")
     left = NUM_REQUESTS - committed(tmp_path)
     assert left > 0
-    mark = f"{os.getpid()}-last"
-    last = start(tmp_path, model_path, mark, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    assert last.stderr is not None
-    assert any(b"engine.first_requests" in row for row in last.stderr)
-    pids = engine_processes(mark)
-    assert pids
-    for pid in pids:
-        os.kill(pid, signal.SIGINT)
-        os.kill(pid, signal.SIGTERM)
-    stdout, stderr = (data.decode() for data in last.communicate())
+    last = start(tmp_path, model_path, f"{os.getpid()}-last", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        assert last.stderr is not None
+        assert any(b"engine.first_requests" in row for row in last.stderr)
+        children = psutil.Process(last.pid).children(recursive=True)
+        of_vllm = [child for child in children if " ".join(child.cmdline()).startswith("VLLM::")]
+        assert of_vllm
+        for child in of_vllm:
+            child.send_signal(signal.SIGINT)
+            child.send_signal(signal.SIGTERM)
+        stdout, stderr = (data.decode() for data in last.communicate())
+    finally:
+        last.kill()
     assert last.returncode == 0, stderr[-4000:]
     assert stdout == "", "which may carry results: nothing of vLLM's is there"
     ended = re.search(r"runner\.ended .*engine_deaths=(\d+) .*succeeded=(\d+)", stderr)

@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -25,9 +27,13 @@ from tests.helpers.store import MeteredStore
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "operations.md"
 FIGURES = ROOT / "docs" / "performance.md"
-RULES = yaml.safe_load((ROOT / "deploy" / "monitoring" / "alerts.yaml").read_text())["groups"][0]["rules"]
+MONITORING = ROOT / "deploy" / "monitoring"
+RULES = yaml.safe_load((MONITORING / "alerts.yaml").read_text())["groups"][0]["rules"]
+RECORDED = yaml.safe_load((MONITORING / "recording.yaml").read_text())["groups"][0]["rules"]
+BOARD = json.loads((MONITORING / "grafana.json").read_text())
 MANIFEST = yaml.safe_load((ROOT / "deploy" / "ray" / "raycluster.yaml").read_text())["spec"]
 NAME = re.compile(r"\bbatchfile_[a-z0-9_]+")
+COLONS = re.compile(r"\b\w+(?::\w+)+")  # names of recording rules
 OF_HISTOGRAMS = ("_bucket", "_sum", "_count")
 
 
@@ -72,6 +78,61 @@ def test_every_alert_is_valid_promql_over_metrics_that_exist(rule: dict[str, Any
     )  # those of Prometheus and its library
     assert rule["labels"]["severity"] in {"page", "ticket"}
     assert rule["annotations"]["summary"]
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule["alert"])
+def test_every_alert_leads_to_steps(rule: dict[str, Any]) -> None:
+    path, _, anchor = rule["annotations"]["runbook_url"].partition("#")
+    sections = re.split(r"^#{2,3} ", (ROOT / path).read_text(), flags=re.M)[1:]
+    (steps,) = (text for text in sections if anchor_of(text.partition("\n")[0]) == anchor)
+    assert rule["alert"] in steps, "what you see"
+    assert len(re.findall(r"^\d\. ", steps, re.M)) >= 3
+    table = PAGE.read_text().split("## Alerts and what to do")[1].split("##")[0]
+    (row,) = (line for line in table.splitlines() if line.startswith(f"| `{rule['alert']}` |"))
+    assert row.endswith(f"(#{anchor}) |")
+
+
+def anchor_of(heading: str) -> str:
+    return re.sub(r"[^\w -]", "", heading.strip().lower()).replace(" ", "-")
+
+
+def test_the_rules_that_are_recorded_are_valid_over_metrics_that_exist(known: set[str]) -> None:
+    for rule in RECORDED:
+        promql_parser.parse(rule["expr"])
+        assert set(NAME.findall(COLONS.sub("", rule["expr"]))) <= known
+        assert set(COLONS.findall(rule["expr"])) <= {one["record"] for one in RECORDED}
+
+
+def test_every_panel_of_the_board_has_queries_over_metrics_and_rules_that_exist(known: set[str]) -> None:
+    panels = [panel for panel in BOARD["panels"] if panel["type"] != "row"]
+    assert len(panels) >= 20
+    assert len({panel["id"] for panel in BOARD["panels"]}) == len(BOARD["panels"])
+    for panel in panels:
+        for target in panel["targets"]:
+            text = target["expr"].replace("$__rate_interval", "5m").replace("$pool", "p")
+            promql_parser.parse(text)
+            assert "$" not in text
+            assert set(NAME.findall(COLONS.sub("", text))) <= known, panel["title"]
+            assert set(COLONS.findall(text)) <= {rule["record"] for rule in RECORDED}, panel["title"]
+
+
+def test_no_two_panels_of_the_board_overlap() -> None:
+    cells = [
+        (x, y)
+        for place in (panel["gridPos"] for panel in BOARD["panels"])
+        for x in range(place["x"], place["x"] + place["w"])
+        for y in range(place["y"], place["y"] + place["h"])
+    ]
+    assert len(cells) == len(set(cells))
+    assert max(x for x, _ in cells) < 24
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="needs Prometheus's promtool")
+def test_the_alerts_fire_when_they_should() -> None:
+    done = subprocess.run(
+        ["promtool", "test", "rules", "alerts.test.yaml"], cwd=MONITORING, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_every_query_of_the_page_is_valid_promql() -> None:

@@ -16,6 +16,7 @@ from api.openai.output_files import OutputFiles
 from api.ops import safe_post, schemas, store_health, webhooks
 from api.ops.background import BackgroundTasks
 from api.ops.metrics import Metrics
+from api.ops.pool_totals import PoolTotals
 from api.ops.pools import PoolStatus
 from api.ops.safe_post import post
 from api.ops.webhooks import (

@@ -225,19 +225,37 @@ def test_a_tenant_sees_its_own_batches_only(start_api: Any, make_request: Any) -
 def test_the_log_tells_the_keys_of_a_tenant_apart(start_api: Any) -> None:
     old, new = "bf_old-key", "bf_new-key"
     digests = [hashlib.sha256(key.encode()).hexdigest() for key in (old, new)]
-    api = start_api(BATCHFILE_API_KEYS=",".join(f"acme:{digest}" for digest in digests))
+    api = start_api(BATCHFILE_API_KEYS=f"acme:{digests[0]},acme:{digests[1]}::crm")
     for key in (old, new, "bf_wrong-key"):
         api.http.get("/api/pools", headers={"x-api-key": key})
     api.http.get("/healthz", headers={"x-api-key": old})
     while len(answered := [event for event in api.events("request.answered") if event["path"] != "/ready"]) < 4:
         time.sleep(0.05)  # an event is logged after its response
     # ... so the events of two requests may change places
-    asked = {(event["path"], event["status"], event["key"]) for event in answered[-4:]}
-    assert asked == {
-        *(("/api/pools", 200, digest[:8]) for digest in digests),
-        ("/api/pools", 401, None),
-        ("/healthz", 200, None),
+    names = ("path", "status", "tenant", "key", "key_name")
+    assert {tuple(event[name] for name in names) for event in answered[-4:]} == {
+        ("/api/pools", 200, "acme", digests[0][:8], None),
+        ("/api/pools", 200, "acme", digests[1][:8], "crm"),
+        ("/api/pools", 401, None, None, None),
+        ("/healthz", 200, None, None, None),
     }
+    (reason,) = (event["reason"] for event in answered[-4:] if event["reason"])
+    assert reason.startswith("The API key is missing or invalid")
+
+
+def test_the_log_says_why_a_request_was_rejected_without_what_it_quotes(start_api: Any) -> None:
+    api = start_api()
+    api.http.get("/api/batches?limit=0")
+    secret = {"custom_id": "a", "params": {"messages": "My secret.", "max_tokens": 3}}
+    api.http.post("/v1/messages/batches", json={"stage": "emial", "requests": [secret]})
+    while len(answered := [one for one in api.events("request.answered") if one["status"] >= 400]) < 2:
+        time.sleep(0.05)
+    assert {one["tenant"] for one in answered} == {"default"}
+    reasons = " ".join(one["reason"] for one in answered)
+    assert "limit: must be" in reasons
+    assert "stage" in reasons
+    assert "secret" not in reasons
+    assert "emial" not in reasons
 
 
 def test_a_tenant_has_a_limit_of_open_batches(start_api: Any, make_request: Any) -> None:

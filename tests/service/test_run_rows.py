@@ -172,9 +172,7 @@ def test_choices_and_schemas_become_columns(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_another_prompt_is_another_run_and_further_rows_are_run() -> None:
     run("reviews.csv", "a.csv", prompt=PROMPT)
-    with pytest.raises(
-        OutputTaken, match=r"--prompt was 'Classify.*' and is 'Rate.*' now\. None of them can be reused"
-    ):
+    with pytest.raises(OutputTaken, match=r"prompt was 'Classify.*' and is 'Rate.*' now\. None of them can be reused"):
         run("reviews.csv", "a.csv", prompt="Rate {{ review }}")
     with Path("reviews.csv").open("a") as file:
         file.write("r4,new,3\n")
@@ -244,9 +242,9 @@ def test_a_byte_order_mark_comes_back() -> None:
 
 def test_options_of_rows_do_not_fit_requests() -> None:
     Path("in.jsonl").write_text('{"custom_id": "a", "params": {"messages": [{"role": "user", "content": "x"}]}}')
-    with pytest.raises(SettingsError, match=r"--prompt is for rows and text; in\.jsonl is"):
+    with pytest.raises(SettingsError, match=r"prompt is for rows and text; in\.jsonl is"):
         run("in.jsonl", "out.jsonl", prompt="x")
-    with pytest.raises(SettingsError, match="--raw is for a text"):
+    with pytest.raises(SettingsError, match="raw=True is for a text"):
         run("reviews.csv", "out.jsonl", prompt=PROMPT, raw=True)
     with pytest.raises(SettingsError, match=r"use \.csv, \.tsv, \.jsonl, \.parquet or \.txt"):
         run("reviews.csv", "out.xlsx", prompt=PROMPT)

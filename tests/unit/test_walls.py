@@ -43,7 +43,7 @@ ALLOWED = {
         "batchfile/local/http_input.py",
     ),
     "PIL": ("batchfile/media/decode.py",),
-    "backports": ("batchfile/lines/file_formats.py", "batchfile/client/http_client.py"),
+    "backports": ("batchfile/lines/file_formats.py",),
     "jsonschema_rs": ("batchfile/schemas/rules.py",),
     "litestar": ("api/",),
     "click": ("batchfile/cli/",),
@@ -58,8 +58,9 @@ ALLOWED = {
     "pandas": ("batchfile/rows/arrow.py",),
     "polars": ("batchfile/rows/arrow.py",),
     "datasets": ("batchfile/rows/arrow.py",),
-    "jinja2": ("batchfile/rows/prompt.py", "api/http/openapi.py"),
+    "jinja2": ("batchfile/rows/prompt.py", "batchfile/client/report/page.py", "api/http/openapi.py"),
     "ray": ("runners/ray/",),
+    "opentelemetry": ("batchfile/tracing.py",),
 }
 APPLICATIONS = ("batchfile", "api", "runners", "deploy")
 # File or folder -> all modules that it may import besides its own, or packages with all that is in them. Names without
@@ -74,6 +75,7 @@ PLACES = {
     "batchfile/endpoints.py": "types",
     "batchfile/clock.py": "",
     "batchfile/logs.py": "",
+    "batchfile/tracing.py": "errors",
     "batchfile/env_aliases.py": "",
     "batchfile/child_env.py": "",
     "batchfile/routing.py": "errors endpoints types",
@@ -94,7 +96,8 @@ PLACES = {
     "engine.control_tokens engine.fit engine.identity engine.prompts engine.tool_wire",
     "batchfile/machine/": "errors child_env signals engine_settings engine.vllm.arguments engine.vllm.cpu "
     "engine.vllm.preflight",
-    "batchfile/ledger/": "errors types clock store.base lines.envelope lines.failures lines.framing lines.result",
+    "batchfile/ledger/": "tracing errors types clock store.base lines.envelope lines.failures lines.framing "
+    "lines.result",
     "batchfile/engine_settings.py": "",
     "batchfile/settings_tables.py": "types engine_settings ledger.keys media.rules",
     "batchfile/settings_built_in.py": "",
@@ -103,20 +106,24 @@ PLACES = {
     # testing.crash_points: where a variable names one
     "batchfile/open_ledger.py": "errors store ledger.base settings testing.crash_points",
     "batchfile/files/": "errors ledger",
-    "batchfile/plan/": "errors types routing store.base lines rows ledger",
+    "batchfile/plan/": "tracing errors types routing store.base lines rows ledger",
     "batchfile/inbox/": "batchfile errors types store.base lines ledger plan",
     "batchfile/long_work.py": "errors ledger plan.pending inbox",
     "batchfile/janitor.py": "errors ledger plan.pending inbox",
-    "batchfile/runner/": "errors types request_media clock routing store.base lines schemas media engine.base ledger "
-    "inbox long_work janitor",
+    "batchfile/runner/": "tracing errors types request_media clock routing store.base lines schemas media engine.base "
+    "ledger inbox long_work janitor",
     "batchfile/signals.py": "",
-    "batchfile/local/": "batchfile errors types logs child_env signals routing engine_settings settings open_ledger "
-    "store lines rows media.rules engine.base engine.identity engine.open engine.http.engine engine.vllm.adapters "
-    "engine.vllm.preflight ledger machine plan inbox.documents runner.runner runner.stats runner.watchdog",
+    "batchfile/local/": "batchfile tracing errors types logs child_env signals routing engine_settings settings "
+    "open_ledger store lines rows media.rules engine.base engine.identity engine.open engine.http.engine "
+    "engine.vllm.adapters engine.vllm.preflight ledger machine plan inbox.documents runner.runner runner.stats "
+    "runner.watchdog",
     "batchfile/client/": "errors types logs routing settings open_ledger store lines rows ledger plan.options "
-    "plan.reuse_sources plan.submit inbox.records local.inputs local.options local.outputs local.receipt local.tables",
+    "plan.reuse_sources plan.submit inbox.records local.inputs local.options local.outputs local.receipt local.tables "
+    "client.report",
+    "batchfile/client/report/": "batchfile types lines ledger.profile local.display local.options local.outputs "
+    "local.progress local.receipt client.base",
     "batchfile/testing/": "errors types clock store engine.base engine.echo ledger.records runner",
-    "batchfile/cli/": "batchfile errors types logs routing engine_settings settings settings_tables signals "
+    "batchfile/cli/": "batchfile tracing errors types logs routing engine_settings settings settings_tables signals "
     "open_ledger store lines engine.fit engine.vllm.cpu engine.vllm.preflight machine ledger inbox.documents "
     "runner.runner local client",
     "batchfile/__main__.py": "cli",
@@ -125,23 +132,26 @@ PLACES = {
     # the service
     "api/http/": "batchfile errors types settings settings_tables lines ledger",
     "api/service.py": "errors settings files ledger api.http",
-    "api/create.py": "errors types routing settings lines.kinds lines.split_document ledger plan api.http api.service",
+    "api/create.py": "tracing errors types routing settings lines.kinds lines.split_document ledger plan api.http "
+    "api.service",
     "api/ops/": "batchfile errors settings settings_tables safe_http open_ledger store lines.formats.stage ledger "
     "plan.pending inbox api.http",
-    "api/native/": "lines.formats.stage ledger plan.submit inbox.records api.http api.service api.create api.ops",
+    "api/native/": "lines.formats ledger plan.submit inbox.records api.http api.service api.create api.ops",
+    "api/dashboard/": "errors types routing client.estimate lines rows ledger api.http api.service api.ops.pools "
+    "api.native.schemas",
     "api/openai/": "endpoints routing types lines.formats.openai_results lines.parse files ledger plan api.http "
     "api.service api.create api.ops.background",
     # api.native: the responses of the stage contract, which has the same paths
     "api/anthropic/": "errors routing settings_tables lines.formats ledger api.http api.service api.create "
     "api.ops.background api.native",
     "api/app.py": "settings store.metered ledger inbox.scan long_work janitor api.http api.service api.ops api.native "
-    "api.openai api.anthropic",
-    "api/__main__.py": "errors logs settings open_ledger api.http api.ops.store_health api.app",
+    "api.openai api.anthropic api.dashboard",
+    "api/__main__.py": "tracing errors logs settings open_ledger api.http api.ops.store_health api.app",
     "api/__init__.py": "",
     # runners and deployment
-    "runners/": "errors types logs child_env settings settings_tables signals open_ledger store.metered media.rules "
-    "engine.base engine.open engine.vllm.adapters engine.vllm.preflight ledger machine inbox.keys inbox.outbox "
-    "inbox.scan runner.runner runner.stats",
+    "runners/": "tracing errors types logs child_env settings settings_tables signals open_ledger store.metered "
+    "media.rules engine.base engine.open engine.vllm.adapters engine.vllm.preflight ledger machine inbox.keys "
+    "inbox.outbox inbox.scan runner.runner runner.stats",
     "runners/ray/": "errors types logs settings open_ledger store.open ledger.heartbeats ledger.status "
     "machine.supervisor runners.child runners.options runners.scaling",
     "runners/runpod/": "errors logs signals runners.child runners.options runners.scaling",

@@ -22,7 +22,7 @@ class World:
         self.state = SharedState(ledger, RunnerOptions(runner_id="r", pool="p"))
         self.calls = self.state.calls["loop"]
         self.calls.is_warm = True
-        held = SimpleNamespace(record=SimpleNamespace(n=0))
+        held = SimpleNamespace(name="p/0")
         self.shard: Any = cast("Any", SimpleNamespace(batch_id="b", held=held, accused=None, finished=[]))
         self.state.shards.append(self.shard)
         self.stuck: list[str] = []

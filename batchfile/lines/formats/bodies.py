@@ -1,4 +1,4 @@
-"""The formats of `body` in OpenAI's lines, by the url of the line."""
+"""The formats of `body` in OpenAI's lines, by the url of the line, and what a line may carry."""
 
 from batchfile.lines.formats import (
     native,
@@ -10,6 +10,15 @@ from batchfile.lines.formats import (
 )
 from batchfile.lines.formats.shared import Format
 
+Carried = (
+    native.PlainParams
+    | openai_chat.PlainBody
+    | openai_completions.PlainBody
+    | openai_embeddings.Inputs
+    | openai_responses.Body
+    | openai_scores.PlainBody
+    | openai_scores.PlainRerankBody
+)
 FORMATS: dict[str, Format] = {
     one.url: one
     for one in (
