@@ -34,7 +34,7 @@ from batchfile.engine.vllm.steps import OutputWait, Stall, StepCounter, lacking
 from batchfile.engine.vllm.tasks import Generating, VllmOptions, VllmPrepared, Work, refusals
 from batchfile.errors import EngineDead, InvalidRequest, SettingsError
 from batchfile.request_media import MediaUse
-from batchfile.types import Completion, Request
+from batchfile.types import Completion, Failure, Outcome, Request
 
 log = structlog.get_logger()
 
@@ -54,6 +54,7 @@ ENVIRONMENT = {
 STEP_WAIT_S_MAX = 0.25  # a step of a large model on a CPU can take a minute; control returns to the caller this often
 WHY_CHARS_MAX = 500
 UNFORESEEN = "vLLM cannot prepare this request: {why}. See the runner's log."
+UNREADABLE = "vLLM's answer cannot be read: {why}. See the runner's log."
 CPU_BLOCK_TOKENS = 32  # the smallest size for fast attention on a CPU
 NOT_FETCHED = ["original/**/*", "consolidated*"]  # the first is vLLM's default
 
@@ -210,13 +211,20 @@ class VllmEngine:
                 continue
             ours.outputs[output.request_id] = output
             if len(ours.outputs) == len(ours.names):
-                finished = Finished(key, self._work.outcome(self._take(key).in_order(), ours.prepared))
+                finished = Finished(key, self._outcome(self._take(key)))
                 num_tokens = finished.outcome.usage.output_tokens if isinstance(finished.outcome, Completion) else 0
                 self._counter.finished(ours.names, num_tokens)
                 done.append(finished)
         self._stall.is_warm = self._stall.is_warm or bool(done)
         self._check_progress(has_stepped=bool(done) or self._counter.num_running > 0)
         return done
+
+    def _outcome(self, ours: _InFlight) -> Outcome:
+        try:
+            return self._work.outcome(ours.in_order(), ours.prepared)
+        except Exception as error:  # one answer must not end the run
+            log.exception("vllm.answer_unreadable")
+            return Failure(type="model_error", message=UNREADABLE.format(why=_why(error)))
 
     def abort(self, keys: Iterable[int]) -> None:
         self._forget([name for key in keys if key in self._in_flight for name in self._take(key).names])
@@ -291,7 +299,11 @@ def _prepared(prepare: Callable[[], T]) -> T:
         raise
     except Exception as error:  # of vLLM, a tokenizer or a parser
         log.exception("vllm.request_rejected")
-        raise InvalidRequest(UNFORESEEN.format(why=f"{type(error).__name__}: {error}"[:WHY_CHARS_MAX])) from error
+        raise InvalidRequest(UNFORESEEN.format(why=_why(error))) from error
+
+
+def _why(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"[:WHY_CHARS_MAX]
 
 
 def _arguments(options: VllmOptions) -> dict[str, Any]:
