@@ -44,8 +44,8 @@ export const doneShare = (batch) => (batch.total ? share(Math.floor((finished(ba
 /** The file it was made of, if that is known. */
 export const fileOf = (batch) => batch.metadata.file || (batch.inbox_path ?? batch.metadata.output ?? '').split('/').pop();
 
-export function note(kind, text, more = null) {
-  return h('p', { class: `note ${kind}` }, h('strong', { text: { red: 'Problem', amber: 'Waiting', quiet: 'Note' }[kind] }), ' ', foreign(text), more);
+export function note(kind, text, word = { red: 'Problem', amber: 'Waiting', quiet: 'Note' }[kind]) {
+  return h('p', { class: `note ${kind}` }, h('strong', { text: word }), ' ', foreign(text));
 }
 
 export function fact(label, value, hint = '', more = '') {

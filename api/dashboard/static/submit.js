@@ -107,7 +107,7 @@ export function submitView(root, { signal, go }) {
   }
 
   const show = (...nodes) => said.replaceChildren(...nodes.filter(Boolean));
-  const canSend = () => file !== null && (report ? report.advice === null && report.requests > Math.max(report.bad, report.unrouted) : file.size > CHECK_BYTES_MAX);
+  const canSend = () => file !== null && (report ? report.advice === null && report.requests > report.bad + report.unrouted : file.size > CHECK_BYTES_MAX);
 
   function insert(name) {
     const slot = /^[A-Za-z_]\w*$/.test(name) ? `{{ ${name} }}` : `{{ row["${name}"] }}`;
@@ -119,21 +119,21 @@ export function submitView(root, { signal, go }) {
   function parts(found) {
     const head = h('h2', {}, foreign(file.name), h('span', { class: 'quiet' }, ` ${bytes(file.size)}, `, foreign(found.kind)));
     if (found.advice) return [head, found.needs_prompt ? note('quiet', 'Write a prompt with its columns: it is filled in for each row.') : note('red', found.advice)];
-    return [head, facts(found), found.unrouted > 0 && note('amber', `${count(found.unrouted, 'request')} would have no pool: choose a stage or a pool.`), problems(found),
+    return [head, facts(found), found.unrouted > 0 && note('amber', `${count(found.unrouted, 'request')} would have no pool: choose a stage or a pool.`, 'Missing'), problems(found),
       found.first_prompt.length > 0 && h('section', { 'aria-label': 'First prompt' }, h('h3', { text: 'First prompt' }), found.first_prompt.map((turn) => h('div', { class: 'turn' }, h('span', { class: 'role' }, foreign(turn.role)), folded(turn.text, { cut: turn.cut, label: `${turn.role} turn` }))))];
   }
 
   function facts(found) {
     const likely = found.expected_output_tokens;
     const times = found.pools.map((one) => h('div', {}, foreign(one.pool), `: ${one.until_s === null ? (one.runners ? 'not measured yet' : 'no live runner') : `about ${duration(one.until_s)}`}${one.waiting ? `, behind ${count(one.waiting, 'request')}` : ''}`));
-    return h('dl', { class: 'facts' }, fact('Requests', num(found.requests)), fact('Cannot run', num(found.bad)), fact('Input tokens', `about ${compact(found.input_tokens)}`, 'From their characters'),
+    return h('dl', { class: 'facts' }, fact('Requests', num(found.requests)), fact('Cannot run', num(found.bad + found.unrouted)), fact('Input tokens', `about ${compact(found.input_tokens)}`, 'From their characters'),
       fact('Output tokens', likely === null ? `at most ${compact(found.max_output_tokens)}` : `about ${compact(likely)}`, `The limits add up to ${num(found.max_output_tokens)}`),
       times.length > 0 && fact('Time', times));
   }
 
   function problems(found) {
     if (!found.num_problems) return h('p', { class: 'note green' }, h('strong', { text: 'Fine' }), ' Every request can run.');
-    return h('section', { 'aria-label': 'Problems' }, h('h3', { text: count(found.num_problems, 'problem') }), found.bad < found.requests && h('p', { class: 'quiet', text: 'Requests that cannot run get a failed result; the others run.' }),
+    return h('section', { 'aria-label': 'Problems' }, h('h3', { text: count(found.num_problems, 'problem') }), found.bad + found.unrouted < found.requests && h('p', { class: 'quiet', text: 'Requests that cannot run get a failed result; the others run.' }),
       h('ol', { class: 'problems' }, [...alike(found.problems)].map(([one, num_]) => h('li', {}, h('span', { class: 'quiet', text: `Line ${num(one.line)}${num_ > 1 ? ` and ${num(num_ - 1)} more` : one.column === null ? '' : `, column ${num(one.column)}`}` }), h('div', { class: 'prose', dir: 'auto' }, one.where && [h('code', {}, foreign(one.where)), ' '], foreign(one.message)), one.fix && h('div', { class: 'advice' }, foreign(one.fix))))),
       found.num_problems > found.problems.length && h('p', { class: 'quiet', text: `And ${num(found.num_problems - found.problems.length)} more: \`batchfile validate\` lists them all.` }));
   }
