@@ -122,16 +122,16 @@ def _filled(value: Any, environ: Mapping[str, str]) -> Any:
 def standing_pods(endpoint: Resource, template: Json, gpu_type: str) -> list[Resource]:
     """Pods instead of the always-on workers of an endpoint, with the same image, variables and volume."""
     body, pools = endpoint.body, ("pools", "excludedTypes")
-    volumes = [{"volumeId": name, "path": VOLUME_PATH} for name in body.get("networkVolumes", [])]
-    common = {
+    common: Json = {
         **{key: template[key] for key in ("image", "disk", "registry") if key in template},
         "cmd": ["runners", "--pool", template["env"]["POOL"]],
-        "env": {**template.get("env", {}), **body.get("env", {})},
+        "env": {**template["env"], **body.get("env", {})},
         "gpu": {"id": gpu_type, **{key: value for key, value in body["gpu"].items() if key not in pools}},
         "cloud": "SECURE",
         "dataCenterIds": body.get("dataCenterIds", []),
-        **({"mounts": {"network": volumes}} if volumes else {}),
     }
+    if body.get("networkVolumes"):  # a pod can have one
+        common["mounts"] = {"network": [{"volumeId": body["networkVolumes"][0], "path": VOLUME_PATH}]}
     names = [f"{endpoint.name}-pod{number}" for number in range(1, body["workers"]["min"] + 1)]
     return [Resource(kind=KIND["pod"], label=endpoint.label, body={"name": name, **common}) for name in names]
 

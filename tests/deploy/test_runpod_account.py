@@ -52,7 +52,7 @@ def test_a_small_busy_account_from_nothing_to_running_and_back(deploy: Deploy, r
         names = [(kind, thing["name"]) for kind, things in runpod.things.items() for thing in things.values()]
         assert len(names) == len(set(names)), "nothing is double"
         assert LOCK not in [secret["name"] for secret in runpod.secrets]
-        return done.stdout
+        return str(done.stdout)
 
     runpod.busy_every = 3
     told = run("apply", "--fit", "--yes")
