@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from resources import DeployError, Json, Resource, Step, is_secret, secret_name
 
 from runners.runpod.api import Runpod, RunpodError, at
+from runners.runpod.jobs_and_pods import FLASHBOOT_SUFFIX
 
 DEFAULT_QUOTA = 5
 SECRETS = "/account/secrets"
@@ -36,12 +37,17 @@ def fitted(
     Raises: DeployError if they need more workers than are free and may not be changed, or cannot.
     """
     endpoints = {resource.name: resource.body["workers"] for resource in resources if resource.kind.name == "endpoint"}
-    found = {str(one.get("name", "")): at(one, "workers", "max", kind=int, of="endpoint") for one in listed}
-    of_others = sum(num for name, num in found.items() if _plain(name) not in endpoints)
-    own = {_plain(name): num for name, num in found.items() if _plain(name) in endpoints}
+    own, of_others = dict.fromkeys(endpoints, 0), 0
+    for one in listed:
+        name = str(one.get("name", "")).removesuffix(FLASHBOOT_SUFFIX)
+        num = at(one, "workers", "max", kind=int, of="endpoint")
+        if name in own:
+            own[name] = num
+        else:
+            of_others += num
     free = quota[0] - of_others
     needed = sum(workers["max"] for workers in endpoints.values())
-    if needed <= free or all(workers["max"] <= own.get(name, 0) for name, workers in endpoints.items()):
+    if needed <= free or all(workers["max"] <= own[name] for name, workers in endpoints.items()):
         return resources, []
     wants = ", ".join(f"{name} {workers['max']}" for name, workers in endpoints.items())
     facts = f"{needed} workers ({wants}), {quota[0]} are allowed ({quota[1]}), other endpoints have {of_others}"
@@ -57,10 +63,6 @@ def fitted(
     lines = [f"  fit    {name}: max = {num} instead of {endpoints[name]['max']}" for name, num in shares.items()]
     lines.append(f"         because the endpoints need {facts}")
     return [_with_max(one, shares[one.name]) if one.kind.name == "endpoint" else one for one in resources], lines
-
-
-def _plain(name: str) -> str:
-    return name.removesuffix(" -fb")
 
 
 def _with_max(resource: Resource, num: int) -> Resource:
