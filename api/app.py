@@ -26,6 +26,8 @@ from batchfile.store.metered import MeteredStore
 
 from .anthropic import batches as anthropic_batches
 from .anthropic import models
+from .dashboard import routes as dashboard
+from .dashboard.latest import LatestReader
 from .http import errors
 from .http.auth import AuthMiddleware, Caller
 from .http.negotiation import NegotiatedFormat
@@ -54,6 +56,9 @@ ROUTES = (
     models.models,
     native.batches,
     native.pools,
+    dashboard.batches,
+    dashboard.files,
+    dashboard.pages,
     health.probes,
 )
 
@@ -68,6 +73,7 @@ def create_app(ledger: Ledger, settings: Settings, *, is_janitor: bool = True) -
     metrics = Metrics(pool_status, store, sorted(settings.pools), aside, settings.api.spool_dir)
     store_health = StoreHealth(store)
     output_files = OutputFiles(service)
+    latest_reader = LatestReader(ledger)
     webhook_sender = WebhookSender(ledger, settings.webhooks, aside, metrics.count_webhook)
     began_at = ledger.clock.now()
 
@@ -129,6 +135,7 @@ def create_app(ledger: Ledger, settings: Settings, *, is_janitor: bool = True) -
             "store_health": _given(lambda: store_health),
             "pages": _given(lambda: pages),
             "output_files": _given(lambda: output_files),
+            "latest_reader": _given(lambda: latest_reader),
             "background": _given(lambda: background),
             "caller": _given(_caller),
             "negotiated": _given(_negotiated),

@@ -32,6 +32,7 @@ from .http.errors import Refusal, not_found, unreadable
 log = structlog.get_logger()
 
 PAGE_MAX = 1000
+LOOKED_AT_MAX = 1000  # batches that one filtered page may read
 READS_AT_ONCE = 16
 CREATES_AT_ONCE = 4  # each can use 100 MiB of memory for a body of very long requests
 FULL_S = 2.0  # how long a tenant at its limit gets 429 without another read of the store
@@ -45,6 +46,14 @@ class SnapshotPage:
 
     data: list[BatchSnapshot]
     has_more: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SearchPage:
+    """Batches, newest first. `next`: the cursor of the next page; None: there is none."""
+
+    data: list[BatchSnapshot]
+    next: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +151,53 @@ class Service:
             raise refusals[0]
         data = found[:limit] if before is None else found[:limit][::-1]
         return SnapshotPage(data, has_more=len(found) > limit)
+
+    def search(
+        self,
+        caller: Caller,
+        has: Callable[[BatchSnapshot], bool],
+        *,
+        limit: int,
+        after: str | None = None,
+        since: float | None = None,
+    ) -> SearchPage:
+        """At most `limit` batches for which `has` is true, among the next `LOOKED_AT_MAX`, so that a filter that fits
+        few does not read them all: a page may be empty and still have a next one. `since`: created then or later.
+        Raises: as `page`.
+        """
+        places = self._places(caller.tenant, "" if after is None else self._place(caller, after))
+        if since is not None:
+            places = takewhile(lambda place: keys.index_created_at(place) >= since, places)
+        found: list[BatchSnapshot] = []
+        cursor, problem, num_looked = None, None, 0
+        while num_looked < LOOKED_AT_MAX:
+            some = list(islice(places, READS_AT_ONCE))
+            if not some:
+                break
+            num_looked += len(some)
+            for one in self._readers.map(self.reader.look, some):
+                if one is None:
+                    continue
+                if len(found) == limit:
+                    return SearchPage(found, cursor)
+                cursor = one.batch.batch_id
+                problem = problem or (one.problem if isinstance(one.problem, StoreError) else None)
+                found += [one] if has(one) else []
+        else:
+            return SearchPage(found, cursor)
+        if problem is not None and not found:
+            raise problem
+        return SearchPage(found, None)
+
+    def several(self, caller: Caller, batch_ids: list[str]) -> list[BatchSnapshot]:
+        """Those of these batches that exist, in this order. Raises: StoreUnavailable."""
+
+        def look(batch_id: str) -> BatchSnapshot | None:
+            with suppress(Refusal):
+                return self.look(caller, batch_id)
+            return None
+
+        return [found for found in self._readers.map(look, batch_ids) if found is not None]
 
     def ended(self, caller: Caller, batch_id: str) -> BatchRecord:
         """Raises: Refusal 404, or 400 while it has not ended."""

@@ -8,6 +8,7 @@ from itertools import islice
 
 import structlog
 
+from batchfile.engine.base import EngineStats
 from batchfile.errors import StoreError
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.heartbeats import remove_heartbeat, write_heartbeat
@@ -97,6 +98,22 @@ def state_of(runner: Runner) -> RunnerState:
     return "idle" if runner.is_idle else "running"
 
 
+def problem_of(stats: EngineStats) -> str:
+    """Why an endpoint is down, without its address and its own words, which only the log has."""
+    status = stats.down_status
+    if status is None:
+        return "The endpoint cannot be reached"
+    if status == 401:
+        return "The endpoint rejects the API key (401)"
+    if status == 403:
+        return "The endpoint denies access (403)"
+    if status == 404:
+        return "The endpoint does not know the address or the model (404)"
+    if status == 429:
+        return "The endpoint accepts no more requests for now (429)"
+    return f"The endpoint answers with an error ({status})" if status >= 400 else f"The endpoint answers {status}"
+
+
 class Heartbeat:
     """Call `tick` about once a second from one thread, and `leave` after the last."""
 
@@ -140,7 +157,7 @@ class Heartbeat:
 
     def _record(self, state: RunnerState, rates: Rates) -> HeartbeatRecord:
         runner, identity = self._runner, self._identity
-        runner_stats, info = runner.runner_stats, runner.info
+        runner_stats, info, engine_stats = runner.runner_stats, runner.info, runner.engine_stats()
         return HeartbeatRecord(
             pool=identity.pool,
             runner_id=identity.runner_id,
@@ -172,4 +189,8 @@ class Heartbeat:
             shards=runner.shards_held(SHARDS_SHOWN_MAX),
             commits={} if info is None else dict(info.commits),
             set_aside=dict(islice(runner.set_aside().items(), SET_ASIDE_SHOWN_MAX)),
+            waiting=runner.num_prefetched + engine_stats.num_waiting,
+            kv_use=None if engine_stats.kv_use is None else round(engine_stats.kv_use, 3),
+            gpu_s=round(runner_stats.gpu_s, 1),
+            problem=problem_of(engine_stats) if state == "down" else "",
         )

@@ -33,13 +33,13 @@ from .negotiation import NegotiatedFormat, needs_other_format, negotiate, proble
 
 log = structlog.get_logger()
 
-OPEN_PATHS = re.compile(r"/(healthz|ready|version|metrics|openapi\.json|docs(/.*)?)?")
+OPEN_PATHS = re.compile(r"/(healthz|ready|version|metrics|openapi\.json|docs(/.*)?|dashboard/[a-z]+\.(js|css|svg))?")
 REQUEST_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 RETRY_AFTER_S = 1
 LOST_RETRY_S = 10
 LEFT = 499  # the client disconnected before it had sent the whole request; nginx uses the same code
 ENDLESS = "endless"  # a route sets it in the scope of its request
-# Unless a route overrides them. No response is a web page, so browsers may neither run nor embed any of it.
+# Unless a route overrides them, as the pages do: browsers may neither run nor embed any other response.
 DEFAULT_HEADERS = (
     (b"cache-control", b"no-store"),
     (b"x-content-type-options", b"nosniff"),

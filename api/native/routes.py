@@ -1,30 +1,40 @@
 """The native API under `/api/`, for the command line, dashboards and autoscalers."""
 
 import asyncio
-from typing import Annotated, Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Annotated, Any, Literal, get_args
 
 from litestar import Response
 from litestar.di import NamedDependency
 from litestar.enums import HttpMethod
 from litestar.params import FromPath, QueryParameter
 
-from batchfile.ledger.batch_status import BatchStatus, BatchStatusPage, Pool
-from batchfile.ledger.records import BatchRecord, FileRef
+from batchfile.ledger.batch_status import BatchStatus, BatchStatusPage, Pool, ShownState
+from batchfile.ledger.records import BatchRecord, EndReason, FileRef
+from batchfile.ledger.shard_runs import ShardList, shard_list
+from batchfile.ledger.status import BatchSnapshot
+from batchfile.lines.formats.anthropic import anthropic_lines
+from batchfile.lines.formats.openai_results import openai_file
+from batchfile.lines.formats.stage import stage_lines
 from batchfile.plan.submit import check_key, rerun_before
 from batchfile.plan.submit import rerun as rerun_batch
 
 from ..create import create_from, create_options
 from ..http.create_query import IsStrict, Metadata, PoolName, Priority, Reuse, metadata_of
 from ..http.errors import AnyRequest, Refusal
+from ..http.etag import ETAGGED
 from ..http.openapi import FILE, JSON_LINES
 from ..http.request_bodies import JSON_OR_LINES
-from ..http.responses import follow, serve_file
+from ..http.responses import follow, serve_file, stream
 from ..http.routes import CREATE, CallerDep, Routes
 from ..ops import schemas as ops_schemas
 from ..ops.background import BackgroundTasks
 from ..ops.pools import PoolStatus
 from ..service import PAGE_MAX, Service, ServiceDep
 from . import schemas, serializers
+
+LISTED_STATES = (*get_args(ShownState), *get_args(EndReason))
+ResultFormat = Literal["native", "stage", "anthropic", "openai", "openai_errors"]
 
 batches = Routes("/api/batches", tag="batches")
 pools = Routes("/api", tag="pools")
@@ -54,24 +64,78 @@ async def create(
     return serializers.batch_status(await asyncio.to_thread(service.read, caller, batch.batch_id))
 
 
-@batches.get("", 400, summary="List batches, newest first")
+@batches.get("", 400, summary="List batches, newest first", **ETAGGED)
 def list_batches(
     service: ServiceDep,
     caller: CallerDep,
     pool_status: NamedDependency[PoolStatus],
     limit: Annotated[int, QueryParameter(ge=1, le=PAGE_MAX)] = 20,
     after: Annotated[str | None, QueryParameter(description="Return batches older than this one.")] = None,
+    before: Annotated[str | None, QueryParameter(description="Return the next batches newer than this one.")] = None,
+    states: Annotated[
+        list[str] | None,  # checked here, because Litestar's own message would have the name of this argument
+        QueryParameter(
+            name="state", description=f"Only batches in this state, or that ended so: {', '.join(LISTED_STATES)}."
+        ),
+    ] = None,
+    stage: Annotated[str | None, QueryParameter(description="Only batches of this stage.")] = None,
+    since: Annotated[
+        float | None, QueryParameter(ge=0, description="Only batches created then or later, in epoch seconds.")
+    ] = None,
+    id: Annotated[
+        list[str] | None, QueryParameter(description="These batches, without those that do not exist. Repeatable.")
+    ] = None,
 ) -> BatchStatusPage:
-    page = service.page(caller, limit=limit, after=after)
-    data = [pool_status.with_waiting(serializers.batch_status(item, is_listed=True)) for item in page.data]
-    return BatchStatusPage(data=data, has_more=page.has_more)
+    """With a filter, one page looks at up to 1,000 batches: while `has_more` is true, continue with `after` set to
+    `next`, even if the page is empty. `id` and `before` cannot be combined with filters.
+    """
+    filters = (states, stage, since)
+    for one in states or ():
+        if one not in LISTED_STATES:
+            raise Refusal(400, f"state: {one[:80]!r} is unknown; use one of {', '.join(LISTED_STATES)}", param="state")
+    following: str | None = None
+    if (id or before) and (after or any(one is not None for one in filters) or (id and before)):
+        raise Refusal(400, "id and before: send one of them, without after, state, stage or since")
+    if id:
+        if len(id) > PAGE_MAX:
+            raise Refusal(400, f"id: at most {PAGE_MAX:,} batches; send several requests")
+        found, has_more = service.several(caller, id), False
+    elif any(one is not None for one in filters):
+        searched = service.search(caller, _filter(states, stage), limit=limit, after=after, since=since)
+        found, following = searched.data, searched.next
+        has_more = following is not None
+    else:
+        page = service.page(caller, limit=limit, after=after, before=before)
+        found, has_more = page.data, page.has_more
+        following = found[-1].batch.batch_id if has_more and not before else None
+    data = [pool_status.with_waiting(serializers.batch_status(item, is_listed=True)) for item in found]
+    return BatchStatusPage(data=data, has_more=has_more, next=following)
 
 
-@batches.get("/{batch_id:str}", 400, summary="Get a batch")
+def _filter(states: list[str] | None, stage: str | None) -> Callable[[BatchSnapshot], bool]:
+    def has(found: BatchSnapshot) -> bool:
+        status = found.status
+        return stage in {None, status.stage} and (not states or not {status.state, status.reason}.isdisjoint(states))
+
+    return has
+
+
+@batches.get("/{batch_id:str}", 400, summary="Get a batch", **ETAGGED)
 def status(
     batch_id: FromPath[str], service: ServiceDep, caller: CallerDep, pool_status: NamedDependency[PoolStatus]
 ) -> BatchStatus:
     return pool_status.with_waiting(serializers.batch_status(service.look(caller, batch_id)))
+
+
+@batches.get("/{batch_id:str}/shards", 400, summary="Get the shards of a batch", **ETAGGED)
+def shards(batch_id: FromPath[str], service: ServiceDep, caller: CallerDep) -> ShardList:
+    """The shards of an open batch that runners have claimed, and how many requests finished when. Empty once the batch
+    has ended.
+    """
+    batch = service.read(caller, batch_id).batch
+    rows = service.reader.shards(batch_id) if batch.state != "ended" else []
+    ledger = service.ledger
+    return shard_list(rows, created_at=batch.created_at, now=ledger.clock.now(), ttl_s=ledger.limits.lease_ttl_s)
 
 
 @batches.post("/{batch_id:str}/cancel", 400, summary="Cancel a batch")
@@ -136,13 +200,33 @@ def results(
     live: Annotated[
         bool, QueryParameter(description="Stream results as they are committed, in any order, until the batch ends.")
     ] = False,
+    format: Annotated[
+        ResultFormat,
+        QueryParameter(description="The lines of another API; `openai` and `openai_errors` are its two files."),
+    ] = "native",
 ) -> Response[Any]:
-    """The stored results file: one line for each request, in input order. Supports `Range`."""
+    """The stored results file: one line for each request, in input order. Supports `Range` in the native format."""
+    if format != "native":
+        batch = service.record(caller, batch_id)
+        if live:
+            raise Refusal(400, "live: works only in the native format; leave format out")
+        batch = service.ended(caller, batch_id)
+        if batch.results is None:
+            raise Refusal(404, "This batch has no such file")
+        return stream(request, _as_format(service.file_chunks(batch.results), batch, format), JSON_LINES)
     if live and service.read(caller, batch_id).batch.state != "ended":
         if request.method == HttpMethod.HEAD:
             return Response(b"", media_type=JSON_LINES)
         return follow(request, service.ledger, batch_id)
     return _file(request, service, service.ended(caller, batch_id).results)
+
+
+def _as_format(chunks: Iterable[bytes], batch: BatchRecord, format: ResultFormat) -> Iterator[bytes]:
+    if format == "stage":
+        return stage_lines(chunks)
+    if format == "anthropic":
+        return anthropic_lines(chunks, batch.batch_id)
+    return openai_file(chunks, batch_id=batch.batch_id, created=int(batch.created_at), is_output=format == "openai")
 
 
 @batches.get("/{batch_id:str}/errors", 400, 416, summary="Get the requests that did not succeed", responses=FILE)
@@ -159,12 +243,12 @@ def reasons(request: AnyRequest, batch_id: FromPath[str], service: ServiceDep, c
     return _file(request, service, service.ended(caller, batch_id).reasons)
 
 
-@pools.get("/pools", 400, summary="List pools")
+@pools.get("/pools", 400, summary="List pools", **ETAGGED)
 def list_pools(pool_status: NamedDependency[PoolStatus]) -> list[Pool]:
     return pool_status.pools()
 
 
-@pools.get("/pools/{pool:str}", 400, summary="Get a pool")
+@pools.get("/pools/{pool:str}", 400, summary="Get a pool", **ETAGGED)
 def one_pool(pool: FromPath[str], pool_status: NamedDependency[PoolStatus]) -> Pool:
     return pool_status.pool(pool)
 
@@ -174,7 +258,7 @@ def scale(pool: FromPath[str], pool_status: NamedDependency[PoolStatus]) -> ops_
     return pool_status.scale(pool)
 
 
-@pools.get("/runners", 400, summary="List live runners")
+@pools.get("/runners", 400, summary="List live runners", **ETAGGED)
 def list_runners(
     pool_status: NamedDependency[PoolStatus], pool: Annotated[str | None, QueryParameter()] = None
 ) -> list[ops_schemas.Runner]:

@@ -14,7 +14,7 @@ from batchfile.ledger.batch_status import CANNOT_ANSWER, BatchStatus, Pool
 from batchfile.ledger.heartbeats import Kept, Scale, has_waiting, pool_of, read_roster, read_scale
 from batchfile.ledger.records import HeartbeatRecord
 from batchfile.ledger.status import StatusReader
-from batchfile.ledger.waiting import waiting_for
+from batchfile.ledger.waiting import pool_problem, waiting_for
 from batchfile.settings import Settings
 
 from ..http.errors import Refusal
@@ -59,7 +59,9 @@ class PoolStatus:
     def pool(self, name: str) -> Pool:
         scale, settings = self.scale_of(name), self._settings.pools[name]
         stages = [stage for stage, pool in self._settings.stages.items() if pool == name]
-        return pool_of(name, settings.model, settings.engine, stages, self.heartbeats(), scale)
+        roster = self._roster.now()
+        pool = pool_of(name, settings.model, settings.engine, stages, roster.live, scale)
+        return structs.replace(pool, problem=pool_problem(pool, roster, scale.oldest_created_at))
 
     def pools(self) -> list[Pool]:
         return [self.pool(name) for name in sorted(self._settings.pools)]

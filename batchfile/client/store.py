@@ -20,7 +20,8 @@ from batchfile.ledger.batch_status import Pool, Waiting
 from batchfile.ledger.batches import read_batch
 from batchfile.ledger.cas import load
 from batchfile.ledger.heartbeats import Kept, known_pools, pool_of, read_heartbeats, read_roster, read_scale
-from batchfile.ledger.records import BatchRecord, FileRef, HeartbeatRecord, IdempotencyRecord
+from batchfile.ledger.idempotency import IdempotencyRecord
+from batchfile.ledger.records import BatchRecord, FileRef, HeartbeatRecord
 from batchfile.ledger.retention import purge
 from batchfile.ledger.status import BatchSnapshot, StatusReader
 from batchfile.ledger.tail import Cursor, iter_live

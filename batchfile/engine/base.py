@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from batchfile.engine.identity import EngineIdentity
 from batchfile.request_media import MediaUse
@@ -18,6 +18,7 @@ class EngineInfo:
     `num_slots`: how many requests it generates for at the same time. `max_in_flight`: how many to add at once to keep
     the slots full (slots plus a margin that waits inside). `max_model_len`: in tokens; None if unknown.
     `num_gpus`: local GPUs, so 0 for an endpoint. `note`: one line about the engine's own choices; empty without any.
+    `arguments`: those that were chosen for it.
     `commits`: of the models that come from a hub, by their names. `adapters`: the LoRA adapters that it has loaded;
     None: it does not distinguish models.
     `identity`: equal for engines whose answers may stand for each other's; None: unknown.
@@ -32,6 +33,7 @@ class EngineInfo:
     max_model_len: int | None = None
     num_gpus: int = 0
     note: str = ""
+    arguments: Mapping[str, Any] = field(default_factory=dict)
     commits: Mapping[str, str] = field(default_factory=dict)
     adapters: tuple[str, ...] | None = None
     identity: EngineIdentity | None = None
@@ -71,7 +73,8 @@ class EngineStats:
     also for requests that are not finished. Both only grow; an engine that learns about tokens when a request finishes
     counts them then. `num_running`: requests being generated; `num_waiting`: added, not yet running.
     `down_s`: for how long the endpoint has accepted no work; 0 while it does, and for engines that die instead.
-    `down_reason`: the endpoint and its last error, while `down_s` is not 0.
+    `down_reason`: the endpoint and its last error, while `down_s` is not 0; `down_status`: the HTTP status of that
+    error, None if there was no response. `kv_use`: the share of the KV cache in use; None: unknown.
     """
 
     num_steps: int = 0
@@ -82,6 +85,8 @@ class EngineStats:
     num_waiting: int = 0
     down_s: float = 0.0
     down_reason: str = ""
+    down_status: int | None = None
+    kv_use: float | None = None
     extra: dict[str, float] = field(default_factory=dict)
 
 

@@ -20,7 +20,11 @@ from batchfile.engine.token_patterns import AnyOf, Normalized, Rests
 from batchfile.errors import InvalidRequest
 
 _SPLITS = re.compile(r"""split\(\s*(['"])(.*?)\1""")
-_EDITS = re.compile(r"\.replace\(|\|\s*replace\b|\.split\(")
+# What may make a token of a text that has none: all but to strip spaces.
+_EDITS = re.compile(
+    r"\.replace\(|\|\s*replace\b|\.split\(|\.remove(?:prefix|suffix)\(|[.|]\s*(?:lower|upper|title|capitalize|swapcase)\b"
+    r"""|(?:strip|trim)\(\s*(['"])(?!(?:\\[nrt]|\s)*\1)"""
+)
 # Some tokenizers have tokens for them, which are ordinary text.
 _HTML = re.compile(
     r"</?(table|caption|thead|tbody|tfoot|tr|th|td|h[1-6]|p|ul|ol|li|blockquote|strong|em|b|i|u|s|sub|sup|code|br|a)>"

@@ -40,7 +40,7 @@ class Waiting(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Pool(msgspec.Struct, frozen=True, kw_only=True):
-    """A pool as its readers see it. `runners` counts the live ones by state."""
+    """A pool as its readers see it. `runners` counts the live ones by state. `problem`: why none of them works."""
 
     name: str
     model: str
@@ -49,6 +49,7 @@ class Pool(msgspec.Struct, frozen=True, kw_only=True):
     runners: dict[str, int]
     open_batches: int
     pending_requests: int
+    problem: Waiting | None = None
 
     @property
     def is_up(self) -> bool:
@@ -148,7 +149,8 @@ class BatchStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BatchStatusPage(msgspec.Struct, frozen=True, kw_only=True):
-    """Newest first. `has_more`: ask again with `after` set to the last id."""
+    """Newest first. `has_more`: ask again with `after` set to `next`, the id of the last batch that was looked at."""
 
     data: list[BatchStatus]
     has_more: bool
+    next: str | None = None

@@ -47,7 +47,7 @@ def finish(
         return _end_without_results(ledger, batch_id, "the stored plan of this batch is lost, and its results with it")
     # One listing, before anything is written for an incomplete batch.
     written_at = {entry.key: entry.modified_at for entry in ledger.store.list(keys.shards_prefix(batch_id))}
-    if batch.state == "open" and len(written_at) < sum(1 for _ in _shards_of(plan)):
+    if batch.state == "open" and not _is_begun(plan, written_at):
         return None
     held = shards.claim_task(ledger, batch, keys.assembly_key(batch_id), keys.ASSEMBLY_POOL, runner=runner)
     made = None if held is None else _assemble(ledger, held, plan, written_at, is_stopped)
@@ -205,6 +205,11 @@ def final_records(
             return None
         records[shard] = found.record
     return records
+
+
+def _is_begun(plan: Plan, written_at: dict[str, float]) -> bool:
+    """Does every shard have a record?"""
+    return len(written_at) >= sum(1 for _ in _shards_of(plan))
 
 
 def _shards_of(plan: Plan) -> Iterator[Shard]:

@@ -12,12 +12,29 @@ from batchfile.errors import BatchDamaged, KeyReused, RecordDamaged
 from batchfile.ledger import keys
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import Lost, Stored, load, must_know, swap
-from batchfile.ledger.records import BatchRecord, IdempotencyRecord
+from batchfile.ledger.records import VERSION, BatchRecord
 from batchfile.ledger.retention import fence_abandoned
 from batchfile.ledger.set_aside import do_each
 from batchfile.store.base import Entry
 
 RETRY_S = 15 * 60.0  # how long a retry without a key is recognized by its body
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IdempotencyRecord:
+    """The batch of an idempotency key, a body or a local output; `digest` is of the request.
+
+    `created_at`: the batch's, so that any process that completes the create writes the same index entry; 0 for a local
+    output. `is_retry`: a body that a retry recorded, not its first attempt. `replaces`: for a local output without a
+    digest yet, its previous batch, whose results the new one takes over.
+    """
+
+    batch_id: str
+    digest: str
+    created_at: float = 0.0
+    is_retry: bool = False
+    replaces: str = ""
+    version: int = VERSION
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -234,23 +234,6 @@ class ShardRecord:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class IdempotencyRecord:
-    """The batch of an idempotency key, a body or a local output; `digest` is of the request.
-
-    `created_at`: the batch's, so that any process that completes the create writes the same index entry; 0 for a local
-    output. `is_retry`: a body that a retry recorded, not its first attempt. `replaces`: for a local output without a
-    digest yet, its previous batch, whose results the new one takes over.
-    """
-
-    batch_id: str
-    digest: str
-    created_at: float = 0.0
-    is_retry: bool = False
-    replaces: str = ""
-    version: int = VERSION
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class RunnerTotals:
     """What a runner has done since its start."""
 
@@ -273,7 +256,9 @@ class HeartbeatRecord:
     holds and ends. `down`: its endpoint is unavailable. `shards`: held ones as `batch_id/n`, the first 100.
     `set_aside`: batches that it leaves alone because an object cannot be read or written, and why, the first 20.
     `started_at`: epoch seconds. `fingerprint`: of its engine (see `engine/identity.py`); empty: unknown, or not loaded.
-    `commits`: of the models that came from a hub, by their names.
+    `commits`: of the models that came from a hub, by their names. `waiting`: requests that are ready and wait for a
+    slot. `kv_use`: the share of the KV cache in use; None: unknown. `gpu_s`: GPU seconds since its start; 0 if no GPU
+    is known. `problem`: why it cannot answer, in words without addresses.
     """
 
     pool: str
@@ -297,6 +282,10 @@ class HeartbeatRecord:
     shards: tuple[str, ...] = ()
     set_aside: dict[str, str] = field(default_factory=dict)
     commits: dict[str, str] = field(default_factory=dict)
+    waiting: int = 0
+    kv_use: float | None = None
+    gpu_s: float = 0.0
+    problem: str = ""
     version: int = VERSION
 
 

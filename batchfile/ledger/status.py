@@ -21,13 +21,15 @@ from batchfile.errors import BatchDamaged, BatchfileError, RecordDamaged, Record
 from batchfile.ledger import damage
 from batchfile.ledger import keys as ledger_keys
 from batchfile.ledger.base import Ledger
-from batchfile.ledger.batch_status import BatchStatus, PoolProgress
+from batchfile.ledger.batch_status import BatchStatus
 from batchfile.ledger.batches import read_batch, read_plan
 from batchfile.ledger.cas import Stored, load
 from batchfile.ledger.damage import DAMAGED
 from batchfile.ledger.records import BatchRecord, Plan, ShardRecord
-from batchfile.lines.failures import merged, with_advice
-from batchfile.types import Counts, FailureGroup, Usage
+from batchfile.ledger.shard_runs import ShardRow
+from batchfile.ledger.status_sums import NO_SUMS, Sums, progress_of, status_of, sums_of
+from batchfile.lines.failures import merged
+from batchfile.types import FailureGroup
 
 log = structlog.get_logger()
 
@@ -66,38 +68,14 @@ class BatchSnapshot:
         return self.batch.state == "open" and self.status.pending > 0
 
 
-class _Sums(NamedTuple):
-    """What shard records add up to."""
-
-    num_records: int = 0
-    num_done: int = 0
-    num_leased: int = 0
-    counts: Counts = Counts()
-    usage: Usage = Usage()
-    gpu_s: float = 0.0
-
-    def replaced(self, old: "_Sums", new: "_Sums") -> "_Sums":
-        """The sums after a record has changed from `old` to `new`."""
-        return _Sums(
-            num_records=self.num_records - old.num_records + new.num_records,
-            num_done=self.num_done - old.num_done + new.num_done,
-            num_leased=self.num_leased - old.num_leased + new.num_leased,
-            counts=self.counts - old.counts + new.counts,
-            usage=self.usage - old.usage + new.usage,
-            gpu_s=self.gpu_s - old.gpu_s + new.gpu_s,
-        )
-
-
-_NONE = _Sums()
-
-
 class _Row(NamedTuple):
     """What is remembered of a record."""
 
     etag: str
     epoch: int
     seq: int
-    sums: _Sums
+    sums: Sums
+    shard: ShardRow
 
 
 class _View:
@@ -111,7 +89,7 @@ class _View:
         self.rows: dict[str, _Row] = {}
         self.failures: dict[str, tuple[FailureGroup, ...]] = {}  # of the records with some
         self.merged: tuple[FailureGroup, ...] | None = ()  # of all records; None: they have changed
-        self.totals: dict[str, _Sums] = {}
+        self.totals: dict[str, Sums] = {}
         self.shares: dict[str, tuple[int, int]] = {}  # pool -> its number of shards and of requests
         self.is_planned = False
         self.problem: BatchDamaged | None = None  # of its plan or a shard record, at the last look
@@ -125,15 +103,15 @@ class _View:
         }
         self.is_planned = True
 
-    def take(self, key: str, found: Stored[ShardRecord]) -> None:
+    def take(self, key: str, modified_at: float, found: Stored[ShardRecord]) -> None:
         record = found.record
         known = self.rows.get(key)
         if known is not None and (record.epoch, record.seq) < (known.epoch, known.seq):
             return
-        sums = _sums(record)
-        total = self.totals.get(record.pool, _NONE)
-        self.totals[record.pool] = total.replaced(_NONE if known is None else known.sums, sums)
-        self.rows[key] = _Row(found.etag, record.epoch, record.seq, sums)
+        sums = sums_of(record)
+        total = self.totals.get(record.pool, NO_SUMS)
+        self.totals[record.pool] = total.replaced(NO_SUMS if known is None else known.sums, sums)
+        self.rows[key] = _Row(found.etag, record.epoch, record.seq, sums, ShardRow.of(record, modified_at))
         if record.failures and record.failures != self.failures.get(key):
             self.failures[key] = record.failures
             self.merged = None
@@ -144,14 +122,14 @@ class _View:
         return len(self.rows) + sum(map(len, self.failures.values()))
 
     def snapshot(self) -> BatchSnapshot:
-        total = reduce(lambda sums, more: sums.replaced(_NONE, more), self.totals.values(), _NONE)
+        total = reduce(lambda sums, more: sums.replaced(NO_SUMS, more), self.totals.values(), NO_SUMS)
         if self.merged is None:
             self.merged = merged(*self.failures.values())
-        pools = {pool: _progress(self.totals.get(pool, _NONE), *share) for pool, share in self.shares.items()}
+        pools = {pool: progress_of(self.totals.get(pool, NO_SUMS), *share) for pool, share in self.shares.items()}
         return BatchSnapshot(
             batch=self.batch,
-            status=_status(self.batch, total, self.updated_at, self.merged, pools),
-            num_records=sum(self.totals.get(pool, _NONE).num_records for pool in self.shares),
+            status=status_of(self.batch, total, self.updated_at, self.merged, pools),
+            num_records=sum(self.totals.get(pool, NO_SUMS).num_records for pool in self.shares),
             problem=self.problem,
         )
 
@@ -194,6 +172,17 @@ class StatusReader:
                 return view.snapshot()
         return self._ended(view.batch)
 
+    def shards(self, batch_id: str) -> list[ShardRow]:
+        """The shards that have a record, in the order of pool and number, as of the last `read`; [] once the batch has
+        ended. Costs no request.
+        """
+        with self._lock:
+            view = self._views.get(batch_id)
+        if view is None:
+            return []
+        with view.lock:
+            return [view.rows[key].shard for key in sorted(view.rows)]
+
     def look(self, place: str) -> BatchSnapshot | None:
         """As `read`, for the batch at this place in the index, for listings: a damaged batch does not hide the others.
 
@@ -219,7 +208,7 @@ class StatusReader:
     def _ill(self, placeholder: BatchRecord, error: BatchfileError) -> BatchSnapshot:
         self._log_unreadable(placeholder.batch_id, error)
         status = msgspec.structs.replace(
-            _status(placeholder, _NONE, placeholder.created_at),
+            status_of(placeholder, NO_SUMS, placeholder.created_at),
             state="damaged" if placeholder.state == "ended" else "unreadable",
             reason=None,
             ended_at=None,
@@ -267,8 +256,8 @@ class StatusReader:
                 updated_at = max(updated_at, view.updated_at)
                 if view.rows:
                     self._views[batch.batch_id] = _View(batch, updated_at)
-        total = _Sums(counts=batch.counts, usage=batch.usage, gpu_s=batch.gpu_s)
-        status = _status(batch, total, updated_at, batch.failures)
+        total = Sums(counts=batch.counts, usage=batch.usage, gpu_s=batch.gpu_s)
+        status = status_of(batch, total, updated_at, batch.failures)
         return BatchSnapshot(batch=batch, status=status)
 
     def _view_of(self, batch: BatchRecord) -> _View:
@@ -301,13 +290,13 @@ class StatusReader:
             view.updated_at = max(view.updated_at, entry.modified_at)
             known = view.rows.get(entry.key)
             if known is None or known.etag != entry.etag:
-                changed.append(entry.key)
+                changed.append(entry)
         num_known = len(view.rows)
-        for key, found in zip(changed, self._get_all(changed), strict=True):
+        for entry, found in zip(changed, self._get_all([entry.key for entry in changed]), strict=True):
             if isinstance(found, RecordDamaged):
                 self._note(view, found)
             elif found is not None:
-                view.take(key, found)
+                view.take(entry.key, entry.modified_at, found)
         view.is_whole = True
         if len(view.rows) > num_known:
             self._forget_some()
@@ -332,67 +321,3 @@ class StatusReader:
             while num_records > RECORDS_MAX and len(self._views) > 1:
                 _, oldest = self._views.popitem(last=False)
                 num_records -= oldest.size
-
-
-def _sums(record: ShardRecord) -> _Sums:
-    return _Sums(
-        num_records=1,
-        num_done=record.state in {"done", "closed"},
-        num_leased=record.state == "leased",
-        counts=record.counts,
-        usage=record.usage,
-        gpu_s=record.gpu_s,
-    )
-
-
-def _status(
-    batch: BatchRecord,
-    total: _Sums,
-    updated_at: float,
-    failures: tuple[FailureGroup, ...] = (),
-    pools: dict[str, PoolProgress] | None = None,
-) -> BatchStatus:
-    assert batch.state != "deleted", "a deleted batch has no status"
-    counts, usage = total.counts, total.usage
-    return BatchStatus(
-        batch_id=batch.batch_id,
-        state=batch.state,
-        reason=batch.reason,
-        detail=batch.detail,
-        stage=batch.stage,
-        total=batch.total,
-        succeeded=counts.succeeded,
-        errored=counts.errored,
-        canceled=counts.canceled,
-        expired=counts.expired,
-        rejected=counts.rejected,
-        failures=with_advice(failures),
-        gpu_s=round(total.gpu_s, 3),
-        pending=batch.total - counts.finished,
-        input_tokens=usage.input_tokens,
-        output_tokens=usage.output_tokens,
-        cached_tokens=usage.cached_tokens,
-        usage_unknown=usage.unknown,
-        created_at=batch.created_at,
-        updated_at=updated_at,
-        ended_at=batch.ended_at,
-        expires_at=batch.expires_at,
-        metadata=batch.metadata,
-        priority=batch.priority,
-        dialect=batch.input.format,
-        inbox_path=None,  # known to the inbox
-        pools=pools or {},
-        reused=batch.reused,
-        reuse_note=batch.reuse_note,
-        profile=batch.profile,
-    )
-
-
-def _progress(total: _Sums, num_shards: int, num_requests: int) -> PoolProgress:
-    return PoolProgress(
-        num_shards=num_shards,
-        num_done=total.num_done,
-        num_leased=total.num_leased,
-        num_requests=num_requests,
-        num_finished=total.counts.finished,
-    )

@@ -1,6 +1,6 @@
-"""Says why the requests of a batch do not run, from the heartbeats of its pools. Pure."""
+"""Says why the requests of a batch or a pool do not run, from the heartbeats of its pools. Pure."""
 
-from batchfile.ledger.batch_status import BatchStatus, PoolProgress, Waiting
+from batchfile.ledger.batch_status import CANNOT_ANSWER, BatchStatus, Pool, PoolProgress, Waiting
 from batchfile.ledger.heartbeats import HEARTBEAT_AGE_S_MAX, Roster
 from batchfile.ledger.records import HeartbeatRecord
 
@@ -26,13 +26,31 @@ def _waiting(status: BatchStatus, name: str, pool: PoolProgress, roster: Roster,
         return Waiting(pool=name, cause="set_aside", message=message)
     if any(runner.state in {"running", "idle"} for runner in live):
         return None
-    if pool.num_leased and roster.read_at - status.updated_at < HEARTBEAT_AGE_S_MAX:
+    is_down = bool(live) and all(runner.state == "down" for runner in live)  # these keep their leases
+    if pool.num_leased and roster.read_at - status.updated_at < HEARTBEAT_AGE_S_MAX and not is_down:
         return None  # a runner works on it: it is stopping, or has no heartbeat
+    return _why(name, live, roster, status.created_at, status.updated_at)
+
+
+def pool_problem(pool: Pool, roster: Roster, oldest_created_at: float | None) -> Waiting | None:
+    """Why no runner of a pool can answer requests; None if one can. `oldest_created_at`: of the batches that wait."""
+    live = [runner for runner in roster.live if runner.pool == pool.name]
+    if any(runner.state not in CANNOT_ANSWER for runner in live):
+        return None
+    if not live and pool.name not in roster.last_seen and oldest_created_at is None:
+        return Waiting(pool=pool.name, cause="no_runner", message=f"No runner for pool {pool.name} within the last day")
+    since = 0.0 if oldest_created_at is None else oldest_created_at
+    return _why(pool.name, live, roster, 0.0, since)
+
+
+def _why(name: str, live: list[HeartbeatRecord], roster: Roster, created_at: float, updated_at: float) -> Waiting:
+    """`created_at`: nothing waits for longer. `updated_at`: since when, if no runner was seen."""
     down = [runner for runner in live if runner.state == "down"]
     if down:
-        return Waiting(
-            pool=name, cause="endpoint_down", message=f"The endpoint of pool {name} is unavailable to {_runners(down)}"
-        )
+        message = f"The endpoint of pool {name} is unavailable to {_runners(down)}"
+        words = {runner.problem: None for runner in down if runner.problem}
+        message = ": ".join([message, ", ".join(words)]) if words else message
+        return Waiting(pool=name, cause="endpoint_down", message=message)
     loading = [runner for runner in live if runner.state == "loading"]
     if loading:
         since = min(runner.started_at for runner in loading)
@@ -40,7 +58,7 @@ def _waiting(status: BatchStatus, name: str, pool: PoolProgress, roster: Roster,
         message = f"{_runners(loading)} of pool {name} {verb} loading the model {_for(roster.read_at - since)}"
         return Waiting(pool=name, cause="loading", message=message, since=since)
     seen = roster.last_seen.get(name)
-    since = status.updated_at if seen is None else max(seen.at, status.created_at)
+    since = updated_at if seen is None else max(seen.at, created_at)
     known = "" if seen is None else f" (0 of {seen.num_runners})"
     message = f"No live runner for pool {name}{known} {_for(roster.read_at - since)}"
     return Waiting(pool=name, cause="no_runner", message=message, since=since)

@@ -10,7 +10,8 @@ from batchfile.errors import BatchDamaged, InvalidFile, OutputTaken, SettingsErr
 from batchfile.ledger import batches, keys
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import load
-from batchfile.ledger.records import BatchRecord, IdempotencyRecord
+from batchfile.ledger.idempotency import IdempotencyRecord
+from batchfile.ledger.records import BatchRecord
 from batchfile.local import outputs, previous_batch
 from batchfile.local.merged_answers import merged_answers
 from batchfile.local.options import OUTPUT

@@ -15,8 +15,9 @@ from batchfile.ledger.assemble import fingerprints_of
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.batches import Planned
 from batchfile.ledger.cas import Lost, Stored, load, swap, update_batch
+from batchfile.ledger.idempotency import IdempotencyRecord
 from batchfile.ledger.parallel import in_order
-from batchfile.ledger.records import BatchRecord, IdempotencyRecord, ShardRecord
+from batchfile.ledger.records import BatchRecord, ShardRecord
 from batchfile.local.display import counted, from_here
 from batchfile.local.merged_answers import NOT_MERGED, MergedAnswers, merged_answers
 from batchfile.local.options import (

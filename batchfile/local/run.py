@@ -17,7 +17,8 @@ from batchfile.ledger import batches, keys, retention
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.batches import Planned
 from batchfile.ledger.cas import Lost, Stored, load, must_know, swap, update_batch
-from batchfile.ledger.records import BatchRecord, IdempotencyRecord
+from batchfile.ledger.idempotency import IdempotencyRecord
+from batchfile.ledger.records import BatchRecord
 from batchfile.lines.envelope import decode_envelope
 from batchfile.lines.framing import NUL_TAIL, iter_lines
 from batchfile.local import inputs, outputs, previous_batch

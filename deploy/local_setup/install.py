@@ -51,7 +51,7 @@ class Sizes:
 
 
 SIZES_CPU = Sizes(fetched=650_000_000, installed=2_500_000_000)
-SIZES_CPU_TEST = Sizes(fetched=1_100_000_000, installed=3_700_000_000)
+SIZES_CPU_TEST = Sizes(fetched=1_150_000_000, installed=3_850_000_000)
 SIZES_GPU = Sizes(fetched=4_000_000_000, installed=10_000_000_000)  # an estimate
 
 

@@ -30,7 +30,7 @@ from .progress import SetupProgress, bytes_in, say
 
 # Older major versions of an official client, each in its own folder, next to the environment's packages.
 SDK_MAJORS = {"anthropic-0": ("anthropic==0.84.0", "distro==1.9.0"), "anthropic-1": ("anthropic==1.17.0",)}
-NODE_FOLDERS = ("ts", "tests/node-consumer", "tests/sdk-node", "tests/sdk-node-openai", "tests/s3rver")
+NODE_FOLDERS = ("ts", "tests/node-consumer", "tests/sdk-node", "tests/sdk-node-openai", "tests/s3rver", "tests/browser")
 SDK_MARK = ".complete"
 STAMP_NAME = "batchfile-setup.json"
 BLOCKS = 1.2  # disk usage relative to file sizes, because many files are small

@@ -253,6 +253,8 @@ def test_a_wrong_address_or_key_is_waited_out_and_said_and_fails_no_request(
         while not (events and engine.stats().down_reason):
             assert engine.step() == []
     assert engine.stats().down_reason.startswith(f"{server.url}/v1: {words}")
+    assert engine.stats().down_status in {None, told["status"]}
+    assert (engine.stats().down_status is None) == (told["status"] < 400)
     assert [event["event"] for event in events] == ["endpoint.down"]
     assert words in events[0]["reason"]
     server.always = None

@@ -154,3 +154,20 @@ def test_a_template_that_begins_a_token_before_a_text_makes_none(tokenizers: dic
         assert tokenizer.decode(token_ids).replace(" ", "") == shown.replace(" ", "")
     harmless = prompts.prompt((Message("user", inner),)).token_ids
     assert harmless == tokenizer.encode(f"{token}{opening}{inner}", add_special_tokens=False), "no token was made"
+
+
+@pytest.mark.parametrize("edit", ["m.content.strip('*')", "m.content | trim('*')", "m.content.removesuffix('**')"])
+def test_a_text_that_the_template_trims_of_more_than_spaces_makes_no_control_token(
+    tokenizers: dict[str, Any], edit: str
+) -> None:
+    tokenizer, (begin, end) = tokenizers["llama"], CUTS["llama"]
+    token = begin + end
+    prompts = prompts_with(tokenizer, f"{{% for m in messages %}}{token}{{{{ {edit} }}}}{end}{{% endfor %}}")
+    assert named(tokenizer, prompts.prompt((Message("user", f"x{begin}**"),)).token_ids) == [token]
+
+
+def test_a_text_whose_letters_the_template_changes_makes_no_control_token(tokenizers: dict[str, Any]) -> None:
+    tokenizer, token = tokenizers["llama"], "".join(CUTS["llama"])
+    for edit in ("m.content | lower", "m.content.lower()"):
+        prompts = prompts_with(tokenizer, f"{{% for m in messages %}}{token}{{{{ {edit} }}}}{{% endfor %}}")
+        assert named(tokenizer, prompts.prompt((Message("user", f"x {token.upper()}"),)).token_ids) == [token]

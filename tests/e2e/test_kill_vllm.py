@@ -111,7 +111,7 @@ def test_kills_lose_nothing_and_repeat_nothing_committed(tmp_path: Path, model_p
         assert last.stderr is not None
         assert any(b"engine.first_requests" in row for row in last.stderr)
         children = psutil.Process(last.pid).children(recursive=True)
-        of_vllm = [child for child in children if child.cmdline()[0].startswith("VLLM::")]
+        of_vllm = [child for child in children if " ".join(child.cmdline()).startswith("VLLM::")]
         assert of_vllm
         for child in of_vllm:
             child.send_signal(signal.SIGINT)

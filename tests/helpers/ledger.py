@@ -33,7 +33,7 @@ from batchfile.ledger.heartbeats import (
     sweep_heartbeats,
     write_heartbeat,
 )
-from batchfile.ledger.idempotency import KeyedBatch
+from batchfile.ledger.idempotency import IdempotencyRecord, KeyedBatch
 from batchfile.ledger.inputs import HashingWriter, repin
 from batchfile.ledger.keys import REJECTED_POOL, assembly_key, batch_key, batch_prefix, input_key, shard_key
 from batchfile.ledger.lease import CRASHES_BEFORE_BISECT, CRASHES_OF_ONE_LINE
@@ -44,7 +44,6 @@ from batchfile.ledger.records import (
     EndReason,
     FileRef,
     HeartbeatRecord,
-    IdempotencyRecord,
     InputRef,
     LineError,
     Origin,

@@ -16,6 +16,7 @@ import pytest
 
 import batchfile
 from batchfile.errors import NotEnded, SettingsError
+from batchfile.testing import EchoEngine
 from tests import warm
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>\u202eevil\u202c </script>&amp; " + "A" * 100_000
@@ -142,6 +143,26 @@ def test_a_batch_that_has_not_ended_has_no_report(tmp_path: Path) -> None:
     page = Page((tmp_path / "report.html").read_text())
     assert "Ended early: canceled" in page.text
     assert "Nothing ran" in page.text
+
+
+def test_a_service_gives_the_profile_of_one_batch_and_leaves_it_out_of_lists(api: Any, tmp_path: Path) -> None:
+    params = {"messages": [{"role": "user", "content": "Hi"}]}
+    (tmp_path / "in.jsonl").write_text(
+        "\n".join(json.dumps({"custom_id": f"r{n}", "params": params}) for n in range(80))
+    )
+    with batchfile.connect(api.url) as client:
+        batch = client.submit(tmp_path / "in.jsonl", pool="mistral")
+        options = batchfile.RunnerOptions(runner_id="r", pool="mistral", only=batch.id)
+        batchfile.Runner(batchfile.Ledger(store=batchfile.open_store(api.store)), EchoEngine, options).run()
+        profile = batch.wait().profile
+        assert profile is not None
+        assert (sum(profile.requests), sum(profile.request_s)) == (80, 80)
+        assert sum(profile.output_tokens) == batch.last_status.output_tokens > 0
+        assert [one.last_status.profile for one in client.batches()] == [None]
+        batch.report(tmp_path / "report.html")
+    page = Page((tmp_path / "report.html").read_text())
+    assert "All succeeded" in page.text
+    assert page.tags["figure"] == 5
 
 
 @pytest.mark.slow

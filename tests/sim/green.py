@@ -130,19 +130,49 @@ class SimpleQueue:
         return self._items.popleft()
 
 
+class Future:
+    def __init__(self, do: Callable[[], object]) -> None:
+        self._do = do
+        self._is_done = Event()
+        self._value: object = None
+        self._error: Exception | None = None
+
+    def run(self) -> None:
+        try:
+            self._value = self._do()
+        except Exception as error:
+            self._error = error
+        self._is_done.set()
+
+    def result(self) -> object:
+        self._is_done.wait()
+        if self._error is not None:
+            raise self._error
+        return self._value
+
+
 class ThreadPoolExecutor:
-    """A strand for each call. Its callers see to it that these are few."""
-
     def __init__(self, num_threads: int, **_: object) -> None:
-        pass
+        self._num_free = num_threads
+        self._queue = deque[Future]()
 
-    def submit(self, do: Callable[..., object], *args: object) -> None:
-        world = World.current
+    def submit(self, do: Callable[..., object], *args: object) -> Future:
+        world, call = World.current, Future(lambda: do(*args))
         assert world.strand is not None
-        world.spawn(world.strand.process, do, *args)
+        self._queue.append(call)
+        if self._num_free:
+            self._num_free -= 1
+            world.spawn(world.strand.process, self._work)
+        return call
 
-    def shutdown(self, **_: object) -> None:
-        pass
+    def _work(self) -> None:
+        while self._queue:
+            self._queue.popleft().run()
+        self._num_free += 1
+
+    def shutdown(self, *, cancel_futures: bool = False, **_: object) -> None:
+        if cancel_futures:
+            self._queue.clear()
 
     def __enter__(self) -> "ThreadPoolExecutor":
         return self
@@ -166,9 +196,9 @@ THREADED = (
     "batchfile.runner.state",
     "batchfile.runner.queues",
     "batchfile.ledger.status",
-    "batchfile.ledger.parallel",
     "batchfile.long_work",
 )
+POOLED = ("api.ops.webhooks", "batchfile.ledger.parallel")
 
 # Polls of a runner that has nothing to do, in virtual seconds: seldom enough that idle runners cost little.
 WAITS = {
@@ -190,7 +220,8 @@ def installed(*, is_patient: bool = True) -> Iterator[None]:
         stack.enter_context(
             patch("api.ops.webhooks.queue", SimpleNamespace(SimpleQueue=SimpleQueue, Empty=queue.Empty))
         )
-        stack.enter_context(patch("api.ops.webhooks.ThreadPoolExecutor", ThreadPoolExecutor))
+        for module in POOLED:
+            stack.enter_context(patch(f"{module}.ThreadPoolExecutor", ThreadPoolExecutor))
         for module in THREADED:
             stack.enter_context(patch(f"{module}.threading", GREEN))
         for name, value in WAITS.items() if is_patient else ():

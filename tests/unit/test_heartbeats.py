@@ -2,9 +2,12 @@
 
 from dataclasses import replace
 
+import pytest
+
 from batchfile import Ledger, Runner, RunnerOptions
+from batchfile.engine.base import EngineStats
 from batchfile.testing import ManualClock, MemoryStore
-from runners.heartbeat import Heartbeat, Identity
+from runners.heartbeat import Heartbeat, Identity, problem_of
 from tests.helpers.engine import engine_factory
 from tests.helpers.ledger import (
     HEARTBEAT_AGE_S_MAX,
@@ -97,4 +100,20 @@ def test_what_the_engine_failed_is_told_and_not_what_never_reached_it() -> None:
     runner.runner_stats.succeeded, runner.runner_stats.failed, runner.runner_stats.rejected = 5, 2, 1
     who = Identity(pool="mistral", runner_id="m-1", model="org/m", engine="echo", host="h", started_at=5.0)
     Heartbeat(ledger, runner, who).tick()
-    assert read_heartbeats(ledger)[0].totals == RunnerTotals(succeeded=5, failed=2)
+    assert read_heartbeats(ledger)[0].totals == RunnerTotals(succeeded=5, failed=2, rejected=1)
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (None, "The endpoint cannot be reached"),
+        (401, "The endpoint rejects the API key (401)"),
+        (403, "The endpoint denies access (403)"),
+        (404, "The endpoint does not know the address or the model (404)"),
+        (429, "The endpoint accepts no more requests for now (429)"),
+        (502, "The endpoint answers with an error (502)"),
+    ],
+)
+def test_a_runner_says_why_its_endpoint_is_down_without_its_address(status: int | None, words: str) -> None:
+    down = EngineStats(down_s=9.0, down_status=status, down_reason="https://secret.internal/v1: secret-key is wrong")
+    assert problem_of(down) == words

@@ -1,4 +1,4 @@
-"""What vLLM's code raises while it prepares one request is about that request: the run goes on."""
+"""What code of others raises about one request or one answer is about that one: the run goes on."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from batchfile.engine.base import Prepared, SchemaUnchecked
-from batchfile.engine.vllm.engine import VllmEngine
+from batchfile.engine.vllm.engine import VllmEngine, _InFlight
 from batchfile.errors import EngineDead, InvalidRequest
+from batchfile.types import Failure
 from tests.unit.test_requests import parsed
 
 
@@ -16,6 +17,9 @@ class Work:
         self._does = does
 
     def prepare(self, request: Any) -> Any:
+        return self._does()
+
+    def outcome(self, outputs: Any, prepared: Any) -> Any:
         return self._does()
 
 
@@ -55,3 +59,10 @@ def test_errors_with_a_meaning_keep_it(error: Exception) -> None:
     with pytest.raises(SchemaUnchecked) as found:
         engine(raises(unchecked)).prepare(REQUEST)
     assert found.value.finish("owner").model == "owner"
+
+
+def test_an_answer_that_cannot_be_read_fails_alone() -> None:
+    prepared: Any = Prepared()
+    failed = engine(raises(KeyError("token")))._outcome(_InFlight(prepared, ["0.0"], {"0.0": None}))
+    told = "vLLM's answer cannot be read: KeyError: 'token'. See the runner's log."
+    assert failed == Failure(type="model_error", message=told)

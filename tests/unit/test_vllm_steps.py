@@ -31,6 +31,33 @@ def test_a_prompt_counts_with_the_first_output_of_its_request(name: str) -> None
     assert (counter.prompt_tokens, counter.output_tokens) == (50, 3)
 
 
+def test_without_statistics_the_requests_of_the_last_step_are_running() -> None:
+    answers = [outputs(("1.0", 1), ("2.0", 1)), outputs(("2.0", 1))]
+    core = SimpleNamespace(get_output=lambda: answers.pop(0))
+    counter = StepCounter()
+    counter.attach(core)
+    running = []
+    while answers:
+        core.get_output()
+        running.append(counter.num_running)
+    assert running == [2, 1]
+
+
+def test_the_use_of_the_kv_cache_is_what_the_scheduler_reports() -> None:
+    reports = iter(
+        [SimpleNamespace(num_running_reqs=1, kv_cache_usage=0.25), SimpleNamespace(num_running_reqs=2), None]
+    )
+    core = SimpleNamespace(get_output=lambda: SimpleNamespace(outputs=[], scheduler_stats=next(reports)))
+    counter = StepCounter()
+    counter.attach(core)
+    assert counter.kv_use is None
+    core.get_output()
+    assert counter.kv_use == 0.25
+    core.get_output()
+    assert counter.kv_use is None, "this version does not report it"
+    core.get_output()
+
+
 def test_a_name_that_is_not_understood_counts_when_its_request_finishes() -> None:
     core = SimpleNamespace(get_output=lambda: outputs(("something-else", 2)))
     counter = StepCounter()

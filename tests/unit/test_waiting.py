@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from batchfile import Ledger
-from batchfile.ledger.batch_status import PoolProgress, Waiting
-from batchfile.ledger.waiting import waiting_for
+from batchfile.ledger.batch_status import Pool, PoolProgress, Waiting
+from batchfile.ledger.waiting import pool_problem, waiting_for
 from batchfile.testing import ManualClock, MemoryStore
 from tests.helpers.ledger import HeartbeatRecord, Roster, Seen, read_roster, write_heartbeat
 from tests.unit.statuses import status
@@ -90,3 +90,29 @@ def test_a_roster_costs_a_listing_and_a_read_for_each_live_runner_and_remembers_
     assert [one.pool for one in roster.live] == ["llama"]
     assert roster.last_seen["mistral"] == Seen(at=died_at, num_runners=1)
     assert roster.read_at == clock.now()
+
+
+def problem(*live: HeartbeatRecord, seen: dict[str, Seen] | None = None, oldest: float | None = None) -> str | None:
+    pool = Pool(name="mistral", model="m", engine="vllm", stages=[], runners={}, open_batches=0, pending_requests=0)
+    found = pool_problem(pool, Roster(live=live, last_seen=seen or {}, read_at=NOW), oldest)
+    return None if found is None else found.message
+
+
+def test_a_pool_says_why_none_of_its_runners_can_answer() -> None:
+    assert problem() == "No runner for pool mistral within the last day"
+    assert problem(oldest=NOW - 845) == "No live runner for pool mistral for 14 min"
+    assert (
+        problem(seen={"mistral": Seen(at=NOW - 120, num_runners=2)})
+        == "No live runner for pool mistral (0 of 2) for 2 min"
+    )
+    assert problem(runner("idle", pool="llama")) == "No runner for pool mistral within the last day"
+    assert problem(runner("loading")) == "1 runner of pool mistral is loading the model for 3 min"
+    assert problem(runner("loading"), runner("running")) is None
+    down = runner("down", problem="The endpoint rejects the API key (401)")
+    assert (
+        problem(down)
+        == "The endpoint of pool mistral is unavailable to 1 runner: The endpoint rejects the API key (401)"
+    )
+    assert said(down) == [problem(down)], "the batch that waits says the same"
+    assert said(down, num_leased=1, updated_at=NOW - 10) == [problem(down)], "it keeps its leases meanwhile"
+    assert said(down, runner("draining"), num_leased=1, updated_at=NOW - 10) == []

@@ -97,6 +97,7 @@ class Dispatcher:
         self.num_paused = 0  # requests that wait for their next attempt, without a slot
         self.num_unserved = 0  # failures since the endpoint's last success
         self.reason = ""  # the message of the last failure
+        self.http_status: int | None = None  # of the last failure
         self._root = root
         self._ask = ask
         self._ask_anew = ask_anew
@@ -197,13 +198,13 @@ class Dispatcher:
         match answer:
             case Unserved(is_sent=True):
                 self._judge.note_bad(tries, now)
-                self._note_unserved(order, answer.reason, is_fresh=tries.is_fresh)
+                self._note_unserved(order, answer, is_fresh=tries.is_fresh)
             case Unserved():
                 self._judge.note(tries, "bad", now)
-                self._note_unserved(order, answer.reason, is_fresh=tries.is_fresh)
+                self._note_unserved(order, answer, is_fresh=tries.is_fresh)
             case Throttled():
                 self._judge.note_throttled(tries, now)
-                self._note_unserved(order, answer.reason, is_fresh=tries.is_fresh)
+                self._note_unserved(order, answer, is_fresh=tries.is_fresh)
                 if tries.is_fresh or self.num_paused > self._limit.allowed:  # otherwise it is about this request only
                     self._limit.lower(asked_at, now)
             case Failed() if answer.is_late:
@@ -223,11 +224,12 @@ class Dispatcher:
         self._trial = None
         self._slots.open()
 
-    def _note_unserved(self, order: int, reason: str, *, is_fresh: bool = True) -> None:
+    def _note_unserved(self, order: int, answer: Unserved | Throttled, *, is_fresh: bool = True) -> None:
         """`is_fresh`: the failure says something about the endpoint, not only about a request with many attempts."""
         now = self._now()
         self.num_unserved += 1
-        self.reason = reason
+        self.reason = answer.reason
+        self.http_status = 429 if isinstance(answer, Throttled) else answer.http_status
         self._unserved_since = now if self._unserved_since is None else self._unserved_since
         if is_fresh:
             self._unserved.add(order)
@@ -299,11 +301,11 @@ class Dispatcher:
         match answer:
             case Unserved():
                 self._judge.note(None, "bad", now)
-                self._note_unserved(-self._num_probes, answer.reason)
+                self._note_unserved(-self._num_probes, answer)
                 return _Probed(True, answer.retry_after_s)
             case Throttled():
                 self._judge.note(None, "throttled", now)
-                self._note_unserved(-self._num_probes, answer.reason)
+                self._note_unserved(-self._num_probes, answer)
                 return _Probed(False, answer.retry_after_s)
             case Failed() if answer.is_late:
                 return _Probed(False)

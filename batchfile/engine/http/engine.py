@@ -196,6 +196,7 @@ class HttpEngine:
             num_waiting=num_in_flight - num_running,
             down_s=0.0 if since is None else max(0.0, self._loop.time() - since),
             down_reason="" if since is None else f"{self._root}: {dispatcher.reason}",
+            down_status=None if since is None else dispatcher.http_status,
             extra={"num_unserved": float(dispatcher.num_unserved), "num_allowed": float(dispatcher.num_allowed)},
         )
 
