@@ -161,7 +161,9 @@ def _vllm() -> Check:
 def _gpu() -> Check:
     tool = shutil.which("nvidia-smi")
     if tool is None:
-        return Check("gpu", "warning", "no NVIDIA driver here; vLLM runs on the CPU, slowly")
+        if found := [device.name for device in visible_devices() if device.kind != "cpu"]:
+            return Check("gpu", "ok", "; ".join(found))
+        return Check("gpu", "warning", "no NVIDIA or AMD driver here; vLLM runs on the CPU, slowly")
     query = [tool, "--query-gpu=name,memory.total", "--format=csv,noheader"]
     try:
         done = subprocess.run(query, capture_output=True, text=True, timeout=GPU_WAIT_S, check=False)

@@ -4,14 +4,14 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from batchfile.engine.vllm.arguments import known_arguments
 from batchfile.engine.vllm.cpu import GIB
 from batchfile.engine_settings import EngineSettings
 from batchfile.errors import SettingsError
 from batchfile.machine.capacity import EXPECTED, GPUS, Lengths, Setup, gpu_named
-from batchfile.machine.choice import layout_for, memory_for, share_of
-from batchfile.machine.defaults import UTILIZATION, slots_of, throughput_arguments, utilization_of
+from batchfile.machine.choice import chosen_arguments, layout_for, memory_for, share_of
+from batchfile.machine.defaults import UTILIZATION, slots_of, utilization_of
 from batchfile.machine.devices import Device
+from batchfile.machine.layout import divides
 from batchfile.machine.model_memory import ModelMemory, requested_bits
 
 RUNNING_MIN = 64  # with fewer requests, each step reads all weights for too few tokens
@@ -74,7 +74,9 @@ def fit_of(
     setup = Setup.on(memory, layout.replicas[0], utilization, engine.pipeline_parallel_size)
     replicas, held = len(layout.replicas), setup.running(lengths)
     given = {"max_num_seqs": max_num_seqs, **engine.vllm_arguments}
-    chosen = throughput_arguments(layout.replicas[0], given, known=known_arguments())
+    chosen = chosen_arguments(
+        engine, model, layout.replicas, revision=revision, max_num_seqs=max_num_seqs, is_generating=True
+    )
     slots = slots_of(layout.replicas[0][0], chosen | given)
     running = min(held, slots)
     figures: dict[str, float | str] = {
@@ -101,12 +103,14 @@ def fit_of(
         low, high = (rate * replicas * part for part in EXPECTED)
         detail += f"; expect {_rate(low)} to {_rate(high)} requests/s, at most {_rate(rate * replicas)}"
     doubts = list(_doubts(engine, memory, max_model_len))
-    if unused := len(devices) - replicas * setup.num_gpus:
+    unused = len(devices) - replicas * setup.num_gpus
+    if unused and engine.gpus in {None, "all"} and engine.replicas is None:
         doubts.append(f"{unused} of the {len(devices)} GPUs cannot be used")
     detail += "".join(f"; {doubt}" for doubt in doubts)
     if running < RUNNING_MIN:
         detail += f". With fewer than {RUNNING_MIN}, a step reads the weights for few tokens"
-        detail += f": {_advice(setup, lengths)}" if slots >= held else ": raise max_num_seqs"
+        advice = _advice(setup, lengths) if slots >= held else "raise max_num_seqs"
+        detail += f": {advice}" if advice else ""
     return Fit(is_enough=running >= RUNNING_MIN and not doubts, detail=detail, figures=figures)
 
 
@@ -131,5 +135,6 @@ def _advice(setup: Setup, lengths: Lengths) -> str:
         small = replace(memory, weight_bytes=memory.weight_bytes - memory.parameters)
         ways["weights of 8 bits"] = replace(setup, memory=small)
     size = 2 * setup.num_gpus // setup.pipeline_parallel_size
-    ways[f"tensor_parallel_size {size}"] = replace(setup, num_gpus=2 * setup.num_gpus)
+    if divides(size, memory):
+        ways[f"tensor_parallel_size {size}"] = replace(setup, num_gpus=2 * setup.num_gpus)
     return ", ".join(f"{way} would run {tried.running(lengths):,}" for way, tried in ways.items())

@@ -16,11 +16,11 @@ THROUGHPUT_GPU_BYTES = 40 * GIB
 GRAPHS, GRAPHS_MAX = 512, 1024  # sequences: vLLM's own limit, and ours
 SLOTS_STEP, SLOTS_MIN = 8, 16
 SLOTS_MARGIN = 2  # times what fits: lengths are estimates, and too few slots cost more than too many
-_OF_GRAPHS = {"max_cudagraph_capture_size", "cudagraph_capture_sizes", "compilation_config", "enforce_eager"}
-NAMES = (
-    *("disable_log_stats", "gpu_memory_utilization", "performance_mode", "max_num_seqs"),
-    "max_cudagraph_capture_size",
-)
+# With one of these, vLLM chooses the sizes of graphs itself, or has none.
+_OF_GRAPHS = {
+    *("max_cudagraph_capture_size", "cudagraph_capture_sizes", "compilation_config", "enforce_eager"),
+    "speculative_config",
+}
 
 
 def utilization_of(devices: Sequence[Device]) -> float:

@@ -152,8 +152,8 @@ def _tensor_parallel_size(
 ) -> tuple[int, str]:
     """Also says why, for the line about the replicas."""
     given, pipeline, num = wanted.tensor_parallel_size, wanted.pipeline_parallel_size, len(usable)
-    if memory is not None and given is not None and not _divides(given, memory):
-        sizes = ", ".join(str(n) for n in range(1, memory.attention_heads + 1) if n <= 64 and _divides(n, memory))
+    if memory is not None and given is not None and not divides(given, memory):
+        sizes = ", ".join(str(n) for n in range(1, memory.attention_heads + 1) if n <= 64 and divides(n, memory))
         raise SettingsError(
             f"tensor_parallel_size: {given} does not divide the {memory.attention_heads} attention heads and "
             f"{memory.kv_heads} key-value heads of {model}; use one of {sizes}"
@@ -164,7 +164,7 @@ def _tensor_parallel_size(
         is_told = given is None and num > 1
         return given or 1, f"; {what} is unknown: set tensor_parallel_size if it needs more" if is_told else ""
     room = wanted.gpu_memory_utilization * smallest - OVERHEAD_BYTES
-    sizes_tried = [given] if given is not None else [n for n in range(1, num // pipeline + 1) if _divides(n, memory)]
+    sizes_tried = [given] if given is not None else [n for n in range(1, num // pipeline + 1) if divides(n, memory)]
     longest = wanted.max_model_len or memory.context_length
     for size in sizes_tried:
         kv_room = room - memory.weight_bytes / (size * pipeline)
@@ -175,7 +175,7 @@ def _tensor_parallel_size(
     raise SettingsError(_fits_nowhere(usable, wanted, model, memory, (sizes_tried or [1])[-1], room))
 
 
-def _divides(size: int, memory: ModelMemory) -> bool:
+def divides(size: int, memory: ModelMemory) -> bool:
     """Can vLLM divide the model into so many parts? Fewer key-value heads than GPUs are copied, more are divided."""
     heads, kv_heads = max(1, memory.attention_heads), max(1, memory.kv_heads)
     return heads % size == 0 and (kv_heads % size == 0 or size % kv_heads == 0)

@@ -11,7 +11,7 @@ from batchfile.engine_settings import EngineSettings
 from batchfile.errors import SettingsError
 from batchfile.machine.capacity import Lengths
 from batchfile.machine.choice import chosen_arguments, layout_for
-from batchfile.machine.defaults import NAMES, throughput_arguments, utilization_of
+from batchfile.machine.defaults import throughput_arguments, utilization_of
 from tests.helpers.machine import Device, ModelMemory
 
 GIB = 1024**3
@@ -29,6 +29,10 @@ def gpu(name: str, gib: float, free: float = 0.99) -> Device:
 A100, H200, RTX_4090 = gpu("NVIDIA A100-SXM4-80GB", 80), gpu("NVIDIA H200", 141), gpu("NVIDIA GeForce RTX 4090", 24)
 CPU = Device(index="0,1", kind="cpu", name="x86_64", memory_bytes=8 * GIB, free_bytes=8 * GIB)
 POOL = {"gpu_memory_utilization": 0.9}
+NAMES = (
+    *("disable_log_stats", "gpu_memory_utilization", "performance_mode", "max_num_seqs"),
+    "max_cudagraph_capture_size",
+)
 
 
 @pytest.mark.parametrize(
@@ -48,6 +52,7 @@ POOL = {"gpu_memory_utilization": 0.9}
             {"disable_log_stats": True, "performance_mode": "throughput", "max_cudagraph_capture_size": 800},
         ),
         (H200, {"performance_mode": "balanced", "compilation_config": {}}, {"disable_log_stats": True}),
+        (H200, {"speculative_config": {}}, {"disable_log_stats": True, "performance_mode": "throughput"}),
         (CPU, {}, {"disable_log_stats": True}),
     ],
 )
@@ -126,6 +131,7 @@ def test_engine_arguments_decide_on_the_devices_too(tmp_path: Path) -> None:
 
 
 def test_engine_arguments_override_all_choices() -> None:
+    assert set(chosen_for(EngineSettings(), [H200], is_scraped=True)) <= set(NAMES)
     given = dict.fromkeys(NAMES, 1)
     assert chosen_for(EngineSettings(engine_args=given), [H200], is_scraped=True) == {}
 
