@@ -221,8 +221,12 @@ def _fits(
     if given is None and has_own_pools(explain_settings(settings)):
         pools = [pool for _, pool in sorted(settings.pools.items()) if pool.engine == "vllm"]
         named += [(pool.model, partial(check, pool.revision, pool)) for pool in pools]
-    if gpu is not None and not any(model for model, _ in named):
-        return [Check("fits", "warning", "there is no model to calculate for; name one with --model")]
+    if not any(model for model, _ in named):
+        return [
+            Check(
+                "fits", "ok" if gpu is None else "warning", "there is no model to calculate for; name one with --model"
+            )
+        ]
     return [_safely("fits", partial(make, model)) for model, make in named if model]
 
 

@@ -91,10 +91,11 @@ def fit_of(
         "running": running,
     }
     where = f"{f'{replicas} replicas, each on ' if replicas > 1 else ''}{setup.num_gpus} x {setup.gpu.name}"
+    on_each = " on each" if replicas > 1 else ""
     detail = (
         f"{model} on {where}: weights {memory.weight_bytes / GIB:.1f} GiB, KV cache "
         f"{setup.kv_room * setup.num_gpus / GIB:.1f} GiB at gpu_memory_utilization {setup.utilization:g}; {running:,} "
-        f"requests of {lengths.input:,.0f} + {lengths.output:,.0f} tokens run at a time"
+        f"requests of {lengths.input:,.0f} + {lengths.output:,.0f} tokens run at a time{on_each}"
         + (f" (max_num_seqs; the KV cache holds {held:,})" if slots < held else "")
     )
     rate = setup.requests_per_s(lengths, running)

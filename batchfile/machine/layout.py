@@ -47,7 +47,10 @@ def plan_replicas(devices: Sequence[Device], wanted: Wanted, model: str, memory:
     if devices[0].kind == "cpu":
         return _on_cpu(devices[0], wanted)
     usable, notes = _usable(devices, wanted)
-    size, why = _tensor_parallel_size(usable, wanted, model, memory)
+    try:
+        size, why = _tensor_parallel_size(usable, wanted, model, memory)
+    except SettingsError as error:
+        raise SettingsError("; ".join([str(error), *notes])) from None
     each = size * wanted.pipeline_parallel_size
     num_max = len(usable) // each
     if (wanted.replicas or 1) > num_max:
@@ -205,9 +208,11 @@ def _fits_nowhere(
             ways.append(f"use {how}")
             break
     ways.append("use more or larger GPUs, or a smaller model")
+    there = f"{len(usable)} GPUs ({usable[0].name}) have" if len(usable) > 1 else f"GPU ({usable[0].name}) has"
+    each = " each" if len(usable) > 1 else ""
     return (
         f"{model} does not fit: it needs {memory.weight_bytes / GIB:.1f} GiB for weights and {kv_gib:.1f} GiB for a KV "
-        f"cache that holds a request of {longest:,} tokens; the {len(usable)} GPUs ({usable[0].name}) have "
-        f"{max(0.0, room) / GIB:.1f} GiB each for both, at gpu_memory_utilization {wanted.gpu_memory_utilization:g}: "
+        f"cache that holds a request of {longest:,} tokens; the {there} "
+        f"{max(0.0, room) / GIB:.1f} GiB{each} for both, at gpu_memory_utilization {wanted.gpu_memory_utilization:g}: "
         f"{'; '.join(ways)}"
     )
