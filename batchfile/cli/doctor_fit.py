@@ -110,7 +110,7 @@ def fit_of(
     detail += "".join(f"; {doubt}" for doubt in doubts)
     if running < RUNNING_MIN:
         detail += f". With fewer than {RUNNING_MIN}, a step reads the weights for few tokens"
-        advice = _advice(setup, lengths) if slots >= held else "raise max_num_seqs"
+        advice = _advice(setup, lengths) if held < RUNNING_MIN else "raise max_num_seqs"
         detail += f": {advice}" if advice else ""
     return Fit(is_enough=running >= RUNNING_MIN and not doubts, detail=detail, figures=figures)
 

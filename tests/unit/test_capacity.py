@@ -153,9 +153,9 @@ def test_a_gpu_of_an_unknown_kind_has_no_rate(llama: str) -> None:
             EngineSettings(),
             "8xH100",
             {"max_num_seqs": 32},
-            "32 requests of 1,000 + 1,000 tokens run at a time (max",
+            "run at a time on each (max_num_seqs; the KV cache holds 38)",
         ),
-        (EngineSettings(engine_args={"max_num_seqs": 32}), "8xH100", {"max_num_seqs": 99}, "raise max_num_seqs"),
+        (EngineSettings(engine_args={"max_num_seqs": 32}), "2xH200", {"max_num_seqs": 99}, "raise max_num_seqs"),
     ],
 )
 def test_what_the_doctor_doubts(
