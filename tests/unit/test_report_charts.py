@@ -83,6 +83,15 @@ def test_times_are_in_their_buckets() -> None:
     assert len(seen) == len(REQUEST_BOUNDS_S) + 1
 
 
+def test_labels_of_a_narrow_chart_do_not_overlap() -> None:
+    chart = time_chart(profile(request_s=(1,) * (len(REQUEST_BOUNDS_S) + 1)))
+    assert chart is not None
+    for charted in (chart, token_chart("t", counts(*range(3_000)))):
+        assert charted is not None
+        for (left, text), (right, other) in pairwise(charted.across):
+            assert right - left > 2.5 * (len(text) + len(other)), "half of each, at 5 px for a character"
+
+
 def test_a_profile_counts_each_shard_where_it_was_done_and_has_no_more_steps_than_shards() -> None:
     assert profile_of(10.0, []) is profile_of(10.0, [ShardEnd(11.0, 0, 0, ())]) is None
     ends = [ShardEnd(12.0, 3, 30, (1, 2)), ShardEnd(20.0, 5, 50, (0, 5)), ShardEnd(9.0, 1, 1, ())]
@@ -105,6 +114,15 @@ def test_a_sample_is_evenly_spread_and_bounded_whatever_the_rows_are() -> None:
     assert 100 < sum(len(row) for _, row in sample.rows) <= 10_000
     assert {after - before for before, after in pairwise(numbers)} == {numbers[1]}
     assert numbers[-1] > 4_900
+
+
+def test_what_failed_is_kept_among_many_that_were_canceled() -> None:
+    bad = Failure(type="model_error", message="x" * 100)
+    ended = Failure(type="canceled", message="x" * 100, status="canceled")
+    found = gather(encode_result(f"r{n}", bad if n % 1_000 == 0 else ended, "m") for n in range(20_000))
+    assert len(found.failed.rows) == 20
+    assert 500 < len(found.ended_early.rows) < 3_000
+    assert found.ended_early.num_offered == 19_980
 
 
 def test_rows_keep_what_failed_when_what_succeeded_is_sampled() -> None:

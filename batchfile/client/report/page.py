@@ -64,7 +64,7 @@ def write_report(
         facts=_facts(batch, found, receipt),
         other_failures=batch.counts.finished - batch.succeeded - sum(group.num_requests for group in batch.failures),
         rows=map(Markup, (row.decode() for row in found.rows)),
-        shown=[(len(one.rows), one.num_offered) for one in (found.succeeded, found.others)],
+        shown=_shown(found),
         version=__version__,
     ).dump(path, encoding="utf-8")
 
@@ -105,6 +105,15 @@ def _advised(failures: Sequence[FailureGroup]) -> list[tuple[FailureGroup, str]]
     """With its advice once for each type."""
     first = {group.type: group for group in reversed(failures)}
     return [(group, group.advice if first[group.type] is group else "") for group in failures]
+
+
+def _shown(found: Gathered) -> str:
+    """How many of the rows are in the page, and of which kinds some are left out."""
+    samples = {"that succeeded": found.succeeded, "that failed": found.failed, "that ended early": found.ended_early}
+    if len(found.rows) == found.num:
+        return f"All {found.num:,} results."
+    parts = [f"{len(one.rows):,} of {one.num_offered:,} {what}" for what, one in samples.items() if one.num_offered]
+    return f"A sample, evenly spread: {', '.join(parts)}."
 
 
 def _outcomes(batch: BatchStatus) -> list[tuple[str, int, float, float]]:
