@@ -11,7 +11,7 @@ import pytest
 
 import batchfile
 from batchfile import tracing
-from batchfile.errors import SettingsError
+from batchfile.errors import InvalidFile, SettingsError
 from batchfile.testing import EchoEngine, MemoryStore
 
 ROOT = Path(__file__).parents[2]
@@ -82,6 +82,13 @@ def test_a_batch_that_was_created_without_traces_has_none(spans: Any, tmp_path: 
     options = batchfile.RunnerOptions(runner_id="r", pool="mistral", only=batch.id)
     batchfile.Runner(batchfile.Ledger(store=store), EchoEngine, options).run()
     assert spans.get_finished_spans() == ()
+
+
+def test_a_span_that_fails_says_what_kind_of_error_and_quotes_nothing(spans: Any) -> None:
+    with pytest.raises(InvalidFile, match="secret"), tracing.span("a", {}):
+        raise InvalidFile("messages: 'a secret prompt' is not a list")
+    (one,) = spans.get_finished_spans()
+    assert (one.status.status_code.name, one.status.description, one.events) == ("ERROR", "InvalidFile", ())
 
 
 @pytest.mark.parametrize("given", [None, "", "00-0-0-01", CALLER.upper(), f"00-{'0' * 32}{CALLER[35:]}", CALLER + "x"])
