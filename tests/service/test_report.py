@@ -92,6 +92,14 @@ def test_the_report_has_what_the_status_has(folder: Path) -> None:
     assert [row[2] for row in rows].count("rejected") == 2
 
 
+def test_the_throughput_leaves_out_what_never_ran(folder: Path) -> None:
+    with batchfile.connect(folder / ".batchfile") as client:
+        (batch,) = client.batches()
+        profile = client.batch(batch.id).status().profile
+    assert profile is not None
+    assert (sum(profile.requests), sum(profile.request_s)) == (38, 38)
+
+
 def test_hostile_text_stays_text(folder: Path) -> None:
     page = page_of(folder)
     assert page.tags["script"] == 2
