@@ -15,12 +15,12 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    JsonValue,
     SecretStr,
     field_validator,
     model_validator,
 )
 
+from batchfile.engine_settings import EngineSettings, ParallelSize
 from batchfile.ledger.keys import is_pool_name
 from batchfile.media.rules import DEFAULT_LIMITS, PIXELS_MAX, MediaLimits
 from batchfile.types import NAME_RULE, EngineKind, Task
@@ -101,7 +101,7 @@ class _ModelSettings(BaseModel):
     max_num_seqs: int | None = Field(default=None, ge=1, description="Requests that one engine works on at a time.")
 
 
-class PoolSettings(_ModelSettings):
+class PoolSettings(EngineSettings, _ModelSettings):
     """The runners that serve one model."""
 
     model: str = Field(
@@ -121,12 +121,11 @@ class PoolSettings(_ModelSettings):
     gpu_memory_utilization: float = Field(
         default=0.9, gt=0, le=1, description="The share of a GPU's memory that vLLM uses."
     )
-    tensor_parallel_size: int = Field(default=1, ge=1, description="GPUs that one engine uses.")
+    tensor_parallel_size: ParallelSize = Field(
+        default=1, description="GPUs that share the model; `auto`: the fewest in which it fits."
+    )
     tool_parser: str | None = Field(default=None, description="vLLM's parser for tool calls, such as `hermes`.")
     reasoning_parser: str | None = Field(default=None, description="vLLM's parser for thinking, such as `qwen3`.")
-    chat_template: str | None = Field(
-        default=None, description="A file with a chat template to use instead of the model's own."
-    )
     lora: dict[str, str] = Field(
         default={},
         description=(
@@ -140,10 +139,6 @@ class PoolSettings(_ModelSettings):
             "Give control tokens in the texts of requests, such as `<|im_end|>`, their meaning in vLLM. By default, "
             "they are ordinary text."
         ),
-    )
-    engine_args: dict[str, JsonValue] = Field(
-        default={},
-        description="Further engine arguments of vLLM, by their Python names. They override the pool's other settings.",
     )
 
     @model_validator(mode="after")
@@ -163,7 +158,7 @@ class PoolSettings(_ModelSettings):
         return self
 
 
-class LocalRun(_ModelSettings):
+class LocalRun(EngineSettings, _ModelSettings):
     """Defaults of `batchfile run`; its options override them."""
 
     max_model_len: int | None = Field(default=None, ge=16, description="Tokens of a prompt and its answer together.")

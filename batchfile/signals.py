@@ -16,13 +16,21 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from types import FrameType
-from typing import TYPE_CHECKING, NoReturn
-
-if TYPE_CHECKING:
-    from batchfile.runner.runner import Runner
+from typing import NoReturn, Protocol
 
 NUMBERS = (signal.SIGINT, signal.SIGTERM)
 _OVER = b"\0"  # no signal has this number
+
+
+class Stoppable(Protocol):
+    """A runner, or what does its work in several processes."""
+
+    @property
+    def is_building(self) -> bool: ...
+
+    def stop(self) -> None: ...
+
+    def stop_now(self) -> None: ...
 
 
 class Interrupted(BaseException):
@@ -45,7 +53,7 @@ class StopSignals(ABC):
     end_s_max: float
     end_now_s_max: float
     grace_s: float = 0.0
-    runner: "Runner | None" = None
+    runner: Stoppable | None = None
     num: int = 0
 
     @abstractmethod

@@ -181,7 +181,7 @@ def pool_environ(pools: dict[str, PoolSettings]) -> dict[str, dict[str, str]]:
         model = tiny_llama.made() if pool.model == tiny_llama.NAME else models_dir() / pool.model
         if model.is_dir():
             found[name][f"BATCHFILE_POOLS__{name.upper()}__MODEL"] = str(model)
-        if share is not None and pool.tensor_parallel_size == 1 and BIND not in os.environ:
+        if share is not None and pool.tensor_parallel_size in {1, "auto"} and BIND not in os.environ:
             found[name][BIND] = share
     return found
 

@@ -13,7 +13,11 @@ def command(*arguments: str, module: str = "") -> list[str]:
     return [sys.executable, "-P", "-m", f"{PACKAGE}.{module}" if module else PACKAGE, *arguments]
 
 
-def environment() -> dict[str, str]:
-    """The environment in which `command` finds the same code. From the wheel no change is needed."""
+def variables() -> dict[str, str]:
+    """The variables with which `command` finds the same code. From the wheel, none are needed."""
     is_checkout = "." not in PACKAGE
-    return {**os.environ, "PYTHONPATH": python_path()} if is_checkout else dict(os.environ)
+    return {"PYTHONPATH": python_path()} if is_checkout else {}
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, **variables()}

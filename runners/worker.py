@@ -1,6 +1,5 @@
 """Runs one runner of a fleet: opens the store and the engine, then runs `batchfile.runner` until it stops."""
 
-import os
 import secrets
 import signal
 import socket
@@ -8,22 +7,23 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import NoReturn
 
 import structlog
 
 from batchfile import logs, tracing
+from batchfile.engine.base import Engine
 from batchfile.errors import BatchDamaged, BatchfileError, StoreError
 from batchfile.inbox import outbox
 from batchfile.inbox.scan import Inbox
 from batchfile.ledger import keys
 from batchfile.ledger.base import Ledger
+from batchfile.machine.child import ChildSignals, Report, Reports, end_with_parent
 from batchfile.open_ledger import open_service_ledger, wait_for_store
 from batchfile.runner.runner import Runner, RunnerOptions
 from batchfile.settings import load_settings
-from batchfile.signals import Interrupted, StopSignals
+from batchfile.signals import Interrupted
 from batchfile.store.metered import MeteredStore
 
 from .heartbeat import Heartbeat, Identity
@@ -36,19 +36,6 @@ log = structlog.get_logger()
 OK, FAILED = 0, 1
 WATCH_S = 0.5
 WATCH_JOIN_S_MAX = 10.0
-# After the grace period: to commit, release and close the engine. Less than the supervisor's margin.
-END_S_MAX = 45.0
-END_NOW_S_MAX = 15.0  # the same after a second signal
-
-
-@dataclass(kw_only=True)
-class WorkerSignals(StopSignals):
-    end_s_max: float = END_S_MAX
-    end_now_s_max: float = END_NOW_S_MAX
-
-    def end_by_force(self, number: int) -> NoReturn:
-        log.error("runner.ended_by_force", reason="the main thread did not respond to the signal", signal=number)
-        os._exit(128 + number)
 
 
 class ShutdownRule:
@@ -104,17 +91,17 @@ def watching(runner: Runner, heartbeat: Heartbeat, rule: ShutdownRule) -> Iterat
 
 def run_slot(options: ProgramOptions, slot: int) -> int:
     """0 if it was stopped or ran out of work. Raises: BatchfileError if the engine never started."""
-    signals = WorkerSignals()
+    signals = ChildSignals()
     try:
         with signals.caught():
-            _end_with_parent()
-            return _run(options, slot, signals)
+            end_with_parent([signal.SIGTERM])
+            return _run(options, slot, signals, Reports())
     except Interrupted:
         log.info("runner.stopped_before_it_ran")
         return OK
 
 
-def _run(options: ProgramOptions, slot: int, signals: WorkerSignals) -> int:
+def _run(options: ProgramOptions, slot: int, signals: ChildSignals, reports: Reports) -> int:
     settings = load_settings()
     logs.set_level(settings.log_level)
     tracing.start("batchfile-worker")
@@ -142,7 +129,14 @@ def _run(options: ProgramOptions, slot: int, signals: WorkerSignals) -> int:
             inbox=inbox,
             media_rules=partial(media_rules, settings, store.url),
         )
-        runner = Runner(ledger, factory_of(pool, kind, ledger.limits.engine_stall_s), wanted)
+        factory = factory_of(pool, kind, ledger.limits.engine_stall_s, is_scraped=bool(ports))
+
+        def build() -> Engine:
+            engine = factory()
+            reports.send(Report(is_ready=True))
+            return engine
+
+        runner = Runner(ledger, build, wanted)
         signals.runner, signals.grace_s = runner, ledger.limits.grace_s
         rule = ShutdownRule(is_drain=options.is_drain, idle_exit_s=options.idle_exit_s)
         stack.enter_context(counted(RunnerCollector(runner, store, options.pool, pool.model)))
@@ -165,15 +159,3 @@ def _end_what_is_complete(ledger: Ledger, pool: str, runner_id: str) -> None:
         for entry in list(ledger.store.list(keys.queue_prefix(pool))):
             with suppress(BatchDamaged, StoreError):  # already logged by the runner
                 outbox.finish(ledger, keys.queue_batch_id(entry.key), runner=runner_id)
-
-
-def _end_with_parent() -> None:
-    """Stop with the supervisor, which keeps standard input open as a pipe until it ends."""
-
-    def wait() -> None:
-        while os.read(0, 4096):
-            pass
-        log.warning("supervisor.gone")
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=wait, name="parent", daemon=True).start()

@@ -36,6 +36,7 @@ LOADED = (
     "batchfile.local.session",
     "batchfile.store.directory",
     "batchfile.store.s3",
+    "batchfile.machine.supervisor",
     "runners.__main__",
     "runners.supervisor",
     "runners.worker",

@@ -46,7 +46,7 @@ COMMANDS = {
     "doctor": Lazy("doctor", "Check this machine, the engine and the store."),
     "config": Lazy("config", "Show the settings and where each was set."),
     "serve": Lazy("program", "Serve batches over HTTP from a store."),
-    "worker": Lazy("program", "Run the requests of one pool of a store."),
+    "worker": Lazy("program", "Run the requests of pools of a store."),
     "keys": Lazy("config", "Create API keys for the service."),
     "completion": Lazy("group", "Print the completion script of a shell."),
 }

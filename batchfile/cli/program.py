@@ -65,4 +65,4 @@ def _in_place(entry: EntryPoint) -> EntryPoint:
 
 
 serve = Program("serve", "Serve batches over HTTP from a store.", extra="api")
-worker = Program("worker", "Run the requests of one pool of a store.", extra="fleet")
+worker = Program("worker", "Run the requests of pools of a store.", extra="fleet")

@@ -25,6 +25,7 @@ from batchfile.local.folder import is_several, plan_folder
 from batchfile.local.options import STDIN, STDOUT, RunOptions
 from batchfile.local.progress import Snapshot
 from batchfile.local.receipt import Receipt, make_receipt
+from batchfile.local.replicas import Replicas
 from batchfile.local.session import Look, Observer, Session, grace_s_of, open_session, work_on
 from batchfile.local.several import FileRun, open_files, work_on_files
 from batchfile.local.summary import reasons, summary
@@ -91,6 +92,10 @@ def run(inputs: tuple[str, ...], output: str, quiet: bool, is_json: bool, verbos
     With several INPUTs, a quoted pattern, a folder, or an OUT that ends with /, OUT is a folder: the results of each
     file have its name there, and are written as soon as it is done. One engine runs all files. A file that cannot be
     used is reported, and the others run; the exit code is the worst of all files: 1, 7, 4, 3, then 0.
+
+    vLLM uses all GPUs: the fewest in which the model fits share it, and as many engines as the machine holds work on
+    the same files. --gpus 0-3, --tensor-parallel-size 2 or --replicas 1 choose otherwise; --replicas 2 divides the
+    cores of a CPU.
 
     If a request has a JSON schema, its answer must match it; otherwise the request gets up to two more attempts.
 
@@ -219,7 +224,7 @@ def _say_given_up(signals: RunSignals, voice: Voice) -> None:
 def _observer(signals: RunSignals, voice: Voice) -> Observer:
     """Passes progress and the runner to `signals`, so that its messages match the display."""
 
-    def on_runner(runner: Runner) -> None:
+    def on_runner(runner: Runner | Replicas) -> None:
         signals.runner = runner
         runner.on_stuck = signals.end_stuck
 

@@ -1,5 +1,6 @@
 """The fields of `RunOptions` as options of a command."""
 
+import json
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import Field, fields
 from typing import Any, get_type_hints
@@ -27,14 +28,14 @@ def run_options(only: Collection[str] = ()) -> Callable[[Command], Command]:
 
 def _option(field: Field[Any], kind: object) -> Callable[[Command], Command]:
     has, choices = field.metadata, choices_of(field.name)
-    is_mapping = kind == Mapping[str, str] | None
+    is_mapping = kind in {Mapping[str, str] | None, Mapping[str, Any] | None}
     return click.option(
         flag_of(field.name.removesuffix("_s")),
         field.name,
         type=click.Choice(choices) if choices else _number(kind, has["least"], has["most"]),
         is_flag=kind is bool,
         multiple=is_mapping,
-        callback=_pairs if is_mapping else None,
+        callback=(_pairs if kind == Mapping[str, str] | None else _values) if is_mapping else None,
         default=field.default,
         metavar=has["metavar"],
         help=has["help"],
@@ -52,6 +53,19 @@ def _pairs(context: click.Context, option: click.Parameter, given: tuple[str, ..
             raise click.BadParameter(f"{name!r} is given twice")
         pairs[name] = value
     return pairs or None
+
+
+def _values(context: click.Context, option: click.Parameter, given: tuple[str, ...]) -> dict[str, Any] | None:
+    """The same with values that are JSON, or else text."""
+    pairs = _pairs(context, option, given)
+    return None if pairs is None else {name: _value(text) for name, text in pairs.items()}
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return {"True": True, "False": False}.get(text, text)
 
 
 def _number(kind: object, least: Any, most: Any) -> Whole | Finite | None:

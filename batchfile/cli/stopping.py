@@ -10,6 +10,7 @@ from typing import NoReturn
 from batchfile.cli.exits import Exit, end_process
 from batchfile.local.display import about, counted
 from batchfile.local.progress import Snapshot
+from batchfile.local.replicas import Replicas
 from batchfile.runner.runner import Runner
 from batchfile.signals import StopSignals
 
@@ -25,6 +26,7 @@ class RunSignals(StopSignals):
     process ends by a signal.
     """
 
+    runner: Runner | Replicas | None = None
     say: Callable[[str], None]
     on_end: Callable[[], None]
     end_s_max: float = END_S_MAX
@@ -78,7 +80,7 @@ def code_of(number: int) -> Exit:
     return Exit.INTERRUPTED if number == signal.SIGINT else Exit.TERMINATED
 
 
-def _first_words(runner: Runner, seen: Snapshot | None, grace_s: float, again: str) -> str:
+def _first_words(runner: Runner | Replicas, seen: Snapshot | None, grace_s: float, again: str) -> str:
     num = runner.num_in_flight
     if runner.is_assembling and not num:
         return "stopping: every request is done; the next run of this command writes the results"

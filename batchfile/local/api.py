@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future, InvalidStateError, wait
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import replace
+from operator import methodcaller
 from typing import NoReturn, TypeVar, Unpack, cast, overload
 
 from batchfile import logs
@@ -19,6 +20,7 @@ from batchfile.local.folder import plan_folder
 from batchfile.local.keywords import saying, worded_for_python
 from batchfile.local.options import STDOUT, RunArguments, RunOptions, check_arguments
 from batchfile.local.receipt import Receipt
+from batchfile.local.replicas import Replicas
 from batchfile.local.session import Look, Observer, Session, grace_s_of, open_session, work_on
 from batchfile.local.several import FileRun, open_files, work_on_files
 from batchfile.local.summary import full_summary, summary
@@ -160,11 +162,11 @@ class _Worker:
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self._say = say
-        self._runner: Runner | None = None
-        self._how_to_stop: Callable[[Runner], None] | None = None
+        self._runner: Runner | Replicas | None = None
+        self._how_to_stop: Callable[[Runner | Replicas], None] | None = None
         self._ended: Future[object] = Future()
 
-    def on_runner(self, runner: Runner) -> None:
+    def on_runner(self, runner: Runner | Replicas) -> None:
         self._runner = runner
         runner.on_stuck = self._end_stuck
         if self._how_to_stop is not None:
@@ -177,11 +179,11 @@ class _Worker:
             worker.start()  # it may work, and be interrupted, before this returns
             return cast(T, self._wait())
         except KeyboardInterrupt:
-            self._stop(Runner.stop, "stopping: finishing the requests in flight; interrupt again to stop now")
+            self._stop(methodcaller("stop"), "stopping: finishing the requests in flight; interrupt again to stop now")
         try:
             self._wait()
         except KeyboardInterrupt:
-            self._stop(Runner.stop_now, "stopping now")
+            self._stop(methodcaller("stop_now"), "stopping now")
             self._wait()
         self._say("stopped; what has finished is kept, and the same call resumes")
         raise KeyboardInterrupt
@@ -198,7 +200,7 @@ class _Worker:
             except BaseException as error:  # noqa: BLE001 the caller raises it
                 self._ended.set_exception(error)
 
-    def _stop(self, how: Callable[[Runner], None], text: str) -> None:
+    def _stop(self, how: Callable[[Runner | Replicas], None], text: str) -> None:
         self._say(text)
         self._how_to_stop = how
         if self._runner is not None:

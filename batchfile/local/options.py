@@ -33,6 +33,7 @@ ENGINE = "run.engine"
 MODEL = "run.model"
 ENGINE_VERSION = "run.engine_version"
 COMMITS = "run.commits"  # of models from a hub, by their names, as JSON
+CHOSEN = "run.chosen"  # the engine arguments that nobody has set, as JSON
 TABLE = "run.table"  # how the results of rows are written
 SPEED = "run.speed"  # what one process of the run measured, as JSON
 
@@ -68,7 +69,17 @@ class EngineArguments(TypedDict, total=False):
     gpu_hour: float | None
     max_model_len: int | None
     max_num_seqs: int | None
+    gpus: int | str | None
+    tensor_parallel_size: int | str | None
+    pipeline_parallel_size: int | None
+    replicas: int | None
     dtype: Dtype | None
+    quantization: str | None
+    gpu_memory_utilization: float | None
+    kv_cache_dtype: str | None
+    max_num_batched_tokens: int | None
+    chat_template: str | None
+    engine_arg: Mapping[str, Any] | None
     reasoning_parser: str | None
     lora: Mapping[str, str] | None
     parse_control_tokens: bool
@@ -180,10 +191,38 @@ class RunOptions:
         default="generate",
         metavar="TASK",
     )
+    gpus: int | str | None = _option(
+        "The GPUs to use: all, their number, or a list such as 0,2 or 4-7 (3, is GPU 3 alone).  [default: all]",
+        metavar="all|N|LIST",
+    )
+    tensor_parallel_size: int | str | None = _option(
+        "How many GPUs share the model; auto: the fewest in which it fits.  [default: auto]", metavar="N|auto"
+    )
+    pipeline_parallel_size: int | None = _option(
+        "Divide the layers into N parts, each on --tensor-parallel-size GPUs.  [default: 1]", least=1, metavar="N"
+    )
+    replicas: int | None = _option(
+        "How many engines share the work, each in its own process.  [default: as many as the GPUs hold; 1 on a CPU]",
+        least=1,
+        metavar="N",
+    )
     dtype: Dtype | None = _option(
         "The data type of vLLM: bfloat16, float16, float32, or auto: the model's own, or float32 if the CPU "
         "would emulate that.  [default: auto]",
         metavar="TYPE",
+    )
+    quantization: str | None = _option("vLLM's name of a quantization, such as fp8.", metavar="NAME")
+    gpu_memory_utilization: float | None = _option(
+        "The share of a GPU's memory that vLLM uses.  [default: 0.95]", least=0.01, most=1, metavar="SHARE"
+    )
+    kv_cache_dtype: str | None = _option("The data type of the KV cache, such as fp8.", metavar="TYPE")
+    max_num_batched_tokens: int | None = _option(
+        "How many tokens vLLM computes in one step at most.", least=1, metavar="N"
+    )
+    chat_template: str | None = _option("A chat template to use instead of the model's own.", metavar="FILE")
+    engine_arg: Mapping[str, Any] | None = _option(
+        "A further engine argument of vLLM by its Python name, such as enforce_eager=true. Repeatable.",
+        metavar="KEY=VALUE",
     )
     tool_parser: str | None = _option("vLLM's name of the parser for tool calls.", metavar="NAME")
     reasoning_parser: str | None = _option("vLLM's name of the parser for thinking.", metavar="NAME")
@@ -212,6 +251,9 @@ class RunOptions:
     def __post_init__(self) -> None:
         if not isinstance(self.reuse, bool):
             raise SettingsError(f"reuse: {self.reuse!r} must be True or False; reuse_from names another output")
+        size = self.tensor_parallel_size
+        if size not in {None, "auto"} and not (str(size).isdecimal() and int(size or 0)):
+            raise SettingsError(f"tensor_parallel_size: {size!r} must be a whole number of at least 1, or auto")
         for option in fields(self):
             value = getattr(self, option.name)
             known = choices_of(option.name)

@@ -20,10 +20,12 @@ from batchfile.local.inputs import Source, is_added_to
 from batchfile.local.inputs import opened as opened_input
 from batchfile.local.media_files import media_rules
 from batchfile.local.options import RunOptions
+from batchfile.local.past_runs import expected_lengths
 from batchfile.local.progress import Meter, Snapshot, cost_usd
+from batchfile.local.replicas import Replicas, work_apart
 from batchfile.local.run import Opened, open_batch
 from batchfile.local.tables import prepared, with_contents
-from batchfile.local.work import work
+from batchfile.local.work import unfinished, work
 from batchfile.media.rules import MediaLimits, MediaRules
 from batchfile.open_ledger import STORE_FOLDER, open_ledger
 from batchfile.routing import check_stage
@@ -31,6 +33,7 @@ from batchfile.runner.runner import Runner
 from batchfile.settings import Settings
 from batchfile.types import TENANT, Counts, Usage
 
+MEMORY = "memory:"
 Look = Callable[[], Snapshot | None]  # None: nothing to show yet
 
 
@@ -43,7 +46,7 @@ class Observer:
     """
 
     say: Callable[[str], None]
-    on_runner: Callable[[Runner], None]
+    on_runner: Callable[[Runner | Replicas], None]
     show: Callable[[Look], AbstractContextManager[object]]
 
 
@@ -110,7 +113,7 @@ def begin(
     source: Source,
     options: RunOptions,
     choice: EngineChoice,
-    check: Callable[[], None],
+    check: Callable[[], object],
     say: Callable[[str], None],
     *,
     limits: MediaLimits,
@@ -118,8 +121,23 @@ def begin(
 ) -> Session:
     """Find or create the batch of the output, which is locked. `check`, `Raises`: as `before_plan` of `open_batch`."""
     rules = media_rules(options, source, limits)
+
+    def before_plan() -> None:
+        check()
+        if not choice.layout().is_all and ledger.store.url == MEMORY:
+            raise SettingsError(
+                "--store memory: is in one process, and each engine has its own; use a directory, or --replicas 1 with "
+                "all GPUs"
+            )
+
     opened = open_batch(
-        ledger, source, options, before_plan=check, engine=choice.identity, rules=rules, shares_results=shares_results
+        ledger,
+        source,
+        options,
+        before_plan=before_plan,
+        engine=choice.identity,
+        rules=rules,
+        shares_results=shares_results,
     )
     for note in opened.notes:
         say(note)
@@ -172,14 +190,14 @@ def work_on_all(
     counts = sum((status.counts for status in before), Counts())
     meter = Meter(total, counts, sum((status.usage for status in before), Usage()), time.monotonic())
     gpu_s = sum(status.gpu_s for status in before)
-    runners: list[Runner] = []
+    runners: list[Runner | Replicas] = []
     ended = {batch.batch_id for batch in batches if batch.state == "ended"}
     rules = {session.opened.batch.batch_id: session.media_rules for session in sessions}
 
     def rules_of(batch: BatchRecord) -> MediaRules:
         return rules[batch.batch_id]
 
-    def on_runner(runner: Runner) -> None:
+    def on_runner(runner: Runner | Replicas) -> None:
         observer.on_runner(runner)
         runners.append(runner)
         files = f" in {counted(len(batches), 'file')}" if len(batches) > 1 else ""
@@ -198,8 +216,17 @@ def work_on_all(
 
     with observer.show(look):
         runner_id = f"local-{ledger.new_id()[:12]}"
-        factory = choice.noted(observer.say)
-        work(ledger, left, factory, runner_id, on_runner, end, media_rules=rules_of, grace_s=grace_s)
+        found = unfinished(ledger, left, runner_id, end)
+        layout = choice.layout() if found else None
+        for note in () if layout is None else layout.notes:
+            observer.say(note)
+        if layout is not None:
+            choice = choice.for_requests(expected_lengths(choice.model, batches, sessions[0].options.max_tokens))
+        if layout is not None and layout.is_all:
+            factory = choice.noted(observer.say)
+            work(ledger, found, factory, runner_id, on_runner, end, media_rules=rules_of, grace_s=grace_s)
+        elif layout is not None:
+            work_apart(ledger, found, choice, on_runner, end, observer.say, grace_s=grace_s, media=rules)
 
 
 def _progress_of(session: Session) -> BatchStatus:
@@ -208,13 +235,13 @@ def _progress_of(session: Session) -> BatchStatus:
     return found.status
 
 
-def _look(meter: Meter, runner: Runner) -> Snapshot:
+def _look(meter: Meter, runner: Runner | Replicas) -> Snapshot:
     seen = meter.look(
         runner.runner_stats,
         time.monotonic(),
         runner.down_s,
         runner.engine_stats(),
-        is_loading=runner.info is None or runner.is_building,
+        is_loading=runner.is_building,
     )
     return replace(seen, eta_s=None) if runner.is_stopping else seen  # the rest does not run now
 

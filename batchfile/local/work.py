@@ -15,7 +15,7 @@ from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import load, update_batch
 from batchfile.ledger.parallel import in_order
 from batchfile.ledger.records import BatchRecord, ShardRecord
-from batchfile.local.options import ANSWERS_BY, COMMITS, ENGINE_VERSION, parts_of
+from batchfile.local.options import ANSWERS_BY, CHOSEN, COMMITS, ENGINE_VERSION, parts_of
 from batchfile.local.past_runs import remember_speed
 from batchfile.local.previous_batch import POOL, nothing_reused, previous_of
 from batchfile.media.rules import MediaRules
@@ -25,7 +25,7 @@ from batchfile.runner.runner import Runner, RunnerOptions
 
 def work(
     ledger: Ledger,
-    found: Sequence[BatchRecord],
+    batch_ids: Sequence[str],
     factory: EngineFactory,
     runner_id: str,
     on_runner: Callable[[Runner], None],
@@ -33,24 +33,15 @@ def work(
     *,
     grace_s: float | None = None,
     media_rules: Callable[[BatchRecord], MediaRules] = lambda _: MediaRules(),
+    num_runners: int = 1,
 ) -> None:
-    """Run the rest of the batches with one engine, in their order, without draining it between two of them.
+    """Run the rest of these batches with one engine, in their order, without draining it between two of them.
 
-    No engine is built if nothing is left. `on_runner` gets the runner before it starts; `on_ended` each batch as it
+    `on_runner` gets the runner before it starts; `on_ended` each batch as it
     ends, in any thread. Those that were stopped before remain open. Raises: EngineDead, BatchDamaged, StoreError;
     OutputTaken where a batch has results that another model made.
     """
-    left: list[str] = []
-    with ledger.store.hold_process_lock(f"{runner_id}-opening"):
-        for batch in found:
-            ended = ending.finish(ledger, batch.batch_id, runner=f"{runner_id}-opening")
-            if ended is None:
-                left.append(batch.batch_id)
-            else:
-                on_ended(ended)
-    if not left:
-        return
-
+    left = list(batch_ids)
     startup_s = 0.0
 
     def build() -> Engine:
@@ -71,18 +62,40 @@ def work(
     def measured(batch_id: str) -> BatchRecord | None:
         if runner.info is None:
             return None
-        return remember_speed(ledger, batch_id, startup_s, runner.info, runner.runner_stats)
+        return remember_speed(ledger, batch_id, startup_s, runner.info.num_slots, runner.runner_stats)
 
     def end(ended: BatchRecord) -> None:
         left.remove(ended.batch_id)
         on_ended(measured(ended.batch_id) or ended)
 
-    options = RunnerOptions(runner_id=runner_id, pool=POOL, only=tuple(left), grace_s=grace_s, media_rules=media_rules)
+    options = RunnerOptions(
+        runner_id=runner_id,
+        pool=POOL,
+        only=tuple(left),
+        num_runners=num_runners,
+        grace_s=grace_s,
+        media_rules=media_rules,
+    )
     runner = Runner(ledger, build, options, on_ended=end)
     on_runner(runner)
     runner.run()
     for batch_id in left:
         measured(batch_id)
+
+
+def unfinished(
+    ledger: Ledger, found: Sequence[BatchRecord], runner_id: str, on_ended: Callable[[BatchRecord], None]
+) -> list[str]:
+    """The ids of the batches that need an engine. The others are ended, without one."""
+    left: list[str] = []
+    with ledger.store.hold_process_lock(f"{runner_id}-opening"):
+        for batch in found:
+            ended = ending.finish(ledger, batch.batch_id, runner=f"{runner_id}-opening")
+            if ended is None:
+                left.append(batch.batch_id)
+            else:
+                on_ended(ended)
+    return left
 
 
 def _check_engine(ledger: Ledger, batch_id: str, loaded: EngineIdentity | None) -> None:
@@ -109,6 +122,8 @@ def _remember_engine(ledger: Ledger, batch_id: str, info: EngineInfo) -> None:
     what decides the answers, so that a later run can say what has changed.
     """
     versions = {ENGINE_VERSION: info.version, COMMITS: msgspec.json.encode(info.commits, order="sorted").decode()}
+    if info.arguments:
+        versions[CHOSEN] = msgspec.json.encode(info.arguments, order="sorted").decode()
     if info.identity is not None:
         versions[ANSWERS_BY] = parts_of(info.identity)
 

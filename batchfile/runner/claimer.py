@@ -5,7 +5,6 @@ read once, when its entry is new in the queue; a shard that another runner holds
 """
 
 from collections import deque
-from dataclasses import dataclass, field
 from itertools import islice
 
 import structlog
@@ -15,9 +14,10 @@ from batchfile.ledger import keys
 from batchfile.ledger.batches import read_batch, read_plan
 from batchfile.ledger.cas import Stored, load
 from batchfile.ledger.parallel import in_order
-from batchfile.ledger.records import BatchRecord, Plan, ShardRecord, ShardState
+from batchfile.ledger.records import BatchRecord, ShardRecord, ShardState
 from batchfile.ledger.set_aside import PAUSE_S_MAX
 from batchfile.ledger.shards import Lease, claim, is_free
+from batchfile.runner.batch_view import BatchView
 from batchfile.runner.queues import TenantRotation
 from batchfile.runner.state import SharedState
 from batchfile.store.base import Entry
@@ -36,44 +36,9 @@ HELD_ELSEWHERE_SHARE_OF_TTL = 1 / 6  # when to read a shard of another runner ag
 UNCHECKED_MAX = 64  # a batch with more requests that wait for their schemas is not claimed from
 
 
-@dataclass(slots=True, kw_only=True)
-class BatchView:
-    """One open batch as this runner knows it. Times are monotonic.
-
-    `members`: the pool's shards. `ruled_out`: those known to be done, closed or held by us. `elsewhere`: those that
-    other runners hold, and when to read each again. `todo`: what to try next, last element first. `look_at`: when
-    there may be something to try again. `has_held`: we held a shard of it. `is_ending`: one of its shards was found
-    closed.
-    """
-
-    batch: BatchRecord
-    plan: Plan
-    priority: int
-    members: list[int]
-    todo: list[int] = field(default_factory=list)
-    ruled_out: set[int] = field(default_factory=set)
-    elsewhere: dict[int, float] = field(default_factory=dict)
-    look_at: float = float("-inf")
-    has_held: bool = False
-    is_ending: bool = False
-
-    @property
-    def num_left(self) -> int:
-        return len(self.members) - len(self.ruled_out)
-
-    @property
-    def num_unclaimed(self) -> int:
-        """Shards that no runner is known to hold."""
-        return self.num_left - len(self.elsewhere)
-
-    def rule_out(self, n: int) -> None:
-        self.ruled_out.add(n)
-        self.elsewhere.pop(n, None)
-
-
 class Claimer:
-    """Claims for one pool; or for the batches of `only`, in their order and that of their inputs, since this runner is
-    then the only one.
+    """Claims for one pool; or for the batches of `only`, in their order and that of their inputs, since only this
+    machine works on them.
 
     A batch that cannot be read or claimed from is set aside, and the others continue. The prefetcher's thread claims;
     any thread may ask what is known. Views, their `ruled_out` and their `elsewhere` change under the runner's lock.
@@ -108,6 +73,15 @@ class Claimer:
     def has_more(self) -> bool:
         """Would the next claim look at something: new batches, or shards that may be free by now?"""
         return bool(self._new or self._num_read < len(self._only) or self._candidates())
+
+    def share(self) -> int | None:
+        """How many requests this runner may hold ahead, if it is one of several on `only`: its share of the rest."""
+        num_runners = self._state.options.num_runners
+        if num_runners == 1:
+            return None
+        with self._lock:
+            rest = sum(view.num_unclaimed * view.lines_each for view in self._views.values())
+        return int(rest / num_runners)
 
     def next(self) -> Lease | None:
         """One more shard, or None if none was found free.
@@ -373,7 +347,8 @@ class Claimer:
         plan = read_plan(self._ledger, batch)
         if self._pool not in plan.pools and set(plan.pools) - keys.PSEUDO_POOLS:
             raise BatchDamaged(f"{batch.batch_id}: its queue entry names pool {self._pool}, but its plan does not")
-        return BatchView(batch=batch, plan=plan, priority=priority, members=list(plan.pools.get(self._pool, {})))
+        sizes = plan.pools.get(self._pool, {})
+        return BatchView(batch=batch, plan=plan, priority=priority, members=list(sizes), num_lines=sum(sizes.values()))
 
     def _was_notified(self, now: float) -> bool:
         if now - self._notification_asked_at < NOTIFICATION_S:

@@ -41,6 +41,7 @@ from batchfile.types import Failure, Request
 log = structlog.get_logger()
 
 WINDOW_SLOTS = 4  # the ready queue is refilled below this many times the engine's slots
+AHEAD_DIVISOR = 4  # a runner that has its share of a batch keeps this part of its slots ready
 READY_QUEUE_BYTES_MAX = 64 * 1024 * 1024
 BACKLOG_BYTES_MAX = 8 * 1024 * 1024  # no more is claimed while this much waits to be checkpointed
 PUSH_CHUNK = 64  # requests that the loop sees at once
@@ -65,6 +66,9 @@ def is_full(state: SharedState) -> bool:
     """Is the ready queue full for now?"""
     info, ready = state.info, state.ready
     low_water = 1 if info is None else info.num_slots * WINDOW_SLOTS + info.max_in_flight
+    if info is not None and state.share is not None:  # leave the rest to runners that have nothing to do
+        room = info.max_in_flight - len(state.in_flight)
+        low_water = min(low_water, max(room + info.num_slots // AHEAD_DIVISOR, state.share))
     if len(ready) + len(state.to_load) + len(state.attempts) >= low_water or ready.size_bytes >= READY_QUEUE_BYTES_MAX:
         return True
     if state.unchecked.size + state.to_load.size >= UNCHECKED_BYTES_MAX:
@@ -88,6 +92,7 @@ class Prefetcher:
             return False
         if self._continue_bisect():
             return True
+        state.share = self._claimer.share()
         if is_full(state):
             return False
         state.is_claiming = True

@@ -28,12 +28,13 @@ class RunnerOptions:
 
     `only`: work on this batch alone, or on these; claim in order, and return when all have ended. `inbox`: for its
     janitor. `grace_s`: how long a stopping runner waits for requests in flight; None: as the ledger's limits say.
-    `media_rules`: what the requests of a batch may read; by default, nothing.
+    `media_rules`: what the requests of a batch may read; by default, nothing. `num_runners`: how many work on `only`.
     """
 
     runner_id: str
     pool: str
     only: str | tuple[str, ...] | None = None
+    num_runners: int = 1
     is_janitor: bool = True
     inbox: Inbox | None = None
     grace_s: float | None = None
@@ -223,6 +224,7 @@ class SharedState:
             "preparer": Calls(is_warm=True),
             "compiler": Calls(is_warm=True),
         }
+        self.share: int | None = None  # of the requests that no runner has claimed; None: all of them
         self.is_claiming = False  # a shard may be claimed already and not yet in `shards`
         self.arriving = ""  # the batch of a shard that was claimed and is not yet in `shards`
         self.is_assembling = False

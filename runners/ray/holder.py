@@ -11,9 +11,9 @@ import threading
 import structlog
 
 from batchfile import logs
+from batchfile.machine.supervisor import OK, SlotPlan, Supervisor
 
 from .. import child
-from ..supervisor import OK, Supervisor
 from .plans import HolderReport, HolderState, Task
 
 log = structlog.get_logger()
@@ -52,8 +52,8 @@ class Holder:
             self._supervisor.stop()
 
     def _new_supervisor(self) -> Supervisor:
-        command = child.command(*self._task.arguments)
-        return Supervisor([None], lambda slot: command, self._task.grace_s)
+        plan = SlotPlan(command=child.command(*self._task.arguments), environ=child.variables())
+        return Supervisor([plan], self._task.grace_s)
 
     def _hold(self) -> None:
         while True:

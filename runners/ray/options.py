@@ -100,11 +100,17 @@ def _plan(options: RayOptions, settings: Settings, index: int, config: str | Non
     name, bounds = list(options.pools.items())[index]
     pool = pool_of(settings, name)
     kind = kind_of(pool, ProgramOptions(pool=name, engine=options.engine))
+    size = pool.tensor_parallel_size
+    if kind == "vllm" and isinstance(size, str) and name not in options.gpus:
+        raise SettingsError(
+            f"pools.{name}.tensor_parallel_size = auto needs the GPUs of a node; set a number, or add --gpus {name}=N"
+        )
+    each = 0 if isinstance(size, str) or kind != "vllm" else size * pool.pipeline_parallel_size
     flags = {"--engine": options.engine, "--store": store, "--config": config, "--metrics-host": options.metrics_host}
     return PoolPlan(
         pool=name,
         bounds=bounds,
-        num_gpus=options.gpus.get(name, pool.tensor_parallel_size if kind == "vllm" else 0),
+        num_gpus=options.gpus.get(name, each),
         on=options.on.get(name),
         first_port=options.metrics_port and options.metrics_port + index * PORTS_PER_POOL,
         idle_exit_s=options.idle_exit_s,

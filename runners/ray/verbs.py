@@ -10,8 +10,8 @@ import structlog
 from ray.exceptions import GetTimeoutError, RayActorError
 
 from batchfile.errors import BatchfileError
+from batchfile.machine.supervisor import STOP_MARGIN_S
 
-from ..supervisor import STOP_MARGIN_S
 from . import launcher
 from .plans import Order, PoolReport
 

@@ -44,6 +44,12 @@ def test_the_results_bench_completes() -> None:
 
 
 @pytest.mark.long
+def test_the_replicas_bench_completes() -> None:
+    row = run("replicas.py", "--replicas", "1", "2", "--waves", "4", "--slots", "8")
+    assert row["requests"] == 64
+
+
+@pytest.mark.long
 def test_the_roundtrip_bench_completes() -> None:
     assert run("roundtrip.py", "--batches", "3")["batches"] == 3
 
@@ -86,6 +92,12 @@ def test_the_cost_bench_completes_and_a_shard_costs_no_more_than_promised() -> N
 def test_the_engine_bench_completes(model_path: str) -> None:
     row = run("engine.py", "--model", model_path, "--enforce-eager", "--requests", "8", "--rounds", "1")
     assert row["requests"] == 8
+
+
+@pytest.mark.long
+@pytest.mark.vllm
+def test_the_frontend_bench_completes(model_path: str) -> None:
+    assert run("frontend.py", "--model", model_path, "--running", "16", "--rounds", "1")["running"] == 16
 
 
 @pytest.mark.long

@@ -2,6 +2,7 @@
 
 import json
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -13,7 +14,7 @@ from batchfile.types import Defaults, RoutingTable
 from tests.helpers.engine import EchoPrepared
 from tests.helpers.ledger import BatchRecord, batches, ending, keys
 from tests.helpers.plan import plan_input
-from tests.helpers.runner import NEW_AT_ONCE, Claimer, SharedState
+from tests.helpers.runner import NEW_AT_ONCE, Claimer, Loop, Prefetcher, SharedState
 
 LOCAL = RoutingTable(everything="local")
 
@@ -139,3 +140,27 @@ def test_a_batch_that_is_gone_ends_the_run_with_its_name(ledger: Ledger) -> None
     create(ledger, "there", 3)
     with pytest.raises(BatchDamaged, match="the batch gone was deleted while it ran"):
         run_alone(Runner(ledger, EchoEngine, options("there", "gone")))
+
+
+@pytest.mark.parametrize(("num_runners", "num_claimed_max"), [(1, 10), (10, 5)])
+def test_a_runner_leaves_others_their_share_of_a_batch(ledger: Ledger, num_runners: int, num_claimed_max: int) -> None:
+    """It has 80 requests in flight that do not finish, and may hold 256 more. The others are not ready yet."""
+    create(ledger, "a", 320)
+    given = replace(options("a"), num_runners=num_runners)
+    state = SharedState(ledger, given)
+
+    class Slow(EchoEngine):
+        def step(self) -> list[Finished]:
+            return []
+
+    engine = Slow(num_slots=64)
+    state.engine, state.info, state.has_engine = engine, engine.info, True
+    claimer, loop = Claimer(state), Loop(state)
+    prefetcher = Prefetcher(state, claimer)
+    for _ in range(100):
+        prefetcher.tick()
+        loop.step(engine)
+    assert len(state.in_flight) == 80
+    num_claimed = len(list(ledger.store.list(keys.shards_prefix("a"))))
+    assert num_claimed <= num_claimed_max
+    assert num_claimed_max < 10 or num_claimed == 10

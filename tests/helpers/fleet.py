@@ -1,5 +1,6 @@
 """The programs of `runners/`."""
 
+from batchfile.machine.supervisor import STOP_MARGIN_S
 from runners.heartbeat import Heartbeat, Identity
 from runners.media import media_rules
 from runners.metrics import RunnerCollector, serving
@@ -13,4 +14,3 @@ from runners.runpod.jobs_and_pods import Jobs, Pods
 from runners.runpod.scaler import COOLDOWN_S, FIGURES, LOOK_S, Scaler, main, scale_reader
 from runners.runpod.scaler import parse as scaler_parse
 from runners.scaling import SHARDS_PER_RUNNER, WAIT_S, WAIT_S_MAX, Bounds, wanted
-from runners.supervisor import STOP_MARGIN_S

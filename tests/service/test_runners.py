@@ -141,6 +141,14 @@ def is_alive(pid: int) -> bool:
     return False
 
 
+def test_one_worker_runs_several_pools(start: Callable[..., Supervisor], ledger: Ledger) -> None:
+    create(ledger, [POOLS[n % 2] for n in range(100)])
+    supervisor = start("--pool", POOLS[0], "--pool", POOLS[1], "--drain")
+    assert supervisor.ended() == 0
+    assert [row["custom_id"] for row in results(ledger)] == [f"r{n}" for n in range(100)]
+    assert {event["group"] for event in supervisor.events("child.started")} == set(POOLS)
+
+
 def test_two_pools_share_a_batch_and_its_results_are_in_input_order(
     start: Callable[..., Supervisor], ledger: Ledger
 ) -> None:

@@ -180,12 +180,11 @@ def test_an_estimate_says_how_many_runners_are_there(num: int, text: str) -> Non
 
 def test_the_key_of_a_service_of_ours_is_sent_to_no_other_endpoint(monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[str | None] = []
-    monkeypatch.setattr(engines, "engine_factory", lambda kind, api_key, **_: sent.append(api_key))
     monkeypatch.setenv("BATCHFILE_API_KEY", "bf_ours")
     for key in ("", "sk-theirs"):
         monkeypatch.setenv("OPENAI_API_KEY", key)
         options = RunOptions(engine="http", model="m", base_url="https://api.example/v1")
-        engines.choose_engine(load_settings(), options)
+        sent.append(engines.choose_engine(load_settings(), options).arguments["api_key"])
     assert sent == [None, "sk-theirs"]
 
 

@@ -64,7 +64,7 @@ def test_a_local_run_has_not_ended_before_its_output_is_there(tmp_path: Path) ->
     with lock_output(output):
         made = open_batch(ledger, inspect(str(tmp_path / "in.jsonl")), options).batch
         ends: list[BatchRecord] = []
-        work(ledger, [made], engine_factory("echo", model="echo"), "local-1", lambda runner: None, ends.append)
+        work(ledger, [made.batch_id], engine_factory("echo", model="echo"), "local-1", lambda runner: None, ends.append)
         (ended,) = ends
         for found in (looking.batch(made.batch_id), *looking.batches()):
             assert (found.state, found.has_ended) == ("ending", False)

@@ -1,43 +1,10 @@
-"""The fleet's pure rules: which GPUs a slot gets, when a runner ends by itself, how fast it is."""
+"""The fleet's pure rules: when a runner ends by itself, how fast it is."""
 
 import pytest
 
-from batchfile.errors import SettingsError
 from runners.heartbeat import RateMeter, Rates
-from runners.supervisor import plan_slots, visible_gpus
 from runners.worker import ShutdownRule
 from tests.helpers.runner import RunnerStats
-
-
-@pytest.mark.parametrize(
-    ("gpus", "per_engine", "wanted", "planned"),
-    [
-        (["0", "1", "2", "3"], 1, None, ["0", "1", "2", "3"]),
-        (["0", "1", "2", "3"], 2, None, ["0,1", "2,3"]),
-        (["0", "1", "2"], 2, None, ["0,1"]),
-        (["0", "1", "2", "3"], 2, 1, ["0,1"]),
-        (["MIG-a", "MIG-b"], 1, None, ["MIG-a", "MIG-b"]),
-        ([], 2, None, [None]),
-        ([], 1, 3, [None, None, None]),
-    ],
-)
-def test_each_slot_gets_a_set_of_gpus_of_its_own(
-    gpus: list[str], per_engine: int, wanted: int | None, planned: list[str | None]
-) -> None:
-    assert plan_slots(gpus, per_engine, wanted) == planned
-
-
-def test_more_engines_than_the_gpus_hold_are_refused() -> None:
-    with pytest.raises(SettingsError, match="fit only 2 engines"):
-        plan_slots(["0", "1", "2", "3"], 2, 3)
-    with pytest.raises(SettingsError, match="tensor_parallel_size of the pool is 2"):
-        plan_slots(["0"], 2, None)
-
-
-def test_only_the_gpus_that_are_shown_are_used() -> None:
-    assert visible_gpus({"CUDA_VISIBLE_DEVICES": "2, 5"}) == ["2", "5"]
-    assert visible_gpus({"CUDA_VISIBLE_DEVICES": ""}) == []
-    assert visible_gpus({"CUDA_VISIBLE_DEVICES": "-1"}) == []
 
 
 def test_a_runner_ends_after_it_was_idle_without_a_break() -> None:

@@ -315,7 +315,7 @@ def test_an_engine_that_is_unknown_now_takes_over_nothing_unasked(tmp_path: Path
 
 
 def _work(world: World, batch: BatchRecord, **options: str) -> None:
-    work(world.ledger, [batch], lambda: EchoEngine(**options), "r", lambda runner: None, lambda batch: None)  # type: ignore[arg-type]
+    work(world.ledger, [batch.batch_id], lambda: EchoEngine(**options), "r", lambda runner: None, lambda batch: None)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("is_reused", [False, True])

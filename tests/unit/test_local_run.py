@@ -255,6 +255,6 @@ def test_a_receipt_has_the_versions_of_the_engine_and_the_commits_of_its_models(
         return engine
 
     ended: list[BatchRecord] = []
-    work(ledger, [batch], build, "runner", lambda runner: None, ended.append)
+    work(ledger, [batch.batch_id], build, "runner", lambda runner: None, ended.append)
     receipt = make_receipt(ended[0], FileFacts(path="out.jsonl", sha256="", bytes=0, lines=10), None)
     assert (receipt.engine.version, receipt.engine.commits) == ("9.9", commits)

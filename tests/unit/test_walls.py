@@ -94,9 +94,12 @@ PLACES = {
     "engine.tool_wire",
     "batchfile/engine/vllm/": "errors endpoints types request_media request_options child_env schemas engine.base "
     "engine.control_tokens engine.fit engine.identity engine.prompts engine.tool_wire",
+    "batchfile/machine/": "errors child_env signals engine_settings engine.vllm.arguments engine.vllm.cpu "
+    "engine.vllm.preflight",
     "batchfile/ledger/": "tracing errors types clock store.base lines.envelope lines.failures lines.framing "
     "lines.result",
-    "batchfile/settings_tables.py": "types ledger.keys media.rules",
+    "batchfile/engine_settings.py": "",
+    "batchfile/settings_tables.py": "types engine_settings ledger.keys media.rules",
     "batchfile/settings_built_in.py": "",
     "batchfile/settings.py": "errors types env_aliases routing schemas.rules ledger.base ledger.keys settings_built_in "
     "settings_tables",
@@ -109,19 +112,20 @@ PLACES = {
     "batchfile/janitor.py": "errors ledger plan.pending inbox",
     "batchfile/runner/": "tracing errors types request_media clock routing store.base lines schemas media engine.base "
     "ledger inbox long_work janitor",
-    "batchfile/signals.py": "runner.runner",
-    "batchfile/local/": "batchfile errors types logs routing settings open_ledger store lines rows media.rules "
-    "engine.base engine.identity engine.open engine.http.engine engine.vllm.adapters engine.vllm.preflight ledger plan "
-    "inbox.documents runner.runner runner.stats",
+    "batchfile/signals.py": "",
+    "batchfile/local/": "batchfile tracing errors types logs child_env signals routing engine_settings settings "
+    "open_ledger store lines rows media.rules engine.base engine.identity engine.open engine.http.engine "
+    "engine.vllm.adapters engine.vllm.preflight ledger machine plan inbox.documents runner.runner runner.stats "
+    "runner.watchdog",
     "batchfile/client/": "errors types logs routing settings open_ledger store lines rows ledger plan.options "
     "plan.reuse_sources plan.submit inbox.records local.inputs local.options local.outputs local.receipt local.tables "
     "client.report",
     "batchfile/client/report/": "batchfile types lines ledger.profile local.display local.options local.outputs "
     "local.progress local.receipt client.base",
     "batchfile/testing/": "errors types clock store engine.base engine.echo ledger.records runner",
-    "batchfile/cli/": "batchfile tracing errors types logs routing settings settings_tables signals "
-    "open_ledger store lines engine.fit engine.vllm.cpu engine.vllm.preflight ledger inbox.documents runner.runner "
-    "local client",
+    "batchfile/cli/": "batchfile tracing errors types logs routing engine_settings settings settings_tables signals "
+    "open_ledger store lines engine.fit engine.vllm.cpu engine.vllm.preflight machine ledger inbox.documents "
+    "runner.runner local client",
     "batchfile/__main__.py": "cli",
     "batchfile/__init__.py": "errors types store.open engine.base ledger.base runner.runner local.receipt "
     "local.api local.map_table client testing",
@@ -146,10 +150,10 @@ PLACES = {
     "api/__init__.py": "",
     # runners and deployment
     "runners/": "tracing errors types logs child_env settings settings_tables signals open_ledger store.metered "
-    "media.rules engine.base engine.open engine.vllm.adapters engine.vllm.cpu engine.vllm.preflight ledger inbox.keys "
+    "media.rules engine.base engine.open engine.vllm.adapters engine.vllm.preflight ledger machine inbox.keys "
     "inbox.outbox inbox.scan runner.runner runner.stats",
-    "runners/ray/": "errors types logs settings open_ledger store.open ledger.heartbeats ledger.status runners.child "
-    "runners.options runners.scaling runners.supervisor",
+    "runners/ray/": "errors types logs settings open_ledger store.open ledger.heartbeats ledger.status "
+    "machine.supervisor runners.child runners.options runners.scaling",
     "runners/runpod/": "errors logs signals runners.child runners.options runners.scaling",
     "deploy/": "errors settings settings_tables signals engine.vllm.cpu",
     "deploy/local_setup/": "",

@@ -89,7 +89,7 @@ def model_facts(model: str, *, revision: str | None = None) -> ModelFacts:
             return ModelFacts()
         folder, found = cached.parent, cached
     try:
-        config = _read_config(found)
+        config = read_config(found)
     except (OSError, ValueError):
         config = {}
     text = config.get("text_config")  # of a multimodal model
@@ -98,7 +98,7 @@ def model_facts(model: str, *, revision: str | None = None) -> ModelFacts:
     return ModelFacts(
         dtype=dtype.removeprefix("torch.") if isinstance(dtype, str) else None,
         is_quantized=bool(config.get("quantization_config") or text.get("quantization_config")),
-        weight_bytes=_weight_bytes(folder),
+        weight_bytes=weight_bytes(folder),
     )
 
 
@@ -121,7 +121,7 @@ def is_other_hub() -> bool:
     return os.environ.get("VLLM_USE_MODELSCOPE", "").lower() in {"1", "true"}
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def read_config(path: Path) -> dict[str, Any]:
     """Raises: OSError, ValueError."""
     if path.stat().st_size > CONFIG_BYTES_MAX:
         raise ValueError(f"it is larger than {CONFIG_BYTES_MAX} bytes")
@@ -143,14 +143,14 @@ def _check_folder(model: str, path: Path) -> None:
                 )
         return
     try:
-        _read_config(path / CONFIG)
+        read_config(path / CONFIG)
     except (OSError, ValueError) as error:
         raise SettingsError(
             f"model {model!r}: {path / CONFIG} cannot be read: {error}; fetch the model again"
         ) from error
 
 
-def _weight_bytes(folder: Path) -> int | None:
+def weight_bytes(folder: Path) -> int | None:
     """The size of the weights, in the first format found. None if there are no weights, as before a download."""
     others = NOT_WEIGHTS if (folder / CONFIG).exists() else NOT_WEIGHTS[1:]
     for pattern in WEIGHTS:
