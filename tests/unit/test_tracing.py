@@ -1,5 +1,6 @@
 """Traces: off and not even imported by default; else one trace for a batch, whichever processes work on it."""
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -13,6 +14,8 @@ import batchfile
 from batchfile import tracing
 from batchfile.errors import InvalidFile, SettingsError
 from batchfile.testing import EchoEngine, MemoryStore
+from tests.helpers.service import AuthMiddleware
+from tests.helpers.settings import load_settings
 
 ROOT = Path(__file__).parents[2]
 CALLER = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -95,6 +98,24 @@ def test_a_span_that_fails_says_what_kind_of_error_and_quotes_nothing(spans: Any
 def test_an_invalid_traceparent_counts_as_none(given: str | None) -> None:
     with tracing.continued(given):
         assert tracing.current() == ""
+
+
+@pytest.mark.parametrize("path", ["/api/batches", "/v1/batches", "/api/batches/batch_1/retry"])
+def test_every_route_belongs_to_the_trace_of_its_caller(path: str) -> None:
+    seen = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        seen.append(await asyncio.to_thread(tracing.current))  # where batches are created
+
+    async def nothing(*_: Any) -> Any:
+        return {"type": "http.request", "body": b""}
+
+    answer = AuthMiddleware(app, load_settings(), asyncio.Event(), lambda method, status: None)
+    headers = [(b"host", b"localhost"), (b"traceparent", CALLER.encode())]
+    scope: Any = {"type": "http", "http_version": "1.1", "method": "POST", "path": path, "headers": headers}
+    asyncio.run(answer(scope, nothing, nothing))
+    assert seen == [CALLER]
+    assert tracing.current() == ""
 
 
 def test_without_the_variable_nothing_of_it_is_imported() -> None:
