@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from batchfile.client.report.charts import Chart, nice, rate_charts, short, time_chart, token_chart
+from batchfile.client.report.page import percent
 from batchfile.client.report.rows import RowSample, TokenCounts, gather
 from batchfile.types import Choice, Completion, Failure, Usage
 from tests.helpers.ledger import REQUEST_BOUNDS_S, Profile, ShardEnd, profile_of, spread, summed
@@ -57,6 +58,10 @@ def test_tokens_are_kept_to_three_digits_so_that_memory_is_bounded() -> None:
 @pytest.mark.parametrize(("value", "text"), [(0.25, "0.25"), (950, "950"), (1_200, "1.2k"), (3e6, "3M"), (0, "0")])
 def test_numbers_on_axes_are_short(value: float, text: str) -> None:
     assert short(value) == text
+
+
+def test_only_all_are_100_percent() -> None:
+    assert [percent(num, 100_000) for num in (100_000, 99_999, 38_500, 0)] == ["100 %", "99.99 %", "38.5 %", "0 %"]
 
 
 def test_ticks_are_round() -> None:

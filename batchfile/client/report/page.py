@@ -107,6 +107,11 @@ def _advised(failures: Sequence[FailureGroup]) -> list[tuple[FailureGroup, str]]
     return [(group, group.advice if first[group.type] is group else "") for group in failures]
 
 
+def percent(num: int, total: int) -> str:
+    """Rounded down, so that only all are 100 %."""
+    return f"{num * 10_000 // total / 100:g} %"
+
+
 def _shown(found: Gathered) -> str:
     """How many of the rows are in the page, and of which kinds some are left out."""
     samples = {"that succeeded": found.succeeded, "that failed": found.failed, "that ended early": found.ended_early}
@@ -135,7 +140,7 @@ def _tiles(batch: BatchStatus, gpu_hour: float | None, receipt: Receipt | None) 
     unknown = f"unknown for {usage.unknown:,} results" if usage.unknown else ""
     rate = batch.counts.finished / lasted if lasted else 0.0
     tiles = [
-        ("Succeeded", f"{100 * batch.succeeded / total:.4g} %", f"{batch.succeeded:,} of {batch.total:,} requests"),
+        ("Succeeded", percent(batch.succeeded, total), f"{batch.succeeded:,} of {batch.total:,} requests"),
         ("Time", duration(lasted), f"{rate:,.1f} requests/s" if rate else ""),
         ("Input tokens", short(usage.input_tokens), unknown or f"{usage.input_tokens / total:,.0f} a request"),
         ("Output tokens", short(usage.output_tokens), unknown or f"{usage.output_tokens / total:,.0f} a request"),
