@@ -12,7 +12,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from batchfile import tracing
 from batchfile.errors import InvalidFile, InvalidRequest, TooLarge
 from batchfile.ledger.base import Ledger
 from batchfile.ledger.idempotency import KeyedBatch
@@ -88,18 +87,17 @@ async def create_from(
             raise
         full = refusal  # it may repeat the create of an existing batch
     async with spool_body(request, SpoolLimits.of(service.settings.api)) as spooled, service.creating:
-        with tracing.continued(headers.get("traceparent")):
-            return await asyncio.to_thread(
-                lambda: create_batch(
-                    service.ledger,
-                    service.settings,
-                    spooled,
-                    options,
-                    content_type=headers.get("content-type"),
-                    contract=contract,
-                    full=full,
-                )
+        return await asyncio.to_thread(
+            lambda: create_batch(
+                service.ledger,
+                service.settings,
+                spooled,
+                options,
+                content_type=headers.get("content-type"),
+                contract=contract,
+                full=full,
             )
+        )
 
 
 def create_batch(

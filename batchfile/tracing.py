@@ -75,12 +75,16 @@ def span(name: str, attributes: Attributes, *, of: str | None = None) -> Iterato
     if _tracer is None or of == "":
         yield
         return
-    with _tracer.start_as_current_span(name, context=_context(of or current()), attributes=attributes) as made:
-        token = _current.set(_traceparent(made))
-        try:
-            yield
-        finally:
-            _current.reset(token)
+    made = _tracer.start_span(name, context=_context(of or current()), attributes=attributes)
+    token = _current.set(_traceparent(made))
+    try:
+        yield
+    except BaseException as error:
+        _fail(made, type(error).__name__)  # its message may quote a prompt
+        raise
+    finally:
+        _current.reset(token)
+        made.end()
 
 
 def record(
@@ -91,10 +95,14 @@ def record(
         return
     made = _tracer.start_span(name, context=_context(of), attributes=attributes, start_time=int(started_at * 1e9))
     if problem:
-        from opentelemetry.trace import Status, StatusCode
-
-        made.set_status(Status(StatusCode.ERROR, problem))
+        _fail(made, problem)
     made.end(end_time=int(max(started_at, ended_at) * 1e9))
+
+
+def _fail(made: Any, problem: str) -> None:
+    from opentelemetry.trace import Status, StatusCode
+
+    made.set_status(Status(StatusCode.ERROR, problem))
 
 
 def _context(traceparent: str) -> Any:

@@ -36,7 +36,9 @@ def main(arguments: list[str]) -> int:
     name = parser.parse_args(arguments).pool
     logs.configure(pool=name)
     try:
-        pool = pool_of(load_settings(), name)
+        settings = load_settings()
+        logs.set_level(settings.log_level)
+        pool = pool_of(settings, name)
     except SettingsError as error:
         log.error("prefetch.refused", error=str(error))
         return REFUSED

@@ -23,6 +23,7 @@ import structlog
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
+from batchfile import tracing
 from batchfile.lines.failures import reason_of
 from batchfile.settings import Settings
 from batchfile.settings_tables import ApiKey
@@ -229,7 +230,8 @@ class _RequestContext:
         started_at = time.monotonic()
         structlog.contextvars.bind_contextvars(request_id=self.id)
         try:
-            await auth_middleware.admit(self, self._watched(receive))
+            with tracing.continued(self.headers.get(b"traceparent", b"").decode("latin-1")):
+                await auth_middleware.admit(self, self._watched(receive))
         finally:
             structlog.contextvars.clear_contextvars()
             auth_middleware.count_answer(self.scope["method"], self._status)  # type: ignore[typeddict-item]

@@ -22,12 +22,12 @@ from batchfile.cli.help import epilog
 from batchfile.cli.numbers import Whole
 from batchfile.engine.vllm.cpu import check_usable, read_cpu
 from batchfile.engine.vllm.preflight import PACKAGES, check_model, is_cpu_build, is_local
-from batchfile.engine_settings import EngineSettings
 from batchfile.errors import BatchfileError, SettingsError
 from batchfile.local.engines import demo_model
 from batchfile.machine.capacity import Lengths
 from batchfile.machine.devices import visible_devices
 from batchfile.settings import Settings, config_path, explain_settings, load_settings
+from batchfile.settings_tables import LocalRun, PoolSettings
 from batchfile.types import EngineKind
 
 GPU_WAIT_S = 10
@@ -84,10 +84,14 @@ def doctor(
     needs no GPU; docs/performance.md explains the arithmetic.
     """
     logs.for_command()
-    lengths = Lengths(input=input_tokens, output=output_tokens, shared=min(shared_tokens, input_tokens))
+    if shared_tokens > input_tokens:
+        raise click.UsageError(f"--shared-tokens {shared_tokens}: at most --input-tokens, {input_tokens}")
+    lengths = Lengths(input=input_tokens, output=output_tokens, shared=shared_tokens)
     found = [_safely("python", _python), _safely("batchfile", _batchfile), *_settings_and_store(store)]
-    found += [_safely("vllm", _vllm), _safely("gpu", _gpu), _safely("model", lambda: _model(model, gpu))]
-    found += [*_fits(model, gpu, quantization, max_model_len, lengths), _safely("disk", _disk)]
+    found += [_safely("vllm", _vllm), _safely("gpu", _gpu), _safely("model", lambda: _model(model))]
+    if found[-1].verdict != "failed":
+        found += _fits(model, gpu, quantization, max_model_len, lengths)
+    found.append(_safely("disk", _disk))
     if is_json:
         click.echo(json.dumps({"checks": [asdict(item) for item in found]}))
     else:
@@ -157,7 +161,9 @@ def _vllm() -> Check:
 def _gpu() -> Check:
     tool = shutil.which("nvidia-smi")
     if tool is None:
-        return Check("gpu", "warning", "no NVIDIA driver here; vLLM runs on the CPU, slowly")
+        if found := [device.name for device in visible_devices() if device.kind != "cpu"]:
+            return Check("gpu", "ok", "; ".join(found))
+        return Check("gpu", "warning", "no NVIDIA or AMD driver here; vLLM runs on the CPU, slowly")
     query = [tool, "--query-gpu=name,memory.total", "--format=csv,noheader"]
     try:
         done = subprocess.run(query, capture_output=True, text=True, timeout=GPU_WAIT_S, check=False)
@@ -168,12 +174,11 @@ def _gpu() -> Check:
     return Check("gpu", "ok", "; ".join(done.stdout.strip().splitlines()))
 
 
-def _model(given: str | None, gpu: str | None) -> Check:
-    """`gpu`: other GPUs than those here, so the model need not be here either."""
+def _model(given: str | None) -> Check:
     run = load_settings().run
     model = given or run.model
     if model is not None:
-        if run.engine == "vllm" and gpu is None:
+        if run.engine == "vllm":
             check_model(model, None if given else run.revision)
         return Check("model", "ok", f"{model} ({_where(model, run.engine)})")
     try:
@@ -194,19 +199,35 @@ def _fits(
     if devices[0].kind == "cpu":
         return [Check("fits", "ok", "calculated for GPUs only; name some with --gpu, such as --gpu 2xA100-80GB")]
 
-    def check(revision: str | None, context: int | None, engine: EngineSettings, model: str) -> Check:
-        if quantization is not None:
-            engine = engine.model_copy(update={"quantization": quantization})
-        fit = fit_of(model, devices, engine, lengths, revision=revision, max_model_len=max_model_len or context)
+    def check(revision: str | None, engine: LocalRun | PoolSettings, model: str) -> Check:
+        check_model(model, revision)
+        further = {} if quantization is None else {"quantization": quantization}
+        if gpu is not None:
+            further["gpus"] = "all"
+        fit = fit_of(
+            model,
+            devices,
+            engine.model_copy(update=further),
+            lengths,
+            revision=revision,
+            max_model_len=max_model_len or engine.max_model_len,
+            max_num_seqs=engine.max_num_seqs,
+        )
         return Check("fits", "ok" if fit.is_enough else "warning", fit.detail, fit.figures)
 
     run = settings.run
-    named = [(given or run.model, partial(check, None if given else run.revision, run.max_model_len, run))]
+    of_run = run.model if run.engine == "vllm" else None
+    named = [(given or of_run, partial(check, None if given else run.revision, run))]
     if given is None and has_own_pools(explain_settings(settings)):
         pools = [pool for _, pool in sorted(settings.pools.items()) if pool.engine == "vllm"]
-        named += [(pool.model, partial(check, pool.revision, pool.max_model_len, pool)) for pool in pools]
-
-    return [_safely("fits", partial(make, model)) for model, make in named if model is not None]
+        named += [(pool.model, partial(check, pool.revision, pool)) for pool in pools]
+    if not any(model for model, _ in named):
+        return [
+            Check(
+                "fits", "ok" if gpu is None else "warning", "there is no model to calculate for; name one with --model"
+            )
+        ]
+    return [_safely("fits", partial(make, model)) for model, make in named if model]
 
 
 def _where(model: str, engine: EngineKind) -> str:

@@ -1,21 +1,22 @@
 """What fits: the check of `batchfile doctor` for how many requests of a model run at a time, and how fast."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from batchfile.engine.vllm.cpu import GIB
 from batchfile.engine_settings import EngineSettings
 from batchfile.errors import SettingsError
 from batchfile.machine.capacity import EXPECTED, GPUS, Lengths, Setup, gpu_named
-from batchfile.machine.choice import layout_for, memory_for
-from batchfile.machine.defaults import UTILIZATION, utilization_of
+from batchfile.machine.choice import chosen_arguments, layout_for, memory_for, share_of
+from batchfile.machine.defaults import UTILIZATION, slots_of, utilization_of
 from batchfile.machine.devices import Device
+from batchfile.machine.layout import divides
+from batchfile.machine.model_memory import ModelMemory, requested_bits
 
 RUNNING_MIN = 64  # with fewer requests, each step reads all weights for too few tokens
-RUNNING_MAX = 1024  # assumed at most
 GPUS_MAX = 64
-_COUNTED = re.compile(r"(?:(\d+) ?x ?)?(.+)", re.IGNORECASE)
+_COUNTED = re.compile(r"(?:(\d+) ?x ?)?([^,]+)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,8 +35,8 @@ def devices_named(text: str) -> list[Device]:
     if found is None or gpu is None or not 1 <= int(found[1] or 1) <= GPUS_MAX:
         known = ", ".join(gpu.name for gpu in GPUS)
         raise SettingsError(
-            f"--gpu {text}: is unknown; use a memory such as 2x24GB, or a name, with their number before it as in "
-            f"2xA100-80GB: {known}"
+            f"--gpu {text}: unknown GPU; use a memory such as 2x24GB, or a name, with their number (1 to {GPUS_MAX}) "
+            f"before it as in 2xA100-80GB: {known}"
         )
     name, memory = gpu.name, gpu.memory_bytes
     return [
@@ -52,15 +53,32 @@ def fit_of(
     *,
     revision: str | None = None,
     max_model_len: int | None = None,
+    max_num_seqs: int | None = None,
 ) -> Fit:
     """Raises: SettingsError where the model does not fit, with what it needs."""
     layout = layout_for(engine, model, revision=revision, max_model_len=max_model_len, devices=devices)
     memory = memory_for(engine, model, devices, revision=revision)
     if memory is None:
-        return Fit(is_enough=False, detail=f"{model}: its config.json or the size of its weights cannot be read")
-    utilization = engine.gpu_memory_utilization or utilization_of(devices)
+        return Fit(
+            is_enough=False,
+            detail=f"{model}: what fits is unknown; its config.json or the size of its weights cannot be read, or an "
+            "engine argument changes what it takes",
+        )
+    longest, total = max_model_len or memory.context_length, lengths.input + lengths.output
+    if 0 < longest < total:
+        raise SettingsError(
+            f"requests of {lengths.input:,.0f} + {lengths.output:,.0f} tokens are longer than the context of {model}, "
+            f"{longest:,} tokens: lower --input-tokens or --output-tokens, or set another --max-model-len"
+        )
+    utilization = share_of(engine) or utilization_of(devices)
     setup = Setup.on(memory, layout.replicas[0], utilization, engine.pipeline_parallel_size)
-    replicas, running = len(layout.replicas), setup.running(lengths)
+    replicas, held = len(layout.replicas), setup.running(lengths)
+    given = {"max_num_seqs": max_num_seqs, **engine.vllm_arguments}
+    chosen = chosen_arguments(
+        engine, model, layout.replicas, revision=revision, max_num_seqs=max_num_seqs, is_generating=True
+    )
+    slots = slots_of(layout.replicas[0][0], chosen | given)
+    running = min(held, slots)
     figures: dict[str, float | str] = {
         "model": model,
         "gpu": setup.gpu.name,
@@ -73,19 +91,40 @@ def fit_of(
         "running": running,
     }
     where = f"{f'{replicas} replicas, each on ' if replicas > 1 else ''}{setup.num_gpus} x {setup.gpu.name}"
+    on_each = " on each" if replicas > 1 else ""
     detail = (
         f"{model} on {where}: weights {memory.weight_bytes / GIB:.1f} GiB, KV cache "
         f"{setup.kv_room * setup.num_gpus / GIB:.1f} GiB at gpu_memory_utilization {setup.utilization:g}; {running:,} "
-        f"requests of {lengths.input:,.0f} + {lengths.output:,.0f} tokens run at a time"
+        f"requests of {lengths.input:,.0f} + {lengths.output:,.0f} tokens run at a time{on_each}"
+        + (f" (max_num_seqs; the KV cache holds {held:,})" if slots < held else "")
     )
-    rate = setup.requests_per_s(lengths, min(running, RUNNING_MAX))
+    rate = setup.requests_per_s(lengths, running)
     if rate is not None:
         figures["requests_per_s_max"] = round(rate * replicas, 3)
         low, high = (rate * replicas * part for part in EXPECTED)
-        detail += f"; expect {low:.2g} to {high:.2g} requests/s, at most {rate * replicas:.2g}"
+        detail += f"; expect {_rate(low)} to {_rate(high)} requests/s, at most {_rate(rate * replicas)}"
+    doubts = list(_doubts(engine, memory, max_model_len))
+    unused = len(devices) - replicas * setup.num_gpus
+    if unused and engine.gpus in {None, "all"} and engine.replicas is None:
+        doubts.append(f"{unused} of the {len(devices)} GPUs cannot be used")
+    detail += "".join(f"; {doubt}" for doubt in doubts)
     if running < RUNNING_MIN:
-        detail += f". With fewer than {RUNNING_MIN}, a step reads the weights for few tokens: {_advice(setup, lengths)}"
-    return Fit(is_enough=running >= RUNNING_MIN, detail=detail, figures=figures)
+        detail += f". With fewer than {RUNNING_MIN}, a step reads the weights for few tokens"
+        advice = _advice(setup, lengths) if held < RUNNING_MIN else "raise max_num_seqs"
+        detail += f": {advice}" if advice else ""
+    return Fit(is_enough=running >= RUNNING_MIN and not doubts, detail=detail, figures=figures)
+
+
+def _rate(per_s: float) -> str:
+    return f"{per_s:,.0f}" if per_s >= 10 else f"{per_s:.2g}"
+
+
+def _doubts(engine: EngineSettings, memory: ModelMemory, max_model_len: int | None) -> Iterator[str]:
+    quantization = engine.vllm_arguments.get("quantization")
+    if quantization is not None and requested_bits(str(quantization)) is None:
+        yield f"the size of weights with quantization {quantization} is unknown, so this is without it"
+    if max_model_len is not None and 0 < memory.context_length < max_model_len:
+        yield f"max_model_len {max_model_len:,} is more than the model's context of {memory.context_length:,} tokens"
 
 
 def _advice(setup: Setup, lengths: Lengths) -> str:
@@ -97,5 +136,6 @@ def _advice(setup: Setup, lengths: Lengths) -> str:
         small = replace(memory, weight_bytes=memory.weight_bytes - memory.parameters)
         ways["weights of 8 bits"] = replace(setup, memory=small)
     size = 2 * setup.num_gpus // setup.pipeline_parallel_size
-    ways[f"tensor_parallel_size {size}"] = replace(setup, num_gpus=2 * setup.num_gpus)
+    if divides(size, memory):
+        ways[f"tensor_parallel_size {size}"] = replace(setup, num_gpus=2 * setup.num_gpus)
     return ", ".join(f"{way} would run {tried.running(lengths):,}" for way, tried in ways.items())

@@ -158,7 +158,9 @@ def _profile(batch: BatchRecord, records: Records, written_at: Mapping[str, floa
     for (pool, n), record in records.items():
         at = written_at.get(keys.shard_key(batch.batch_id, pool, n))
         if at is not None and pool not in keys.PSEUDO_POOLS:
-            ends.append(ShardEnd(at, record.counts.finished, record.usage.output_tokens, record.request_s))
+            counts = record.counts
+            num_run = counts.succeeded + counts.errored - counts.rejected
+            ends.append(ShardEnd(at, num_run, record.usage.output_tokens, record.request_s))
     return profile_of(batch.created_at, ends)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from batchfile.engine.vllm.arguments import check_engine_arguments, known_arguments
 from batchfile.engine_settings import EngineSettings
+from batchfile.errors import SettingsError
 from batchfile.machine.capacity import Lengths
 from batchfile.machine.defaults import throughput_arguments, utilization_of
 from batchfile.machine.devices import CUDA, Device, visible_devices
@@ -29,14 +30,15 @@ def layout_for(
     """`gpus`, `replicas`: instead of those of `engine`. `devices` None: the visible ones. Raises: SettingsError."""
     check_engine_arguments(engine.engine_args)
     devices = visible_devices() if devices is None else devices
+    longest = engine.engine_args.get("max_model_len", max_model_len)
     size = engine.tensor_parallel_size
     wanted = Wanted(
         gpus=str(gpus or engine.gpus or "all"),
         tensor_parallel_size=None if size == "auto" else int(size),
         pipeline_parallel_size=engine.pipeline_parallel_size,
         replicas=replicas or engine.replicas,
-        gpu_memory_utilization=engine.gpu_memory_utilization or utilization_of(devices),
-        max_model_len=max_model_len,
+        gpu_memory_utilization=share_of(engine) or utilization_of(devices),
+        max_model_len=longest if isinstance(longest, int) and longest > 0 else None,
     )
     return plan_replicas(devices, wanted, model, memory_for(engine, model, devices, revision=revision))
 
@@ -47,13 +49,22 @@ def memory_for(
     """Of a model on GPUs with these settings; None: unknown."""
     if devices[0].kind == "cpu" or engine.engine_args.keys() & _OTHER_MEMORY:
         return None
+    given = {name: str(value) for name, value in engine.vllm_arguments.items() if value is not None}
     return read_model_memory(
         model,
         revision=revision,
-        dtype=engine.dtype or "auto",
-        quantization=engine.quantization,
-        kv_cache_dtype=engine.kv_cache_dtype or "auto",
+        dtype=given.get("dtype", "auto"),
+        quantization=given.get("quantization"),
+        kv_cache_dtype=given.get("kv_cache_dtype", "auto"),
     )
+
+
+def share_of(engine: EngineSettings) -> float | None:
+    """The given `gpu_memory_utilization`; None: it is chosen. Raises: SettingsError if vLLM cannot use it."""
+    share = engine.engine_args.get("gpu_memory_utilization", engine.gpu_memory_utilization)
+    if share is None or (isinstance(share, int | float) and 0 < share <= 1):
+        return share
+    raise SettingsError(f"engine argument gpu_memory_utilization: {share!r} must be a number above 0, and at most 1")
 
 
 def chosen_arguments(
@@ -71,9 +82,9 @@ def chosen_arguments(
     devices, given, chosen = replicas[0], dict(engine.vllm_arguments), dict[str, Any]()
     if max_num_seqs is not None:
         given.setdefault("max_num_seqs", max_num_seqs)
-    if engine.gpu_memory_utilization is not None:
-        given.setdefault("gpu_memory_utilization", engine.gpu_memory_utilization)
-    elif devices[0].kind != "cpu" and "gpu_memory_utilization" not in given:
+    if (share := share_of(engine)) is not None:
+        given["gpu_memory_utilization"] = share
+    elif devices[0].kind != "cpu":
         utilization = utilization_of([device for replica in replicas for device in replica])
         chosen["gpu_memory_utilization"] = given["gpu_memory_utilization"] = utilization
     return chosen | throughput_arguments(

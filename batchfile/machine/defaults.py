@@ -16,11 +16,11 @@ THROUGHPUT_GPU_BYTES = 40 * GIB
 GRAPHS, GRAPHS_MAX = 512, 1024  # sequences: vLLM's own limit, and ours
 SLOTS_STEP, SLOTS_MIN = 8, 16
 SLOTS_MARGIN = 2  # times what fits: lengths are estimates, and too few slots cost more than too many
-_OF_GRAPHS = {"max_cudagraph_capture_size", "cudagraph_capture_sizes", "compilation_config", "enforce_eager"}
-NAMES = (
-    *("disable_log_stats", "gpu_memory_utilization", "performance_mode", "max_num_seqs"),
-    "max_cudagraph_capture_size",
-)
+# With one of these, vLLM chooses the sizes of graphs itself, or has none.
+_OF_GRAPHS = {
+    *("max_cudagraph_capture_size", "cudagraph_capture_sizes", "compilation_config", "enforce_eager"),
+    "speculative_config",
+}
 
 
 def utilization_of(devices: Sequence[Device]) -> float:
@@ -53,10 +53,9 @@ def throughput_arguments(
         has_mode = not known or "performance_mode" in known
         if has_mode and smallest.memory_bytes >= THROUGHPUT_GPU_BYTES and not _is_a100(smallest):
             found["performance_mode"] = "throughput"
-        mode = given.get("performance_mode", found.get("performance_mode"))
-        slots = given.get("max_num_seqs") or slots_of_vllm(smallest) * (2 if mode == "throughput" else 1)
+        slots = slots_of(smallest, found | dict(given))
         if "max_num_seqs" not in given and memory is not None and lengths is not None and smallest.memory_bytes:
-            utilization = float(given.get("gpu_memory_utilization", UTILIZATION_OF_POOLS))
+            utilization = given.get("gpu_memory_utilization", UTILIZATION_OF_POOLS)
             setup = Setup.on(memory, devices, utilization, pipeline_parallel_size)
             fitting = max(SLOTS_MIN, math.ceil(SLOTS_MARGIN * setup.running(lengths) / SLOTS_STEP) * SLOTS_STEP)
             if fitting < slots:
@@ -66,9 +65,13 @@ def throughput_arguments(
     return {name: value for name, value in found.items() if name not in given and (not known or name in known)}
 
 
-def slots_of_vllm(device: Device) -> int:
-    """What vLLM's `LLM` sets for `max_num_seqs` on a GPU of this kind."""
-    return 1024 if device.memory_bytes >= LARGE_GPU_BYTES and not _is_a100(device) else 256
+def slots_of(device: Device, arguments: Mapping[str, Any]) -> int:
+    """`max_num_seqs` of vLLM's `LLM` with these arguments. vLLM rejects one that is not a number."""
+    given = arguments.get("max_num_seqs")
+    if isinstance(given, int):
+        return given
+    slots = 1024 if device.memory_bytes >= LARGE_GPU_BYTES and not _is_a100(device) else 256
+    return slots * 2 if arguments.get("performance_mode") == "throughput" else slots
 
 
 def _is_a100(device: Device) -> bool:

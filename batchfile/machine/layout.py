@@ -47,7 +47,10 @@ def plan_replicas(devices: Sequence[Device], wanted: Wanted, model: str, memory:
     if devices[0].kind == "cpu":
         return _on_cpu(devices[0], wanted)
     usable, notes = _usable(devices, wanted)
-    size, why = _tensor_parallel_size(usable, wanted, model, memory)
+    try:
+        size, why = _tensor_parallel_size(usable, wanted, model, memory)
+    except SettingsError as error:
+        raise SettingsError("; ".join([str(error), *notes])) from None
     each = size * wanted.pipeline_parallel_size
     num_max = len(usable) // each
     if (wanted.replicas or 1) > num_max:
@@ -152,8 +155,8 @@ def _tensor_parallel_size(
 ) -> tuple[int, str]:
     """Also says why, for the line about the replicas."""
     given, pipeline, num = wanted.tensor_parallel_size, wanted.pipeline_parallel_size, len(usable)
-    if memory is not None and given is not None and not _divides(given, memory):
-        sizes = ", ".join(str(n) for n in range(1, memory.attention_heads + 1) if n <= 64 and _divides(n, memory))
+    if memory is not None and given is not None and not divides(given, memory):
+        sizes = ", ".join(str(n) for n in range(1, memory.attention_heads + 1) if n <= 64 and divides(n, memory))
         raise SettingsError(
             f"tensor_parallel_size: {given} does not divide the {memory.attention_heads} attention heads and "
             f"{memory.kv_heads} key-value heads of {model}; use one of {sizes}"
@@ -164,7 +167,7 @@ def _tensor_parallel_size(
         is_told = given is None and num > 1
         return given or 1, f"; {what} is unknown: set tensor_parallel_size if it needs more" if is_told else ""
     room = wanted.gpu_memory_utilization * smallest - OVERHEAD_BYTES
-    sizes_tried = [given] if given is not None else [n for n in range(1, num // pipeline + 1) if _divides(n, memory)]
+    sizes_tried = [given] if given is not None else [n for n in range(1, num // pipeline + 1) if divides(n, memory)]
     longest = wanted.max_model_len or memory.context_length
     for size in sizes_tried:
         kv_room = room - memory.weight_bytes / (size * pipeline)
@@ -175,7 +178,7 @@ def _tensor_parallel_size(
     raise SettingsError(_fits_nowhere(usable, wanted, model, memory, (sizes_tried or [1])[-1], room))
 
 
-def _divides(size: int, memory: ModelMemory) -> bool:
+def divides(size: int, memory: ModelMemory) -> bool:
     """Can vLLM divide the model into so many parts? Fewer key-value heads than GPUs are copied, more are divided."""
     heads, kv_heads = max(1, memory.attention_heads), max(1, memory.kv_heads)
     return heads % size == 0 and (kv_heads % size == 0 or size % kv_heads == 0)
@@ -205,9 +208,11 @@ def _fits_nowhere(
             ways.append(f"use {how}")
             break
     ways.append("use more or larger GPUs, or a smaller model")
+    there = f"{len(usable)} GPUs ({usable[0].name}) have" if len(usable) > 1 else f"GPU ({usable[0].name}) has"
+    each = " each" if len(usable) > 1 else ""
     return (
         f"{model} does not fit: it needs {memory.weight_bytes / GIB:.1f} GiB for weights and {kv_gib:.1f} GiB for a KV "
-        f"cache that holds a request of {longest:,} tokens; the {len(usable)} GPUs ({usable[0].name}) have "
-        f"{max(0.0, room) / GIB:.1f} GiB each for both, at gpu_memory_utilization {wanted.gpu_memory_utilization:g}: "
+        f"cache that holds a request of {longest:,} tokens; the {there} "
+        f"{max(0.0, room) / GIB:.1f} GiB{each} for both, at gpu_memory_utilization {wanted.gpu_memory_utilization:g}: "
         f"{'; '.join(ways)}"
     )

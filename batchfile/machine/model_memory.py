@@ -18,6 +18,8 @@ SINGLE_FILE = "model.safetensors"
 _BYTES_OF = {"float64": 8, "float32": 4, "float": 4}  # of a data type; all others have 2
 _FOUR_BITS = 4.25  # with the scale of each group of 64 or 128 weights
 _LANGUAGE_MODELS = ("text_config", "llm_config", "language_config", "thinker_config")  # within a multimodal model's
+# Of every so many layers, one keeps all tokens, where the config does not say it: the defaults of transformers.
+_PATTERNS = {"gemma2": 2, "gemma3": 6, "gemma3_text": 6, "cohere2": 4, "llama4": 4, "llama4_text": 4}
 _FULL, _WINDOW = {"full_attention", "attention", "hybrid", "global"}, {"sliding_attention", "chunked_attention"}
 
 
@@ -69,7 +71,7 @@ def read_model_memory(
         if stored is None:
             return None
         return memory_of(config, stored, dtype=dtype, quantization=quantization, kv_cache_dtype=kv_cache_dtype)
-    except (OSError, ValueError, TypeError, ArithmeticError):  # a config of another form
+    except (OSError, ValueError, TypeError, ArithmeticError, AttributeError, LookupError):  # a config of another form
         return None
 
 
@@ -83,7 +85,7 @@ def memory_of(
 ) -> ModelMemory | None:
     """`config`: of config.json. `stored_bytes`: of the weights in their files. None for a model without attention.
 
-    Raises: ValueError, TypeError, ArithmeticError for a config of another form.
+    Raises: ValueError, TypeError, ArithmeticError, AttributeError, LookupError for a config of another form.
     """
     text = _language_model(config)
     hidden = _number(text, "hidden_size", "n_embd", "d_model", "dim")
@@ -100,12 +102,14 @@ def memory_of(
     quantized = own if isinstance(own, Mapping) else None
     # Quantization leaves the embeddings in the model's type.
     vocabulary = _number(text, "vocab_size") * hidden
-    is_tied = bool(_first(text, config, "tie_word_embeddings", "tied_embeddings"))
+    is_tied = _first(text, config, "tie_word_embeddings", "tied_embeddings")
+    if is_tied is None:  # the defaults of transformers
+        is_tied = str(text.get("model_type")).startswith(("gemma", "cohere"))
     embeddings = vocabulary * (1 if is_tied else 2)
     if quantized is None:
         parameters = stored_bytes / _BYTES_OF.get(stored_type, 2)
         embeddings = min(embeddings, int(parameters))
-        bits = _requested_bits(quantization) or used_bytes * 8
+        bits = requested_bits(quantization) or used_bytes * 8
         weights = embeddings * used_bytes + (parameters - embeddings) * bits / 8
     else:
         weights = float(stored_bytes)
@@ -165,6 +169,7 @@ def _attention_layers(text: Mapping[str, Any], layers: int) -> tuple[int, int]:
     if not has_window:
         return layers, 0
     pattern = _number(text, "sliding_window_pattern", "_sliding_window_pattern")
+    pattern = pattern or _PATTERNS.get(str(text.get("model_type")), 0)
     full = layers // pattern if pattern else 0
     return full, layers - full
 
@@ -185,11 +190,11 @@ def _unused_experts(text: Mapping[str, Any], hidden: int, layers: int, parameter
     if not experts or not used:
         return 0.0
     size = 3 * hidden * _number(text, "moe_intermediate_size", "expert_ffn_hidden_size", "intermediate_size")
-    layers -= _number(text, "first_k_dense_replace")
+    layers += _number(text, "num_nextn_predict_layers") - _number(text, "first_k_dense_replace")
     return min(layers * size * max(0, experts - used), parameters * (1 - used / experts))
 
 
-def _requested_bits(quantization: str | None) -> float | None:
+def requested_bits(quantization: str | None) -> float | None:
     """Of a weight, by vLLM's name of a quantization; None: unknown, or none."""
     if quantization is None:
         return None
@@ -206,7 +211,7 @@ def _stored_bits(quantized: Mapping[str, Any]) -> float:
         bits = float(str(found))
         return bits if bits > 4 else bits + _FOUR_BITS - 4
     name = " ".join(str(quantized.get(key, "")) for key in ("quant_method", "quant_algo", "qformat_weight"))
-    return _FOUR_BITS if quantized.get("load_in_4bit") else _requested_bits(name) or 8.0
+    return _FOUR_BITS if quantized.get("load_in_4bit") else requested_bits(name) or 8.0
 
 
 def _multiplies(quantization: Mapping[str, Any] | str | None) -> Literal["", "fp8", "int8"]:
@@ -224,11 +229,13 @@ def _multiplies(quantization: Mapping[str, Any] | str | None) -> Literal["", "fp
 
 def _stored_bytes(model: str, revision: str | None) -> int | None:
     """Raises: OSError, ValueError."""
+    folder = _file(model, revision, CONFIG) or _file(model, revision, PARAMS)
+    if folder is not None and (folder.parent / SINGLE_FILE).is_file():  # complete, and no hub needs to be asked
+        return weight_bytes(folder.parent)
     for name in INDEXES:
         path = _file(model, revision, name)
         if path is not None and (total := read_config(path).get("metadata", {}).get("total_size")):
             return int(total)
-    folder = _file(model, revision, CONFIG) or _file(model, revision, PARAMS)
     found = None if folder is None else weight_bytes(folder.parent)
     return found if found is not None or _is_here(model) else _hub_size(model, revision)
 

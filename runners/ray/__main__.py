@@ -39,7 +39,9 @@ def _run(options: RayOptions) -> int:
 
     if options.verb == "up":
         use_config(options)
-        order = order_of(options, load_settings())
+        settings = load_settings()
+        logs.set_level(settings.log_level)
+        order = order_of(options, settings)
         verbs.connect(options.address)
         log.info("pools.ordered", how=verbs.up(order), pools=sorted(options.pools))
         return OK

@@ -119,6 +119,7 @@ class Launcher:
             os.environ[CONFIG_VARIABLE] = order.config
         self._order = order
         self._settings = load_settings()
+        logs.set_level(self._settings.log_level)
         self._reader: StatusReader | None = None
         self._reports: dict[str, PoolReport] = {}
         threading.Thread(target=self._keep, name="keep", daemon=True).start()

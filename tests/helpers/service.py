@@ -5,7 +5,7 @@ from api.__main__ import main
 from api.app import create_app
 from api.create import Contract, create_batch
 from api.http import connections
-from api.http.auth import Caller
+from api.http.auth import AuthMiddleware, Caller
 from api.http.connections import Connections, ServerConnection
 from api.http.errors import Refusal
 from api.http.negotiation import ApiFormat, NegotiatedFormat, problem

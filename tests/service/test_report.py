@@ -90,6 +90,15 @@ def test_the_report_has_what_the_status_has(folder: Path) -> None:
     rows = rows_of(page)
     assert [row[0] for row in rows] == list(range(1, 41))
     assert [row[2] for row in rows].count("rejected") == 2
+    assert page.attributes["value"] == ["", "succeeded", "rejected"], "what the rows can be filtered by"
+
+
+def test_the_throughput_leaves_out_what_never_ran(folder: Path) -> None:
+    with batchfile.connect(folder / ".batchfile") as client:
+        (batch,) = client.batches()
+        profile = client.batch(batch.id).status().profile
+    assert profile is not None
+    assert (sum(profile.requests), sum(profile.request_s)) == (38, 38)
 
 
 def test_hostile_text_stays_text(folder: Path) -> None:
@@ -143,6 +152,7 @@ def test_a_batch_that_has_not_ended_has_no_report(tmp_path: Path) -> None:
     page = Page((tmp_path / "report.html").read_text())
     assert "Ended early: canceled" in page.text
     assert "Nothing ran" in page.text
+    assert "charts" not in page.attributes["class"]
 
 
 def test_a_service_gives_the_profile_of_one_batch_and_leaves_it_out_of_lists(api: Any, tmp_path: Path) -> None:

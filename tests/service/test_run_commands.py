@@ -121,7 +121,23 @@ def test_doctor_calculates_what_fits_on_gpus_that_are_not_here(tmp_path: Path) -
     assert fits["figures"]["running"] > 64
     done = batchfile(tmp_path, "doctor", "--model", ".", "--gpu", "4091")
     assert done.returncode == 1
-    assert b"--gpu 4091: is unknown; use a memory such as 2x24GB, or a name" in done.stdout
+    assert b"--gpu 4091: unknown GPU; use a memory such as 2x24GB, or a name" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "said"),
+    [
+        (("--model", "./missing", "--gpu", "H100"), 1, b"'./missing': the directory does not exist"),
+        (("--gpu", "H100"), 0, b"there is no model to calculate for; name one with --model"),
+        (("--gpu", "H100", "--shared-tokens", "600"), 2, b"--shared-tokens 600: at most --input-tokens, 512"),
+    ],
+)
+def test_doctor_says_what_is_missing_to_calculate(
+    tmp_path: Path, options: tuple[str, ...], code: int, said: bytes
+) -> None:
+    done = batchfile(tmp_path, "doctor", *options)
+    assert done.returncode == code
+    assert said in done.stdout + done.stderr
 
 
 def test_without_a_store_a_command_says_how_to_name_one(tmp_path: Path) -> None:

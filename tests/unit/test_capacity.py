@@ -106,7 +106,7 @@ def test_a_gpu_by_its_name(text: str, name: str, gib: int) -> None:
     assert (found.name, found.memory_bytes / 1024**3) == (name, gib)
 
 
-@pytest.mark.parametrize("text", ["2x", "", "abacus", "0xH100", "999xH100"])
+@pytest.mark.parametrize("text", ["2x", "", "abacus", "0xH100", "999xH100", "2xH100,2x24GB"])
 def test_gpus_that_are_not_known(text: str) -> None:
     with pytest.raises(SettingsError, match="use a memory such as 2x24GB, or a name"):
         devices_named(text)
@@ -141,6 +141,40 @@ def test_a_gpu_of_an_unknown_kind_has_no_rate(llama: str) -> None:
     found = fit_of(llama, devices_named("4x48GB"), EngineSettings(), LONG, max_model_len=8192)
     assert "run at a time" in found.detail
     assert "requests/s" not in found.detail
+
+
+@pytest.mark.parametrize(
+    ("engine", "gpus", "more", "doubt"),
+    [
+        (EngineSettings(quantization="fp9"), "2xH100", {}, "with quantization fp9 is unknown"),
+        (EngineSettings(), "3xH100", {}, "1 of the 3 GPUs cannot be used"),
+        (EngineSettings(), "4xH100", {"max_model_len": 200_000}, "is more than the model's context of 131,072 tokens"),
+        (
+            EngineSettings(),
+            "8xH100",
+            {"max_num_seqs": 32},
+            "run at a time on each (max_num_seqs; the KV cache holds 38)",
+        ),
+        (EngineSettings(engine_args={"max_num_seqs": 32}), "2xH200", {"max_num_seqs": 99}, "raise max_num_seqs"),
+    ],
+)
+def test_what_the_doctor_doubts(
+    llama: str, engine: EngineSettings, gpus: str, more: dict[str, int], doubt: str
+) -> None:
+    found = fit_of(llama, devices_named(gpus), engine, LONG, **{"max_model_len": 8192, **more})
+    assert not found.is_enough
+    assert doubt in found.detail
+
+
+def test_no_more_requests_run_than_vllm_has_slots(llama: str) -> None:
+    found = fit_of(llama, devices_named("8xA100-80GB"), EngineSettings(tensor_parallel_size=8), LONG)
+    assert found.figures is not None
+    assert found.figures["running"] == 256
+
+
+def test_a_request_that_is_longer_than_the_context(llama: str) -> None:
+    with pytest.raises(SettingsError, match=r"are longer than the context of .*, 1,500 tokens"):
+        fit_of(llama, devices_named("2xH100"), EngineSettings(), LONG, max_model_len=1500)
 
 
 def test_the_doctor_says_what_a_model_needs(llama: str) -> None:

@@ -1,15 +1,17 @@
 """The engine arguments that are chosen where nobody has set them, and the table of them in docs/performance.md."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from batchfile.engine_settings import EngineSettings
+from batchfile.errors import SettingsError
 from batchfile.machine.capacity import Lengths
-from batchfile.machine.choice import chosen_arguments
-from batchfile.machine.defaults import NAMES, throughput_arguments, utilization_of
+from batchfile.machine.choice import chosen_arguments, layout_for
+from batchfile.machine.defaults import throughput_arguments, utilization_of
 from tests.helpers.machine import Device, ModelMemory
 
 GIB = 1024**3
@@ -27,6 +29,10 @@ def gpu(name: str, gib: float, free: float = 0.99) -> Device:
 A100, H200, RTX_4090 = gpu("NVIDIA A100-SXM4-80GB", 80), gpu("NVIDIA H200", 141), gpu("NVIDIA GeForce RTX 4090", 24)
 CPU = Device(index="0,1", kind="cpu", name="x86_64", memory_bytes=8 * GIB, free_bytes=8 * GIB)
 POOL = {"gpu_memory_utilization": 0.9}
+NAMES = (
+    *("disable_log_stats", "gpu_memory_utilization", "performance_mode", "max_num_seqs"),
+    "max_cudagraph_capture_size",
+)
 
 
 @pytest.mark.parametrize(
@@ -46,6 +52,7 @@ POOL = {"gpu_memory_utilization": 0.9}
             {"disable_log_stats": True, "performance_mode": "throughput", "max_cudagraph_capture_size": 800},
         ),
         (H200, {"performance_mode": "balanced", "compilation_config": {}}, {"disable_log_stats": True}),
+        (H200, {"speculative_config": {}}, {"disable_log_stats": True, "performance_mode": "throughput"}),
         (CPU, {}, {"disable_log_stats": True}),
     ],
 )
@@ -100,7 +107,31 @@ def test_a_run_takes_more_of_its_gpus_than_a_pool() -> None:
     assert "gpu_memory_utilization" not in chosen_for(EngineSettings(), [CPU])
 
 
+def test_a_value_of_another_type_is_left_to_vllm_or_rejected() -> None:
+    chosen = chosen_for(EngineSettings(engine_args={"max_num_seqs": "many"}), [H200])
+    assert "max_num_seqs" not in chosen
+    with pytest.raises(SettingsError, match="gpu_memory_utilization: 'high' must be a number above 0"):
+        chosen_for(EngineSettings(engine_args={"gpu_memory_utilization": "high"}), [H200])
+
+
+def test_engine_arguments_decide_on_the_devices_too(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(
+        '{"hidden_size": 8192, "num_attention_heads": 64, "num_key_value_heads": 8, "num_hidden_layers": 80}'
+    )
+    (tmp_path / "model.safetensors.index.json").write_text('{"metadata": {"total_size": 141107412992}}')
+    busy = [replace(A100, index=str(n), free_bytes=int(0.85 * A100.memory_bytes)) for n in range(4)]
+
+    def size_with(**given: Any) -> int:
+        engine = EngineSettings(engine_args={"gpu_memory_utilization": 0.8, **given})
+        return layout_for(engine, str(tmp_path), revision=None, max_model_len=None, devices=busy).tensor_parallel_size
+
+    assert size_with(max_model_len=4096) == 4
+    assert size_with(quantization="fp8") == 2
+    assert size_with(quantization="fp8", max_model_len=4096) == 2
+
+
 def test_engine_arguments_override_all_choices() -> None:
+    assert set(chosen_for(EngineSettings(), [H200], is_scraped=True)) <= set(NAMES)
     given = dict.fromkeys(NAMES, 1)
     assert chosen_for(EngineSettings(engine_args=given), [H200], is_scraped=True) == {}
 

@@ -105,6 +105,8 @@ def test_a_gpu_that_another_process_fills_is_left_out_and_named() -> None:
         (gpus(2), LLAMA, {"size": 4}, "a replica needs 4 GPUs (tensor_parallel_size 4"),
         (gpus(1), LLAMA, {}, "the-model does not fit: it needs 131.3 GiB for weights and 5.0 GiB for a KV cache that"),
         (gpus(1), LLAMA, {}, "quantization fp8"),
+        (gpus(1), LLAMA, {}, "the GPU (A100-80) has 70.6 GiB for both"),
+        (filled(gpus(2), 1), LLAMA, {}, "or a smaller model; GPU 1 (A100-80) is left out: another process"),
         (gpus(1), LLAMA, {"size": 1}, "does not fit"),
         (gpus(1, 48), LLAMA, {}, "a checkpoint of 4 bits (AWQ, GPTQ)"),
         (gpus(1, 24), LLAMA, {}, ": use more or larger GPUs, or a smaller model"),

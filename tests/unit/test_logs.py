@@ -45,6 +45,14 @@ def test_the_settings_decide_once_they_are_read(capsys: pytest.CaptureFixture[st
     assert re.findall(r'"event": "(\w+)"', capsys.readouterr().err) == ["two"]
 
 
+def test_each_program_that_reads_settings_takes_its_level_from_them() -> None:
+    for folder in ("api", "runners"):
+        for path in (ROOT / folder).rglob("*.py"):
+            text = path.read_text()
+            if "load_settings(" in text:
+                assert "logs.set_level(" in text, path
+
+
 def test_every_event_has_a_shard_in_one_form_and_with_its_batch() -> None:
     """`pool/n`, as messages, heartbeats and keys have it."""
     calls = [

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from batchfile.machine import model_memory
 from batchfile.machine.model_memory import ModelMemory, memory_of, read_model_memory
 
 LLAMA_70B = {
@@ -119,6 +120,22 @@ def test_layers_of_several_kinds() -> None:
     assert every_sixth.window_bytes_per_token == 27 * of_a_layer
 
 
+@pytest.mark.parametrize(("model_type", "full"), [("gemma2", 16), ("gemma3_text", 5), ("llama4_text", 8), ("phi3", 0)])
+def test_a_pattern_that_the_config_leaves_out(model_type: str, full: int) -> None:
+    found = memory({**MISTRAL, "model_type": model_type, "sliding_window": 1024})
+    assert found.window_bytes_per_token == (32 - full) * 2 * 8 * 128 * 2
+
+
+def test_an_embedding_that_is_tied_by_default() -> None:
+    assert memory({**MISTRAL, "model_type": "gemma2"}).parameters == MISTRAL_BYTES // 2
+
+
+def test_a_layer_of_experts_that_only_predicts_drafts() -> None:
+    stored = 688_586_727_753
+    less = memory(DEEPSEEK_V3, stored).active_parameters - 3 * 7168 * 2048 * 248
+    assert memory({**DEEPSEEK_V3, "num_nextn_predict_layers": 1}, stored).active_parameters == less
+
+
 def test_the_language_model_of_a_multimodal_one() -> None:
     inner = {name: value for name, value in MISTRAL.items() if name != "torch_dtype"}
     whole = {"text_config": inner, "torch_dtype": "float16", "vision_config": {"hidden_size": 1}}
@@ -156,9 +173,30 @@ def test_a_folder_with_one_file(tmp_path: Path) -> None:
     assert found.weight_bytes == 5000
 
 
-@pytest.mark.parametrize("config", ["[", {}, {"hidden_size": "wide"}, {**MISTRAL, "num_attention_heads": [1]}])
+@pytest.mark.parametrize(
+    "config",
+    [
+        *("[", {}, {"hidden_size": "wide"}, {**MISTRAL, "num_attention_heads": [1]}),
+        {**MISTRAL, "quantization_config": {"config_groups": {"group_0": {"weights": {"type": "int"}}}}},
+        {**MISTRAL, "quantization_config": {"config_groups": {"group_0": [8]}}},
+    ],
+)
 def test_a_folder_that_cannot_be_read(config: object, tmp_path: Path) -> None:
     assert read_model_memory(write(tmp_path, config, model__safetensors=bytes(10))) is None
+
+
+def test_a_model_in_the_cache_of_its_hub_is_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(MISTRAL))
+    (tmp_path / "model.safetensors").write_bytes(bytes(1024))
+
+    def cached(model: str, revision: str | None, name: str) -> Path:
+        assert name == "config.json", "asks the hub"
+        return tmp_path / name
+
+    monkeypatch.setattr(model_memory, "_file", cached)
+    found = read_model_memory("owner/model")
+    assert found is not None
+    assert found.weight_bytes == 1024
 
 
 def test_a_folder_without_weights(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from batchfile.client.report.charts import Chart, nice, rate_charts, short, time_chart, token_chart
+from batchfile.client.report.page import percent
 from batchfile.client.report.rows import RowSample, TokenCounts, gather
 from batchfile.types import Choice, Completion, Failure, Usage
 from tests.helpers.ledger import REQUEST_BOUNDS_S, Profile, ShardEnd, profile_of, spread, summed
@@ -59,6 +60,10 @@ def test_numbers_on_axes_are_short(value: float, text: str) -> None:
     assert short(value) == text
 
 
+def test_only_all_are_100_percent() -> None:
+    assert [percent(num, 100_000) for num in (100_000, 99_999, 38_500, 0)] == ["100 %", "99.99 %", "38.5 %", "0 %"]
+
+
 def test_ticks_are_round() -> None:
     assert [nice(value) for value in (0, 0.03, 1, 1.1, 4, 7, 120)] == [1, 0.05, 1, 2, 5, 10, 200]
 
@@ -83,6 +88,15 @@ def test_times_are_in_their_buckets() -> None:
     assert len(seen) == len(REQUEST_BOUNDS_S) + 1
 
 
+def test_labels_of_a_narrow_chart_do_not_overlap() -> None:
+    chart = time_chart(profile(request_s=(1,) * (len(REQUEST_BOUNDS_S) + 1)))
+    assert chart is not None
+    for charted in (chart, token_chart("t", counts(*range(3_000)))):
+        assert charted is not None
+        for (left, text), (right, other) in pairwise(charted.across):
+            assert right - left > 2.5 * (len(text) + len(other)), "half of each, at 5 px for a character"
+
+
 def test_a_profile_counts_each_shard_where_it_was_done_and_has_no_more_steps_than_shards() -> None:
     assert profile_of(10.0, []) is profile_of(10.0, [ShardEnd(11.0, 0, 0, ())]) is None
     ends = [ShardEnd(12.0, 3, 30, (1, 2)), ShardEnd(20.0, 5, 50, (0, 5)), ShardEnd(9.0, 1, 1, ())]
@@ -105,6 +119,15 @@ def test_a_sample_is_evenly_spread_and_bounded_whatever_the_rows_are() -> None:
     assert 100 < sum(len(row) for _, row in sample.rows) <= 10_000
     assert {after - before for before, after in pairwise(numbers)} == {numbers[1]}
     assert numbers[-1] > 4_900
+
+
+def test_what_failed_is_kept_among_many_that_were_canceled() -> None:
+    bad = Failure(type="model_error", message="x" * 100)
+    ended = Failure(type="canceled", message="x" * 100, status="canceled")
+    found = gather(encode_result(f"r{n}", bad if n % 1_000 == 0 else ended, "m") for n in range(20_000))
+    assert len(found.failed.rows) == 20
+    assert 500 < len(found.ended_early.rows) < 3_000
+    assert found.ended_early.num_offered == 19_980
 
 
 def test_rows_keep_what_failed_when_what_succeeded_is_sampled() -> None:

@@ -1,5 +1,6 @@
 """Traces: off and not even imported by default; else one trace for a batch, whichever processes work on it."""
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -11,8 +12,10 @@ import pytest
 
 import batchfile
 from batchfile import tracing
-from batchfile.errors import SettingsError
+from batchfile.errors import InvalidFile, SettingsError
 from batchfile.testing import EchoEngine, MemoryStore
+from tests.helpers.service import AuthMiddleware
+from tests.helpers.settings import load_settings
 
 ROOT = Path(__file__).parents[2]
 CALLER = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -84,10 +87,35 @@ def test_a_batch_that_was_created_without_traces_has_none(spans: Any, tmp_path: 
     assert spans.get_finished_spans() == ()
 
 
+def test_a_span_that_fails_says_what_kind_of_error_and_quotes_nothing(spans: Any) -> None:
+    with pytest.raises(InvalidFile, match="secret"), tracing.span("a", {}):
+        raise InvalidFile("messages: 'a secret prompt' is not a list")
+    (one,) = spans.get_finished_spans()
+    assert (one.status.status_code.name, one.status.description, one.events) == ("ERROR", "InvalidFile", ())
+
+
 @pytest.mark.parametrize("given", [None, "", "00-0-0-01", CALLER.upper(), f"00-{'0' * 32}{CALLER[35:]}", CALLER + "x"])
 def test_an_invalid_traceparent_counts_as_none(given: str | None) -> None:
     with tracing.continued(given):
         assert tracing.current() == ""
+
+
+@pytest.mark.parametrize("path", ["/api/batches", "/v1/batches", "/api/batches/batch_1/retry"])
+def test_every_route_belongs_to_the_trace_of_its_caller(path: str) -> None:
+    seen = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        seen.append(await asyncio.to_thread(tracing.current))  # where batches are created
+
+    async def nothing(*_: Any) -> Any:
+        return {"type": "http.request", "body": b""}
+
+    answer = AuthMiddleware(app, load_settings(), asyncio.Event(), lambda method, status: None)
+    headers = [(b"host", b"localhost"), (b"traceparent", CALLER.encode())]
+    scope: Any = {"type": "http", "http_version": "1.1", "method": "POST", "path": path, "headers": headers}
+    asyncio.run(answer(scope, nothing, nothing))
+    assert seen == [CALLER]
+    assert tracing.current() == ""
 
 
 def test_without_the_variable_nothing_of_it_is_imported() -> None:

@@ -130,10 +130,9 @@ PLACES = {
     "batchfile/__init__.py": "errors types store.open engine.base ledger.base runner.runner local.receipt "
     "local.api local.map_table client testing",
     # the service
-    "api/http/": "batchfile errors types settings settings_tables lines ledger",
+    "api/http/": "batchfile tracing errors types settings settings_tables lines ledger",
     "api/service.py": "errors settings files ledger api.http",
-    "api/create.py": "tracing errors types routing settings lines.kinds lines.split_document ledger plan api.http "
-    "api.service",
+    "api/create.py": "errors types routing settings lines.kinds lines.split_document ledger plan api.http api.service",
     "api/ops/": "batchfile errors settings settings_tables safe_http open_ledger store lines.formats.stage ledger "
     "plan.pending inbox api.http",
     "api/native/": "lines.formats ledger plan.submit inbox.records api.http api.service api.create api.ops",

@@ -13,6 +13,7 @@ WIDE, NARROW = 388.0, 274.0  # its width, of two and of three charts side by sid
 BARS_MAX = 30
 MIN_SLOTS = 4  # the room of so many bars, also where there are fewer
 TICKS_MAX = 4
+LABELS_MAX = 5  # below a narrow chart, so that they do not overlap
 SHOWN_SHARE = 0.99  # of the requests; the last bar has the rest
 
 
@@ -103,7 +104,7 @@ def token_chart(title: str, seen: TokenCounts) -> Chart | None:
     is_cut = longest >= num * each
     if is_cut:
         tips[-1] = f"{(num - 1) * each:,} tokens and more: {heights[-1]:,}"
-    label_each = max(1, ceil(num / 5))
+    label_each = ceil(num / LABELS_MAX)
     edges = [(float(n), short(n * each)) for n in range(0, num + 1, label_each)]
     note = f"median {seen.quantile(0.5):,} · 95 % up to {seen.quantile(0.95):,} · longest {longest:,}"
     return _chart(title, note + (" (in the last bar)" if is_cut else ""), heights, tips, edges)
@@ -117,7 +118,8 @@ def time_chart(profile: Profile | None) -> Chart | None:
     first, last = max(0, seen[0] - 1), min(len(counts) - 1, seen[-1] + 1)
     names = [_bound(n) for n in range(len(counts))]
     tips = [f"{names[n]}: {counts[n]:,}" for n in range(first, last + 1)]
-    edges = [(n - first + 0.5, names[n]) for n in range(first, last + 1)]
+    label_each = ceil((last + 1 - first) / LABELS_MAX)
+    edges = [(n - first + 0.5, names[n]) for n in range(first, last + 1, label_each)]
     note = f"half took {names[_quantile(counts, 0.5)]} · 95 % took {names[_quantile(counts, 0.95)]}"
     heights = [float(count) for count in counts[first : last + 1]]
     return _chart("Time of a request in the engine", note, heights, tips, edges)

@@ -45,7 +45,7 @@ const show = () => {
 };
 const filter = () => {
   const wanted = search.value.toLowerCase(), kind = outcome.value;
-  found = rows.filter((row) => (!kind || (row[2] === "succeeded") === (kind === "succeeded"))
+  found = rows.filter((row) => (!kind || row[2] === kind)
     && (!wanted || row[1].toLowerCase().includes(wanted) || row[3].toLowerCase().includes(wanted)
       || row[7].toLowerCase().includes(wanted)));
   first = 0;

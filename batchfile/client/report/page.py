@@ -64,7 +64,7 @@ def write_report(
         facts=_facts(batch, found, receipt),
         other_failures=batch.counts.finished - batch.succeeded - sum(group.num_requests for group in batch.failures),
         rows=map(Markup, (row.decode() for row in found.rows)),
-        shown=[(len(one.rows), one.num_offered) for one in (found.succeeded, found.others)],
+        shown=_shown(found),
         version=__version__,
     ).dump(path, encoding="utf-8")
 
@@ -107,6 +107,20 @@ def _advised(failures: Sequence[FailureGroup]) -> list[tuple[FailureGroup, str]]
     return [(group, group.advice if first[group.type] is group else "") for group in failures]
 
 
+def percent(num: int, total: int) -> str:
+    """Rounded down, so that only all are 100 %."""
+    return f"{num * 10_000 // total / 100:g} %"
+
+
+def _shown(found: Gathered) -> str:
+    """How many of the rows are in the page, and of which kinds some are left out."""
+    samples = {"that succeeded": found.succeeded, "that failed": found.failed, "that ended early": found.ended_early}
+    if len(found.rows) == found.num:
+        return f"All {found.num:,} results."
+    parts = [f"{len(one.rows):,} of {one.num_offered:,} {what}" for what, one in samples.items() if one.num_offered]
+    return f"A sample, evenly spread: {', '.join(parts)}."
+
+
 def _outcomes(batch: BatchStatus) -> list[tuple[str, int, float, float]]:
     """Of each outcome that occurs: its name and number, and where its part of the bar is, in percent."""
     found, x = list[tuple[str, int, float, float]](), 0.0
@@ -126,7 +140,7 @@ def _tiles(batch: BatchStatus, gpu_hour: float | None, receipt: Receipt | None) 
     unknown = f"unknown for {usage.unknown:,} results" if usage.unknown else ""
     rate = batch.counts.finished / lasted if lasted else 0.0
     tiles = [
-        ("Succeeded", f"{100 * batch.succeeded / total:.4g} %", f"{batch.succeeded:,} of {batch.total:,} requests"),
+        ("Succeeded", percent(batch.succeeded, total), f"{batch.succeeded:,} of {batch.total:,} requests"),
         ("Time", duration(lasted), f"{rate:,.1f} requests/s" if rate else ""),
         ("Input tokens", short(usage.input_tokens), unknown or f"{usage.input_tokens / total:,.0f} a request"),
         ("Output tokens", short(usage.output_tokens), unknown or f"{usage.output_tokens / total:,.0f} a request"),

@@ -9,8 +9,10 @@ import msgspec
 from batchfile.lines.failures import is_rejected
 from batchfile.lines.result import NativeResult, decode_result
 
-OTHERS_BYTES_MAX = 4 * 1024 * 1024  # of the rows that did not succeed
+# Of the rows with these outcomes. Those that ended early say nothing that their number does not.
 SUCCEEDED_BYTES_MAX = 8 * 1024 * 1024
+FAILED_BYTES_MAX = 4 * 1024 * 1024  # and rejected
+ENDED_EARLY_BYTES_MAX = 256 * 1024  # canceled, expired
 TEXT_CHARS_MAX = 2_000  # of an answer or a message
 NAME_CHARS_MAX = 200
 MODELS_MAX = 20  # shown by name
@@ -75,12 +77,16 @@ class Gathered:
     input_tokens: TokenCounts = field(default_factory=TokenCounts)
     output_tokens: TokenCounts = field(default_factory=TokenCounts)
     succeeded: RowSample = field(default_factory=lambda: RowSample(SUCCEEDED_BYTES_MAX))
-    others: RowSample = field(default_factory=lambda: RowSample(OTHERS_BYTES_MAX))
+    failed: RowSample = field(default_factory=lambda: RowSample(FAILED_BYTES_MAX))
+    ended_early: RowSample = field(default_factory=lambda: RowSample(ENDED_EARLY_BYTES_MAX))
 
     @property
     def rows(self) -> list[bytes]:
-        """Those of both samples, in the order of the results."""
-        return [row for _, row in sorted([*self.succeeded.rows, *self.others.rows])]
+        """Those of all samples, in the order of the results."""
+        return [row for _, row in sorted(self.succeeded.rows + self.failed.rows + self.ended_early.rows)]
+
+    def sample_of(self, status: str) -> RowSample:
+        return {"succeeded": self.succeeded, "errored": self.failed}.get(status, self.ended_early)
 
 
 def gather(lines: Iterable[bytes]) -> Gathered:
@@ -96,7 +102,7 @@ def gather(lines: Iterable[bytes]) -> Gathered:
             found.models[result.model] += 1
         if result.stop_reason:
             found.stop_reasons[result.stop_reason] += 1
-        sample = found.succeeded if result.status == "succeeded" else found.others
+        sample = found.sample_of(result.status)
         if sample.takes_next():
             sample.add(found.num, _row(found.num, result))
     return found
