@@ -196,7 +196,11 @@ def test_pages_stay_apart_when_answers_are_late(
     rows = page.locator("tbody tr")
     expect(rows).to_have_count(50)
     late: list[AskedFor] = []
-    page.route("**/api/batches?*before=*", late.append)
+
+    def hold(asked: AskedFor) -> None:
+        late.append(asked)
+
+    page.route("**/api/batches?*before=*", hold)
     with page.expect_request("**/api/batches?*before=*"):
         made.append(api.submit("email", [make_request("new")]))
     page.get_by_role("button", name="Older").dblclick()
