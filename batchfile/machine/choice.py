@@ -26,9 +26,9 @@ def layout_for(
     """`gpus`, `replicas`: instead of those of `engine`. `devices` None: the visible ones. Raises: SettingsError."""
     check_engine_arguments(engine.engine_args)
     devices = visible_devices() if devices is None else devices
-    size = engine.tensor_parallel_size
+    size, gpus = engine.tensor_parallel_size, engine.gpus if gpus is None else gpus
     wanted = Wanted(
-        gpus=str(gpus or engine.gpus or "all"),
+        gpus="all" if gpus is None else str(gpus).strip(),
         tensor_parallel_size=None if size == "auto" else int(size),
         pipeline_parallel_size=engine.pipeline_parallel_size,
         replicas=replicas or engine.replicas,

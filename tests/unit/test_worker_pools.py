@@ -46,6 +46,13 @@ def test_each_pool_gets_the_gpus_that_it_names() -> None:
 
 
 @pytest.mark.usefixtures("gpus")
+@pytest.mark.parametrize(("value", "words"), [(0, "0, is GPU 0 alone"), ("", "names no GPU")])
+def test_no_gpus_are_not_all_gpus(value: int | str, words: str) -> None:
+    with pytest.raises(SettingsError, match=words):
+        choice.layout_for(PoolSettings(model="m", gpus=value), "m", revision=None, max_model_len=None)
+
+
+@pytest.mark.usefixtures("gpus")
 def test_two_pools_cannot_have_the_same_gpu() -> None:
     for pools in (["mistral", "llama-70b"], ["mistral=0-4", "llama-70b=4-7"]):
         with pytest.raises(SettingsError, match=r"pool mistral has GPU \d already; give each pool GPUs of its own"):
@@ -109,3 +116,5 @@ def test_an_argument_that_vllm_does_not_have_is_named_with_the_nearest() -> None
         check_engine_arguments(["qqq"])
     with pytest.raises(SettingsError, match="data_parallel_size: set replicas instead"):
         check_engine_arguments(["data_parallel_size"])
+    with pytest.raises(SettingsError, match="model: set model instead, which is also checked and stands in receipts"):
+        check_engine_arguments(["model"])

@@ -9,19 +9,24 @@ from pathlib import Path
 
 from batchfile.errors import SettingsError
 
-# They decide which devices an engine gets, which is decided before it starts.
-_OF_DEVICES = {name: name for name in ("tensor_parallel_size", "pipeline_parallel_size")}
-_OF_DEVICES["data_parallel_size"] = "replicas"
+# What is set in another way, since it is looked at before an engine starts.
+_OF_DEVICES, _OF_MODEL = "which also decides on the devices", "which is also checked and stands in receipts"
+_ELSEWHERE = {
+    "tensor_parallel_size": ("tensor_parallel_size", _OF_DEVICES),
+    "pipeline_parallel_size": ("pipeline_parallel_size", _OF_DEVICES),
+    "data_parallel_size": ("replicas", _OF_DEVICES),
+    "model": ("model", _OF_MODEL),
+    "revision": ("revision", _OF_MODEL),
+}
 
 
 def check_engine_arguments(names: Iterable[str]) -> None:
     """Raises: SettingsError for a name that vLLM does not have, or that has an option of its own."""
     for name in names:
         known = known_arguments()
-        if name in _OF_DEVICES:
-            raise SettingsError(
-                f"engine argument {name}: set {_OF_DEVICES[name]} instead, which also decides on the devices"
-            )
+        if name in _ELSEWHERE:
+            setting, why = _ELSEWHERE[name]
+            raise SettingsError(f"engine argument {name}: set {setting} instead, {why}")
         if known and name not in known:
             near = get_close_matches(name.replace("-", "_"), known, n=1)
             hint = f"did you mean {near[0]}?" if near else "see the engine arguments in vLLM's documentation"

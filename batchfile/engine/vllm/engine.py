@@ -80,7 +80,7 @@ class VllmEngine:
             os.environ.setdefault(name, value)
         logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"])
         check_adapters(options.lora)
-        check_engine_arguments(options.extra.keys() - {"pipeline_parallel_size"})
+        check_engine_arguments(options.extra.keys() - {"pipeline_parallel_size", "revision"})
         check_vllm(options.model, options.extra.get("revision"), is_hub_asked=False)
         import vllm
         from vllm.platforms import current_platform
