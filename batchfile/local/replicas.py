@@ -3,6 +3,7 @@
 import logging
 import os
 import pickle
+import signal
 import sys
 import threading
 import time
@@ -185,7 +186,7 @@ class Replicas:
             self._reports[key] = ReplicaReport(counts=self._reports[key].counts, engine=engine)
         if code == 0 or self.is_stopping or self._failure is not None or not self._left:
             return
-        how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
         if code == os.EX_TEMPFAIL:  # of `end_stuck`
             how += " because an engine call did not return"
         if error := self._errors.pop(slot.number, ""):
