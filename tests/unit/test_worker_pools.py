@@ -59,6 +59,24 @@ def test_two_pools_cannot_have_the_same_gpu() -> None:
             shown(*[word for pool in pools for word in ("--pool", pool)])
 
 
+@pytest.mark.usefixtures("gpus")
+def test_an_error_of_one_of_several_pools_says_which() -> None:
+    with pytest.raises(SettingsError, match="--pool llama-70b: gpus: 7-8: 8 is not a visible GPU"):
+        shown("--pool", "mistral=0-3", "--pool", "llama-70b=7-8")
+
+
+@pytest.mark.parametrize("value", ["[0, 1]", "true", "1.5"])
+def test_gpus_of_another_type_are_refused_with_one_message(
+    value: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for key, words in (("gpus", "all, their number, or a list in quotes"), ("tensor_parallel_size", "a whole number")):
+        (tmp_path / "batchfile.toml").write_text(f"[run]\n{key} = {value}\n")
+        with pytest.raises(SettingsError, match=rf"run\.{key} .*must be {words}") as caught:
+            load_settings()
+        assert str(caught.value).count("must be") == 1
+
+
 def test_an_engine_without_gpus_gets_none() -> None:
     with pytest.raises(SettingsError, match="the echo engine uses no GPU; use --pool mistral"):
         slot_plans(load_settings(), parse(["--pool", "mistral=0-3", "--engine", "echo"]))
