@@ -46,8 +46,11 @@ class EngineSettings(BaseModel):
         default=None, description="The data type of vLLM. By default the model's own, if the device computes with it."
     )
     quantization: str | None = Field(default=None, description="vLLM's name of a quantization, such as `fp8`.")
-    gpu_memory_utilization: float = Field(
-        default=0.9, gt=0, le=1, description="The share of a GPU's memory that vLLM uses."
+    gpu_memory_utilization: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="The share of a GPU's memory that vLLM uses. By default 0.95, less on a GPU with a display.",
     )
     kv_cache_dtype: str | None = Field(default=None, description="The data type of the KV cache, such as `fp8`.")
     max_num_batched_tokens: int | None = Field(

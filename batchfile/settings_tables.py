@@ -118,6 +118,9 @@ class PoolSettings(EngineSettings, _ModelSettings):
     )
     api_key: SecretStr | None = Field(default=None, description="The key of the endpoint. Better set as a variable.")
     max_model_len: int = Field(default=8192, ge=16, description="Tokens of a prompt and its answer together.")
+    gpu_memory_utilization: float = Field(
+        default=0.9, gt=0, le=1, description="The share of a GPU's memory that vLLM uses."
+    )
     tensor_parallel_size: ParallelSize = Field(
         default=1, description="GPUs that share the model; `auto`: the fewest in which it fits."
     )

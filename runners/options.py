@@ -9,7 +9,8 @@ from typing import get_args
 from batchfile.engine.base import EngineFactory
 from batchfile.engine.open import engine_factory
 from batchfile.errors import SettingsError
-from batchfile.machine.choice import tensor_parallel_size
+from batchfile.machine.choice import chosen_arguments, tensor_parallel_size
+from batchfile.machine.devices import visible_devices
 from batchfile.settings import CONFIG_VARIABLE, Settings
 from batchfile.settings_tables import PoolSettings
 from batchfile.types import EngineKind
@@ -143,7 +144,21 @@ def kind_of(pool: PoolSettings, options: ProgramOptions) -> EngineKind:
     return kind
 
 
-def factory_of(pool: PoolSettings, kind: EngineKind, stall_s: float = 600.0) -> EngineFactory:
+def factory_of(
+    pool: PoolSettings, kind: EngineKind, stall_s: float = 600.0, *, is_scraped: bool = False
+) -> EngineFactory:
+    """`is_scraped`: vLLM's metrics are served. Raises: SettingsError for GPUs that do not exist."""
+    chosen = {}
+    if kind == "vllm":
+        chosen = chosen_arguments(
+            pool,
+            pool.model,
+            (visible_devices(),),
+            revision=pool.revision,
+            max_num_seqs=pool.max_num_seqs,
+            is_generating=pool.task == "generate",
+            is_scraped=is_scraped,
+        )
     return engine_factory(
         kind,
         model=pool.model,
@@ -160,6 +175,7 @@ def factory_of(pool: PoolSettings, kind: EngineKind, stall_s: float = 600.0) -> 
         parse_control_tokens=pool.parse_control_tokens,
         lora=pool.lora,
         engine_args=pool.vllm_arguments,
+        defaults=chosen,
         task=pool.task,
         stall_s=stall_s,
     )

@@ -129,7 +129,7 @@ def _run(options: ProgramOptions, slot: int, signals: ChildSignals, reports: Rep
             inbox=inbox,
             media_rules=partial(media_rules, settings, store.url),
         )
-        factory = factory_of(pool, kind, ledger.limits.engine_stall_s)
+        factory = factory_of(pool, kind, ledger.limits.engine_stall_s, is_scraped=bool(ports))
 
         def build() -> Engine:
             engine = factory()

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from batchfile.engine.identity import EngineIdentity
 from batchfile.request_media import MediaUse
@@ -18,6 +18,7 @@ class EngineInfo:
     `num_slots`: how many requests it generates for at the same time. `max_in_flight`: how many to add at once to keep
     the slots full (slots plus a margin that waits inside). `max_model_len`: in tokens; None if unknown.
     `num_gpus`: local GPUs, so 0 for an endpoint. `note`: one line about the engine's own choices; empty without any.
+    `arguments`: those that were chosen for it.
     `commits`: of the models that come from a hub, by their names. `adapters`: the LoRA adapters that it has loaded;
     None: it does not distinguish models.
     `identity`: equal for engines whose answers may stand for each other's; None: unknown.
@@ -32,6 +33,7 @@ class EngineInfo:
     max_model_len: int | None = None
     num_gpus: int = 0
     note: str = ""
+    arguments: Mapping[str, Any] = field(default_factory=dict)
     commits: Mapping[str, str] = field(default_factory=dict)
     adapters: tuple[str, ...] | None = None
     identity: EngineIdentity | None = None

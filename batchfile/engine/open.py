@@ -38,7 +38,7 @@ def engine_factory(
     api_key: str | None = None,
     max_model_len: int | None = None,
     max_num_seqs: int | None = None,
-    gpu_memory_utilization: float = 0.9,
+    gpu_memory_utilization: float | None = None,
     tensor_parallel_size: int = 1,
     tool_parser: str | None = None,
     reasoning_parser: str | None = None,
@@ -47,6 +47,7 @@ def engine_factory(
     lora: Mapping[str, str] | None = None,
     checks_model: bool = False,
     engine_args: Mapping[str, Any] | None = None,
+    defaults: Mapping[str, Any] | None = None,
     task: Task = "generate",
     wait_for_endpoint: bool = True,
     stall_s: float = 600.0,
@@ -55,6 +56,7 @@ def engine_factory(
 
     `revision`: of the model on its hub. `task`: what the model is loaded for; ignored for an HTTP endpoint.
     `chat_template`: a file; `parse_control_tokens`: in texts; `engine_args`: further arguments of vLLM.
+    `defaults`: further ones that were chosen, for this engine's devices.
     `lora`: adapters for vLLM; `checks_model`: with adapters, reject requests for other models than this and those.
     `wait_for_endpoint`: wait also for one that was never available.
     `stall_s`: vLLM counts as dead after this time without progress.
@@ -67,7 +69,7 @@ def engine_factory(
             model=model,
             max_model_len=max_model_len,
             max_num_seqs=max_num_seqs,
-            gpu_memory_utilization=gpu_memory_utilization,
+            gpu_memory_utilization=gpu_memory_utilization or 0.9,
             tensor_parallel_size=tensor_parallel_size,
             tool_parser=tool_parser,
             reasoning_parser=reasoning_parser,
@@ -77,6 +79,7 @@ def engine_factory(
             checks_model=checks_model,
             task=task,
             stall_s=stall_s,
+            defaults=dict(defaults or {}),
             extra=({} if revision is None else {"revision": revision}) | dict(engine_args or {}),
         )
 

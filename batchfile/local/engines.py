@@ -16,7 +16,8 @@ from batchfile.engine_settings import EngineSettings
 from batchfile.errors import SettingsError
 from batchfile.ledger.base import Limits
 from batchfile.local.options import RunOptions, flag_of
-from batchfile.machine.choice import layout_for
+from batchfile.machine.capacity import Lengths
+from batchfile.machine.choice import chosen_arguments, layout_for
 from batchfile.machine.layout import Layout
 from batchfile.settings import Settings
 from batchfile.types import EngineKind
@@ -40,8 +41,9 @@ class EngineChoice:
     """`model` is part of the run's identity; `label` is for people. `identity`: what decides answers; None: unknown.
 
     `layout`: the devices of each replica, which are looked for at the first call; then `arguments` with its size are
-    those of `engine_factory`. `check`: called before a file is planned, with a function that prints a line for people.
-    Both raise SettingsError where the engine clearly cannot run it.
+    those of `engine_factory`. `defaults`: the arguments of vLLM for requests of these lengths, where none are set.
+    `check`: called before a file is planned, with a function that prints a line for people.
+    All three raise SettingsError where the engine clearly cannot run it.
     """
 
     kind: EngineKind
@@ -49,6 +51,7 @@ class EngineChoice:
     layout: Callable[[], Layout]
     arguments: Mapping[str, Any]
     identity: EngineIdentity | None = None
+    defaults: Callable[[Lengths | None], Mapping[str, Any]] = lambda lengths: {}
     check: Callable[[Say], object] = lambda say: None
 
     @property
@@ -56,6 +59,9 @@ class EngineChoice:
         if self.kind == "echo":
             return self.kind
         return f"{self.kind} with {f'the demo model {DEMO_MODEL}' if self.model == str(_demo_dir()) else self.model}"
+
+    def for_requests(self, lengths: Lengths | None) -> "EngineChoice":
+        return replace(self, arguments={**self.arguments, "defaults": self.defaults(lengths)})
 
     def noted(self, say: Say) -> EngineFactory:
         """The factory, which also prints the note of an engine about its own choices; each note is printed once."""
@@ -93,6 +99,7 @@ def choose_engine(settings: Settings, options: RunOptions) -> EngineChoice:
     # The revision of the settings is that of their model.
     revision = options.revision or (settings.run.revision if kind == "vllm" and options.model is None else None)
     engine, max_model_len = _engine_of(settings, options), options.max_model_len or settings.run.max_model_len
+    max_num_seqs = options.max_num_seqs or settings.run.max_num_seqs
     if kind == "vllm":
         check_adapters(options.lora or {})
         if engine.chat_template is not None and not Path(engine.chat_template).is_file():
@@ -105,7 +112,7 @@ def choose_engine(settings: Settings, options: RunOptions) -> EngineChoice:
         "base_url": url,
         "api_key": api_key,
         "max_model_len": max_model_len,
-        "max_num_seqs": options.max_num_seqs or settings.run.max_num_seqs,
+        "max_num_seqs": max_num_seqs,
         "gpu_memory_utilization": engine.gpu_memory_utilization,
         "tool_parser": options.tool_parser,
         "reasoning_parser": options.reasoning_parser,
@@ -126,7 +133,20 @@ def choose_engine(settings: Settings, options: RunOptions) -> EngineChoice:
             return Layout(replicas=((),) * num, is_all=num == 1)
         return layout_for(engine, model, revision=revision, max_model_len=max_model_len)
 
+    def defaults(lengths: Lengths | None) -> Mapping[str, Any]:
+        return chosen_arguments(
+            engine,
+            model,
+            layout().replicas,
+            revision=revision,
+            max_num_seqs=max_num_seqs,
+            is_generating=options.task == "generate",
+            lengths=lengths,
+        )
+
     choice = EngineChoice(kind=kind, model=model, layout=layout, arguments=arguments, check=lambda say: layout())
+    if kind == "vllm":
+        choice = replace(choice, defaults=defaults)
     if kind == "http" and url and not options.wait_for_endpoint:
         return replace(choice, check=_endpoint_check(url, model, api_key))
     return replace(choice, identity=engine_factory(kind, **arguments).identity())

@@ -40,7 +40,7 @@ def worded_for_python() -> Iterator[None]:
     try:
         yield
     except BatchfileError as error:
-        error.args = (in_python(str(error)), *error.args[1:])
+        error.args = (in_python(str(error)),)
         if hasattr(error, "__notes__"):
             error.__notes__ = [in_python(note) for note in error.__notes__]
         raise

@@ -34,6 +34,7 @@ ENGINE = "run.engine"
 MODEL = "run.model"
 ENGINE_VERSION = "run.engine_version"
 COMMITS = "run.commits"  # of models from a hub, by their names, as JSON
+CHOSEN = "run.chosen"  # the engine arguments that nobody has set, as JSON
 TABLE = "run.table"  # how the results of rows are written
 SPEED = "run.speed"  # what one process of the run measured, as JSON
 
@@ -213,7 +214,7 @@ class RunOptions:
     )
     quantization: str | None = _option("vLLM's name of a quantization, such as fp8.", metavar="NAME")
     gpu_memory_utilization: float | None = _option(
-        "The share of a GPU's memory that vLLM uses.  [default: 0.9]", least=0.01, most=1, metavar="SHARE"
+        "The share of a GPU's memory that vLLM uses.  [default: 0.95]", least=0.01, most=1, metavar="SHARE"
     )
     kv_cache_dtype: str | None = _option("The data type of the KV cache, such as fp8.", metavar="TYPE")
     max_num_batched_tokens: int | None = _option(

@@ -5,7 +5,7 @@ Receipts are kept in the user's state folder, one for each engine and model. Los
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -20,9 +20,12 @@ from batchfile.ledger.cas import update_batch
 from batchfile.ledger.records import BatchRecord
 from batchfile.local.options import SPEED
 from batchfile.local.receipt import Receipt, Speed, speed_of
+from batchfile.machine.capacity import Lengths
 from batchfile.runner.stats import RunnerStats
 
 STATE_VARIABLE, STATE_FOLDER = "XDG_STATE_HOME", "~/.local/state"  # as in the XDG base directory specification
+# Without an earlier run: a longer request has media, and prompts may share most of their tokens.
+BYTES_PER_TOKEN, TEXT_BYTES_MAX, ANSWER_TOKENS, SHARED = 4, 32 * 1024, 256, 0.9
 REQUESTS_ENOUGH = 20  # a run of fewer does not replace a longer one
 
 
@@ -75,6 +78,26 @@ def last_run(model: str) -> Receipt | None:
     """The receipt of the last run of `model` on this machine, by any engine. It has a speed."""
     runs = (receipt for receipt in _kept() if receipt.speed is not None and receipt.engine.model == model)
     return max(runs, key=lambda receipt: receipt.ended_at, default=None)
+
+
+def expected_lengths(model: str, batches: Sequence[BatchRecord], max_tokens: int | None) -> Lengths | None:
+    """The mean tokens of these requests, by their size and the last run of `model`; None: unknown, as with media."""
+    num = sum(batch.total for batch in batches)
+    size = sum(batch.input.size for batch in batches) / max(1, num)
+    if not num or size > TEXT_BYTES_MAX:
+        return None
+    run = last_run(model)
+    if run is None or run.speed is None or not run.input.jsonl_bytes:
+        return Lengths(
+            input=size / BYTES_PER_TOKEN,
+            output=min(max_tokens or ANSWER_TOKENS, ANSWER_TOKENS),
+            shared=SHARED * size / BYTES_PER_TOKEN,
+        )
+    tokens_per_byte = run.speed.input_tokens / run.speed.requests * run.input.requests / run.input.jsonl_bytes
+    tokens = size * tokens_per_byte
+    return Lengths(
+        input=tokens, output=run.speed.output_tokens / run.speed.requests, shared=tokens * run.cache_hit_rate
+    )
 
 
 def _kept() -> Iterator[Receipt]:

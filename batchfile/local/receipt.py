@@ -3,6 +3,7 @@
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import msgspec
 
@@ -28,12 +29,13 @@ class InputFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineFacts:
-    """`commits`: of the models that came from a hub, by their names."""
+    """`commits`: of the models that came from a hub, by their names. `chosen`: vLLM's arguments that nobody has set."""
 
     kind: str
     model: str
     version: str
     commits: dict[str, str] = field(default_factory=dict)
+    chosen: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,6 +135,7 @@ def make_receipt(
             model=meta.get("run.model", ""),
             version=meta.get(options.ENGINE_VERSION, ""),
             commits=msgspec.json.decode(meta.get(options.COMMITS, "{}"), type=dict[str, str]),
+            chosen=msgspec.json.decode(meta.get(options.CHOSEN, "{}"), type=dict[str, Any]),
         ),
         settings={
             name: meta[f"run.{name}"]

@@ -20,6 +20,7 @@ from batchfile.local.inputs import Source, is_added_to
 from batchfile.local.inputs import opened as opened_input
 from batchfile.local.media_files import media_rules
 from batchfile.local.options import RunOptions
+from batchfile.local.past_runs import expected_lengths
 from batchfile.local.progress import Meter, Snapshot, cost_usd
 from batchfile.local.replicas import Replicas, work_apart
 from batchfile.local.run import Opened, open_batch
@@ -219,6 +220,8 @@ def work_on_all(
         layout = choice.layout() if found else None
         for note in () if layout is None else layout.notes:
             observer.say(note)
+        if layout is not None:
+            choice = choice.for_requests(expected_lengths(choice.model, batches, sessions[0].options.max_tokens))
         if layout is not None and layout.is_all:
             factory = choice.noted(observer.say)
             work(ledger, found, factory, runner_id, on_runner, end, media_rules=rules_of, grace_s=grace_s)

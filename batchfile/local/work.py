@@ -15,7 +15,7 @@ from batchfile.ledger.base import Ledger
 from batchfile.ledger.cas import load, update_batch
 from batchfile.ledger.parallel import in_order
 from batchfile.ledger.records import BatchRecord, ShardRecord
-from batchfile.local.options import ANSWERS_BY, COMMITS, ENGINE_VERSION, parts_of
+from batchfile.local.options import ANSWERS_BY, CHOSEN, COMMITS, ENGINE_VERSION, parts_of
 from batchfile.local.past_runs import remember_speed
 from batchfile.local.previous_batch import POOL, nothing_reused, previous_of
 from batchfile.media.rules import MediaRules
@@ -122,6 +122,8 @@ def _remember_engine(ledger: Ledger, batch_id: str, info: EngineInfo) -> None:
     what decides the answers, so that a later run can say what has changed.
     """
     versions = {ENGINE_VERSION: info.version, COMMITS: msgspec.json.encode(info.commits, order="sorted").decode()}
+    if info.arguments:
+        versions[CHOSEN] = msgspec.json.encode(info.arguments, order="sorted").decode()
     if info.identity is not None:
         versions[ANSWERS_BY] = parts_of(info.identity)
 

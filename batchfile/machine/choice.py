@@ -2,12 +2,15 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-from batchfile.engine.vllm.arguments import check_engine_arguments
+from batchfile.engine.vllm.arguments import check_engine_arguments, known_arguments
 from batchfile.engine_settings import EngineSettings
+from batchfile.machine.capacity import Lengths
+from batchfile.machine.defaults import throughput_arguments, utilization_of
 from batchfile.machine.devices import CUDA, Device, visible_devices
 from batchfile.machine.layout import Layout, Wanted, plan_replicas
-from batchfile.machine.model_memory import read_model_memory
+from batchfile.machine.model_memory import ModelMemory, read_model_memory
 
 # With these engine arguments, a model takes less memory than its files say, or another form.
 _OTHER_MEMORY = {"cpu_offload_gb", "hf_overrides", "load_format", "kv_cache_memory_bytes", "num_gpu_blocks_override"}
@@ -32,19 +35,57 @@ def layout_for(
         tensor_parallel_size=None if size == "auto" else int(size),
         pipeline_parallel_size=engine.pipeline_parallel_size,
         replicas=replicas or engine.replicas,
-        gpu_memory_utilization=engine.gpu_memory_utilization,
+        gpu_memory_utilization=engine.gpu_memory_utilization or utilization_of(devices),
         max_model_len=max_model_len,
     )
-    memory = None
-    if devices[0].kind != "cpu" and not engine.engine_args.keys() & _OTHER_MEMORY:
-        memory = read_model_memory(
-            model,
-            revision=revision,
-            dtype=engine.dtype or "auto",
-            quantization=engine.quantization,
-            kv_cache_dtype=engine.kv_cache_dtype or "auto",
-        )
-    return plan_replicas(devices, wanted, model, memory)
+    return plan_replicas(devices, wanted, model, memory_for(engine, model, devices, revision=revision))
+
+
+def memory_for(
+    engine: EngineSettings, model: str, devices: Sequence[Device], *, revision: str | None
+) -> ModelMemory | None:
+    """Of a model on GPUs with these settings; None: unknown."""
+    if devices[0].kind == "cpu" or engine.engine_args.keys() & _OTHER_MEMORY:
+        return None
+    return read_model_memory(
+        model,
+        revision=revision,
+        dtype=engine.dtype or "auto",
+        quantization=engine.quantization,
+        kv_cache_dtype=engine.kv_cache_dtype or "auto",
+    )
+
+
+def chosen_arguments(
+    engine: EngineSettings,
+    model: str,
+    replicas: Sequence[Sequence[Device]],
+    *,
+    revision: str | None,
+    max_num_seqs: int | None,
+    is_generating: bool,
+    is_scraped: bool = False,
+    lengths: Lengths | None = None,
+) -> dict[str, Any]:
+    """The engine arguments of vLLM that `engine` leaves open. `lengths`: of the requests; None: unknown."""
+    devices, given, chosen = replicas[0], dict(engine.vllm_arguments), dict[str, Any]()
+    if max_num_seqs is not None:
+        given.setdefault("max_num_seqs", max_num_seqs)
+    if engine.gpu_memory_utilization is not None:
+        given.setdefault("gpu_memory_utilization", engine.gpu_memory_utilization)
+    elif devices[0].kind != "cpu" and "gpu_memory_utilization" not in given:
+        utilization = utilization_of([device for replica in replicas for device in replica])
+        chosen["gpu_memory_utilization"] = given["gpu_memory_utilization"] = utilization
+    return chosen | throughput_arguments(
+        devices,
+        given,
+        known=known_arguments(),
+        is_scraped=is_scraped,
+        is_generating=is_generating,
+        pipeline_parallel_size=engine.pipeline_parallel_size,
+        memory=None if lengths is None else memory_for(engine, model, devices, revision=revision),
+        lengths=lengths,
+    )
 
 
 def tensor_parallel_size(engine: EngineSettings, environ: Mapping[str, str] = os.environ) -> int:

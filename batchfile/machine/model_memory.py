@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from batchfile.engine.vllm.preflight import CONFIG, HUB_S_MAX, PARAMS, is_local, is_other_hub, read_config, weight_bytes
 
@@ -27,7 +27,8 @@ class ModelMemory:
 
     `kv_bytes_per_token`: of all layers. `kv_heads`: as many GPUs at most divide the KV cache; 1 for a latent that each
     of them keeps. `window_bytes_per_token`: the part of `kv_bytes_per_token` that only the last `window` tokens need.
-    `parameters`: without the input embedding; `active_parameters`: those of them that one token uses.
+    `parameters`: without the input embedding; `active_parameters`: those of them that one token uses. `step_bytes`: of
+    all of them, which a step reads. `multiplies`: the type of 8 bits in which they are multiplied; empty: 16 bits.
     """
 
     weight_bytes: int
@@ -37,6 +38,8 @@ class ModelMemory:
     context_length: int
     parameters: int = 0
     active_parameters: int = 0
+    step_bytes: int = 0
+    multiplies: Literal["", "fp8", "int8"] = ""
     window: int = 0
     window_bytes_per_token: int = 0
 
@@ -118,8 +121,10 @@ def memory_of(
         attention_heads=heads,
         kv_heads=kv_heads,
         context_length=_context_length(text),
+        step_bytes=round(max(0.0, weights - (0 if is_tied else vocabulary * used_bytes))),
         parameters=round(computed),
         active_parameters=round(computed - _unused_experts(text, hidden, layers, computed)),
+        multiplies=_multiplies(quantization if quantized is None else quantized),
         window=window if within else 0,
         window_bytes_per_token=within * per_layer * kv_bytes,
     )
@@ -204,6 +209,19 @@ def _stored_bits(quantized: Mapping[str, Any]) -> float:
     return _FOUR_BITS if quantized.get("load_in_4bit") else _requested_bits(name) or 8.0
 
 
+def _multiplies(quantization: Mapping[str, Any] | str | None) -> Literal["", "fp8", "int8"]:
+    """Formats of weights alone are multiplied with 16 bits."""
+    if isinstance(quantization, Mapping):
+        groups = quantization.get("config_groups")
+        first: Mapping[str, Any] = next(iter(groups.values()), {}) if isinstance(groups, Mapping) else {}
+        weights, activations = first.get("weights") or {}, first.get("input_activations") or {}
+        if weights.get("num_bits") == activations.get("num_bits") == 8:
+            return "fp8" if weights.get("type") == "float" else "int8"
+        quantization = " ".join(str(quantization.get(key, "")) for key in ("quant_method", "quant_algo"))
+    name = (quantization or "").lower()
+    return "" if "weight_only" in name or "w8a16" in name else "fp8" if "fp8" in name else ""
+
+
 def _stored_bytes(model: str, revision: str | None) -> int | None:
     """Raises: OSError, ValueError."""
     for name in INDEXES:
@@ -238,5 +256,7 @@ def _hub_size(model: str, revision: str | None) -> int | None:
     with suppress(Exception):
         from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
-        return get_hf_file_metadata(hf_hub_url(model, SINGLE_FILE, revision=revision), timeout=HUB_S_MAX).size
+        url = hf_hub_url(model, SINGLE_FILE, revision=revision)
+        size: int | None = get_hf_file_metadata(url, timeout=HUB_S_MAX).size
+        return size
     return None

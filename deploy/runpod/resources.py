@@ -18,7 +18,8 @@ from runners.runpod.jobs_and_pods import FLASHBOOT_SUFFIX
 
 Json = dict[str, Any]
 
-SECRET = re.compile(r"\{\{\s*RUNPOD_SECRET_\w+\s*\}\}")
+SECRET = re.compile(r"\{\{\s*RUNPOD_SECRET_([\w.\-/]+)\s*\}\}")
+VOLUME_PATH = "/runpod-volume"  # of network volumes in serverless workers
 
 
 class DeployError(Exception):
@@ -45,14 +46,17 @@ class ResourceKind:
     fixed: tuple[str, ...] = ()
 
 
-# In the order of their dependencies.
+# In the order of creation: each after what it needs, and what costs most last.
 KINDS = (
-    ResourceKind(name="volume", path="/network-volumes", key="networkVolumes", fixed=("dataCenter", "type")),
     ResourceKind(name="template", path="/templates", key="templates"),
+    ResourceKind(name="volume", path="/network-volumes", key="networkVolumes", fixed=("dataCenter", "type")),
+    ResourceKind(
+        name="pod", path="/pods", key="pods", fixed=("cpu", "gpu", "cloud", "dataCenterIds", "templateId", "mounts")
+    ),
     ResourceKind(name="endpoint", path="/serverless", key="endpoints", fixed=("type",)),
-    ResourceKind(name="pod", path="/pods", key="pods", fixed=("cpu", "gpu", "cloud", "dataCenterIds", "templateId")),
 )
-CONTAINER = ("image", "args", "disk", "env", "ports", "registry")
+KIND = {kind.name: kind for kind in KINDS}
+CONTAINER = ("image", "args", "cmd", "disk", "env", "ports", "registry")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +75,7 @@ class Resource:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """`verb`: create, change or keep. `fields`: wanted values of a change; `env`: changes of variables."""
+    """`verb`: create, change, keep or remove. `fields`: wanted values of a change; `env`: changes of variables."""
 
     verb: str
     resource: Resource
@@ -113,6 +117,23 @@ def _filled(value: Any, environ: Mapping[str, str]) -> Any:
     if isinstance(value, dict):
         return {name: _filled(one, environ) for name, one in value.items()}
     return value
+
+
+def standing_pods(endpoint: Resource, template: Json, gpu_type: str) -> list[Resource]:
+    """Pods instead of the always-on workers of an endpoint, with the same image, variables and volume."""
+    body, pools = endpoint.body, ("pools", "excludedTypes")
+    common: Json = {
+        **{key: template[key] for key in ("image", "disk", "registry") if key in template},
+        "cmd": ["runners", "--pool", template["env"]["POOL"]],
+        "env": {**template["env"], **body.get("env", {})},
+        "gpu": {"id": gpu_type, **{key: value for key, value in body["gpu"].items() if key not in pools}},
+        "cloud": "SECURE",
+        "dataCenterIds": body.get("dataCenterIds", []),
+    }
+    if body.get("networkVolumes"):  # a pod can have one
+        common["mounts"] = {"network": [{"volumeId": body["networkVolumes"][0], "path": VOLUME_PATH}]}
+    names = [f"{endpoint.name}-pod{number}" for number in range(1, body["workers"]["min"] + 1)]
+    return [Resource(kind=KIND["pod"], label=endpoint.label, body={"name": name, **common}) for name in names]
 
 
 def pick(listed: list[Json], resource: Resource) -> Json | None:
@@ -171,6 +192,11 @@ def is_secret(value: str) -> bool:
     return SECRET.fullmatch(value) is not None
 
 
+def secret_name(value: str) -> str:
+    found = SECRET.fullmatch(value)
+    return found[1] if found else ""
+
+
 def is_within(wanted: Any, found: Any) -> bool:
     """Does `found` contain everything in `wanted`? Additional fields are ignored."""
     if isinstance(wanted, dict):
@@ -185,4 +211,8 @@ def with_ids(body: Json, ids: Mapping[str, str]) -> Json:
         filled["templateId"] = ids.get(f"template {body['templateId']}", body["templateId"])
     if "networkVolumes" in body:
         filled["networkVolumes"] = [ids.get(f"volume {name}", name) for name in body["networkVolumes"]]
+    mounts = body.get("mounts", {}).get("network", [])
+    if mounts:
+        mounts = [{**one, "volumeId": ids.get(f"volume {one['volumeId']}", one["volumeId"])} for one in mounts]
+        filled["mounts"] = {**body["mounts"], "network": mounts}
     return filled

@@ -16,9 +16,11 @@ from typing import Any, TypeVar
 MANAGEMENT_URL = "https://api.runpod.io"
 JOBS_URL = "https://api.runpod.ai"
 KEY_VARIABLE = "RUNPOD_API_KEY"
+SCALER_KEY_VARIABLE = "SCALER_RUNPOD_API_KEY"  # because RunPod sets RUNPOD_API_KEY in pods to a key of its own
 TIMEOUT_S = 30.0
-READ_ATTEMPTS = 3  # of a GET; other requests are not retried
+READ_ATTEMPTS = 3  # of a GET; another request is sent again only after a 429, which has changed nothing
 READ_WAIT_S = 1.0
+PAGE_NUM = 1000  # the most that RunPod returns at once
 HEALTH = ("inQueue", "inProgress", "completed", "failed")
 
 Json = dict[str, Any]
@@ -26,11 +28,15 @@ T = TypeVar("T")
 
 
 class RunpodError(Exception):
-    """An error response, or no usable response (`status` 0). The message includes RunPod's own."""
+    """An error response, or no usable response (`status` 0). The message includes RunPod's own.
 
-    def __init__(self, message: str, status: int = 0) -> None:
+    `retry_after_s`: of a 429, if the response says so.
+    """
+
+    def __init__(self, message: str, status: int = 0, retry_after_s: float | None = None) -> None:
         super().__init__(message)
         self.status = status
+        self.retry_after_s = retry_after_s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,37 +51,49 @@ class EndpointHealth:
 
 
 class Runpod:
-    """`management_url`, `jobs_url`: overridden in tests."""
+    """`management_url`, `jobs_url`: overridden in tests. `patience_s`: the longest wait after a 429."""
 
-    def __init__(self, key: str, management_url: str = MANAGEMENT_URL, jobs_url: str = JOBS_URL) -> None:
+    def __init__(
+        self, key: str, management_url: str = MANAGEMENT_URL, jobs_url: str = JOBS_URL, patience_s: float = 5.0
+    ) -> None:
         self._key = key
+        self._patience_s = patience_s
         self._management_url = management_url.rstrip("/")
         self._jobs_url = jobs_url.rstrip("/")
 
     @classmethod
-    def from_environment(cls) -> "Runpod":
+    def from_environment(cls, patience_s: float = 5.0) -> "Runpod":
         """Raises: RunpodError if the key is not set."""
-        key = key_of(KEY_VARIABLE)
+        key = key_of(SCALER_KEY_VARIABLE) or key_of(KEY_VARIABLE)
         if not key:
             raise RunpodError(f"{KEY_VARIABLE} is not set; create a key in RunPod's console under Settings, API Keys")
         management_url = os.environ.get("RUNPOD_MANAGEMENT_URL", MANAGEMENT_URL)
-        return cls(key, management_url, os.environ.get("RUNPOD_JOBS_URL", JOBS_URL))
+        return cls(key, management_url, os.environ.get("RUNPOD_JOBS_URL", JOBS_URL), patience_s)
 
     def manage(self, method: str, path: str, body: Json | None = None) -> Json:
         """`path` without `/v2`. Returns {} for a response without a body. Raises: RunpodError."""
-        return call(method, f"{self._management_url}/v2{path}", self._key, body)
+        return call(method, f"{self._management_url}/v2{path}", self._key, body, self._patience_s)
 
     def jobs(self, method: str, endpoint_id: str, verb: str, body: Json | None = None) -> Json:
         """`verb`: `run`, `health`, `purge-queue`, ... Raises: RunpodError."""
         name = urllib.parse.quote(endpoint_id, safe="")
-        return call(method, f"{self._jobs_url}/v2/{name}/{verb}", self._key, body)
+        return call(method, f"{self._jobs_url}/v2/{name}/{verb}", self._key, body, self._patience_s)
 
     def listed(self, path: str, key: str) -> list[Json]:
-        """A list of resources, each with a string `id`. Raises: RunpodError."""
-        things = at(self.manage("GET", path), key, kind=list, of=path)
-        for thing in things:
-            at(thing, "id", kind=str, of=f"{path}: {key}")
-        return things
+        """All pages of a list of resources, each with a string `id`. Raises: RunpodError."""
+        things: dict[str, Json] = {}  # by ID: a resource that is created meanwhile moves others to the next page
+        cursors: list[str] = [""]
+        while True:
+            more = f"&cursor={urllib.parse.quote(cursors[-1], safe='')}" if cursors[-1] else ""
+            answer = self.manage("GET", f"{path}?limit={PAGE_NUM}{more}")
+            for thing in at(answer, key, kind=list, of=path):
+                things[at(thing, "id", kind=str, of=f"{path}: {key}")] = thing
+            cursor = (answer.get("pagination") or {}).get("nextCursor")
+            if not cursor:
+                return list(things.values())
+            if cursor in cursors:
+                raise RunpodError(f"{path}: unexpected response: the pages never end; run the same command again")
+            cursors.append(cursor)
 
     def health(self, endpoint_id: str) -> EndpointHealth:
         """Raises: RunpodError."""
@@ -113,16 +131,19 @@ def key_of(variable: str) -> str | None:
     return key or None
 
 
-def call(method: str, url: str, key: str | None, body: Json | None = None) -> Json:
-    """Sends a request; retries a GET twice if the server is busy or unavailable. Raises: RunpodError."""
-    num_attempts = READ_ATTEMPTS if method == "GET" else 1
-    for attempt in range(1, num_attempts + 1):
+def call(method: str, url: str, key: str | None, body: Json | None = None, patience_s: float = 5.0) -> Json:
+    """Sends a request; retries a GET twice if the server is busy or unavailable, and any request after a 429 whose
+    `Retry-After` is at most `patience_s`. Raises: RunpodError.
+    """
+    for attempt in range(1, READ_ATTEMPTS + 1):
         try:
             return _once(method, url, key, body)
         except RunpodError as error:
-            if attempt == num_attempts or not (error.status in {0, 429} or error.status >= 500):
+            is_retried = error.status == 429 or (method == "GET" and (error.status == 0 or error.status >= 500))
+            wait_s = READ_WAIT_S * attempt if error.retry_after_s is None else error.retry_after_s
+            if attempt == READ_ATTEMPTS or not is_retried or wait_s > patience_s:
                 raise
-            time.sleep(READ_WAIT_S * attempt)
+            time.sleep(wait_s)
     raise AssertionError("unreachable")
 
 
@@ -153,7 +174,10 @@ def _once(method: str, url: str, key: str | None, body: Json | None) -> Json:
             reason = error.read().decode(errors="replace")
         if "Location" in error.headers:
             reason = f"redirect to {error.headers['Location']} is not followed; use that URL if it is right"
-        raise RunpodError(f"{method} {url}: {error.code} {_reason(reason)}", error.code) from error
+        wait_s = _seconds(error.headers.get("Retry-After")) if error.code == 429 else None
+        if wait_s is not None:
+            reason = f"{_reason(reason)}; try again in {wait_s:.0f} s"
+        raise RunpodError(f"{method} {url}: {error.code} {_reason(reason)}", error.code, wait_s) from error
     except (OSError, HTTPException) as error:
         raise RunpodError(f"{method} {url}: no response ({error})") from error
     try:
@@ -161,6 +185,10 @@ def _once(method: str, url: str, key: str | None, body: Json | None) -> Json:
     except ValueError as error:
         raise RunpodError(f"{method} {url}: the response is not JSON: {text[:200]!r}") from error
     return found if isinstance(found, dict) else {"items": found}
+
+
+def _seconds(text: str | None) -> float | None:
+    return float(text) if text is not None and text.isascii() and text.isdecimal() else None
 
 
 def _reason(text: str) -> str:

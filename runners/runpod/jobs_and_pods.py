@@ -12,6 +12,7 @@ from ..scaling import Bounds
 from .api import Json, Runpod, RunpodError, at
 
 NAME = "batchfile-{pool}"  # of an endpoint, and the prefix of a pool's pods
+STANDING = re.compile(r"(.+)-pod\d+")  # the name of an endpoint, and of a pod instead of an always-on worker of it
 FLASHBOOT_SUFFIX = " -fb"  # added by the console to the names of some endpoints
 QUEUED_S_MAX = 3600.0  # how long a job may wait for a worker before RunPod drops it
 TTL_S_MAX = 7 * 24 * 3600.0
@@ -50,8 +51,17 @@ def find(runpod: Runpod, path: str, key: str, name: str) -> Json | None:
     return found[0] if found else None
 
 
+def standing_for(pod: Json) -> str | None:
+    """The name of the endpoint that the pod belongs to, if it is one of `deploy.sh --pods`."""
+    found = STANDING.fullmatch(str(pod.get("name", "")))
+    return found and found[1]
+
+
 class Jobs:
-    """Drain jobs of the endpoint `batchfile-POOL`. They are never canceled: each ends when it is out of work."""
+    """Drain jobs of the endpoint `batchfile-POOL`. They are never canceled: each ends when it is out of work.
+
+    Its always-on workers may be pods instead, which `deploy.sh --pods` creates. They count as runners.
+    """
 
     def __init__(self, runpod: Runpod, pool: str, idle_s: float) -> None:
         self._runpod = runpod
@@ -59,6 +69,7 @@ class Jobs:
         self._idle_s = idle_s
         self._endpoint_id = ""
         self._timeout_s = 0.0
+        self._num_pods = 0
 
     def bounds(self) -> Bounds:
         """The endpoint's bounds. Read each time, because RunPod scales down idle endpoints."""
@@ -69,12 +80,15 @@ class Jobs:
         self._endpoint_id = str(endpoint["id"])
         self._timeout_s = at(endpoint, "timeout", kind=int, of=name) / 1000
         least, most = (at(endpoint, "workers", bound, kind=int, of=name) for bound in ("min", "max"))
-        return Bounds(minimum=min(least, most), maximum=most)
+        self._num_pods = sum(
+            standing_for(pod) == name and pod.get("status") not in GONE for pod in self._runpod.listed("/pods", "pods")
+        )
+        return Bounds(minimum=self._num_pods + min(least, most), maximum=self._num_pods + most)
 
     def count(self) -> Count:
         found = self._runpod.health(self._endpoint_id)
-        num = found.num_waiting + found.num_at_work
-        return Count(num=num, num_at_work=found.num_at_work, num_failed=found.num_failed)
+        num_at_work = found.num_at_work + self._num_pods
+        return Count(num=found.num_waiting + num_at_work, num_at_work=num_at_work, num_failed=found.num_failed)
 
     def start(self, num: int, *, num_standing: int) -> None:
         for number in range(num):

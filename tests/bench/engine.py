@@ -1,21 +1,21 @@
 """Our runner on real vLLM against vLLM's own two ways to run a file, in one run on one machine.
 
-Three ways, the same requests, output lengths and scheduler flags, each from the engine being ready to the output being
-on disk:
+The same requests and output lengths, each from the engine being ready to the output being on disk:
 
 - ours: the runner loop over a directory store (claims, checkpoints and assembly included);
 - generate: `LLM.generate` on all prompts at once, then the file is written;
-- run_batch: vLLM's `run_batch` on the same OpenAI file.
+- run_batch: vLLM's `run-batch` on the same OpenAI file; with `--wheel`, also the launcher of a newer vLLM.
 
-Each engine is loaded once; the ways take turns, and what counts is the ratio within each round (median of the rounds).
-Also counted: how many of the scheduler's steps were full until the input ended, and the steps of 64 shards against 1.
+With `--flags equal`, all have the same scheduler flags, data type, block size and cores, and no statistics; `generate`
+runs on our engine. With `--flags own`, each has its own defaults. Each engine is loaded once; the ways take turns, and
+what counts is the ratio within each round (median of the rounds). Also counted: how many of the scheduler's steps were
+full until the input ended, and the steps of 64 shards against 1.
 
 Run: `python tests/bench/engine.py --model DIR` (real weights), or on a GPU with any model's shape and
 `--load-format dummy`.
 """
 
 import argparse
-import asyncio
 import json
 import os
 import random
@@ -25,18 +25,23 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tests.helpers.vllm import ProcessGuard
+from tests.vllm_peers import answer, answers, generate, work_generate, work_run_batch
 
 BOUND_GENERATE = 1.0
 BOUND_RUN_BATCH = 1.1
 BOUND_FULL = 0.995
 BOUND_STEPS = 0.01
 SHARDS = 64
+WARM_REQUESTS = 8  # before the first round
+NEWER = "newer_run_batch"
+PEERS = ("generate", "run_batch", NEWER)
+SAME = "BATCHFILE_BENCH_SAME"  # what our engine has chosen, for the peers
 
 
 def write_requests(path: Path, num: int) -> None:
@@ -73,13 +78,15 @@ class Steps:
 class Worker:
     """A process that has loaded one engine and runs a way when told to: JSON lines in, JSON lines out."""
 
-    def __init__(self, way: str, args: argparse.Namespace, guard: ProcessGuard) -> None:
-        command = [sys.executable, __file__, "--worker", way, *forwarded(args)]
-        environ = {**os.environ, **guard.environ}
+    def __init__(
+        self, way: str, args: argparse.Namespace, guard: ProcessGuard, more: Mapping[str, str] | None = None
+    ) -> None:
+        command = [sys.executable, __file__, "--worker", way, *flags_of(args)]
+        environ = {**os.environ, **guard.environ, **(more or {})}
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True, env=environ
         )
-        self.ask({"ready": True})
+        self.about = self.ask({"ready": True})
 
     def pause(self) -> None:
         """An idle engine's processes poll, and would take the cores from the one that is measured."""
@@ -105,72 +112,57 @@ class Worker:
         self._process.wait()
 
 
-def forwarded(args: argparse.Namespace) -> list[str]:
+def flags_of(args: argparse.Namespace) -> list[str]:
+    """The flags of the bench, for its own processes."""
     flags = ["--model", args.model, "--load-format", args.load_format, "--max-num-seqs", str(args.max_num_seqs)]
     flags += ["--max-num-batched-tokens", str(args.max_num_batched_tokens), "--max-model-len", str(args.max_model_len)]
-    return flags + (["--enforce-eager"] if args.enforce_eager else [])
+    flags += ["--flags", args.flags] + (["--enforce-eager"] if args.enforce_eager else [])
+    return flags + (["--wheel", args.wheel] if args.wheel else [])
 
 
-def answers() -> Iterable[dict[str, Any]]:
-    """The questions of the parent; what is yielded back to it is printed by `answer`."""
-    for line in sys.stdin:
-        yield json.loads(line)
-
-
-def answer(**what: Any) -> None:
-    print("ANSWER " + json.dumps(what), flush=True)
+def flags_of_run_batch(args: argparse.Namespace) -> list[str]:
+    """Those of our engine; with `own` only the model."""
+    flags = ["--model", args.model, "--load-format", args.load_format]
+    if args.flags == "own":
+        return flags
+    flags += ["--max-num-seqs", str(args.max_num_seqs), "--max-num-batched-tokens", str(args.max_num_batched_tokens)]
+    flags += ["--max-model-len", str(args.max_model_len), "--disable-log-stats", "--enable-prefix-caching"]
+    flags += ["--enforce-eager"] if args.enforce_eager else []
+    same = json.loads(os.environ[SAME])
+    return [*flags, "--dtype", same["dtype"], "--block-size", str(same["block_size"])]
 
 
 def work_ours(args: argparse.Namespace) -> None:
-    """Ours and `generate` on one and the same engine."""
-    from tests.helpers.vllm import VllmEngine, VllmOptions
+    """Ours; with equal flags also `generate` on the same engine."""
+    from tests.helpers.vllm import VllmEngine, VllmOptions, known_arguments, throughput_arguments, visible_devices
 
-    engine = VllmEngine(
-        VllmOptions(
+    if args.flags == "own":
+        given = {"load_format": args.load_format, "gpu_memory_utilization": 0.95}
+        chosen = throughput_arguments(visible_devices()[:1], given, known=known_arguments())
+        options = VllmOptions(model=args.model, defaults=chosen, extra=given)
+    else:
+        options = VllmOptions(
             model=args.model,
             max_num_seqs=args.max_num_seqs,
             max_model_len=args.max_model_len,
             enforce_eager=args.enforce_eager,
-            extra={
-                "load_format": args.load_format,
-                "max_num_batched_tokens": args.max_num_batched_tokens,
-            },
+            extra={"load_format": args.load_format, "max_num_batched_tokens": args.max_num_batched_tokens},
         )
-    )
+    engine = VllmEngine(options)
+    config = engine._engine.vllm_config
     for question in answers():
         if "ready" in question:
-            answer(ready=True)
+            dtype = str(config.model_config.dtype).removeprefix("torch.")
+            answer(note=engine.info.note, dtype=dtype, block_size=config.cache_config.block_size)
             continue
         engine._llm.reset_prefix_cache()
         source, output = Path(question["source"]), Path(question["output"])
         if question["way"] == "generate":
-            answer(seconds=generate(engine, source, output))
+            answer(seconds=generate(engine._llm, source, output))
         else:
             seconds, steps = ours(engine, source, output, question["shards"])
             answer(seconds=seconds, all=steps.all, fed=steps.fed, full=steps.full)
     engine.close()
-
-
-def generate(engine: Any, source: Path, output: Path) -> float:
-    """All prompts at once: read, apply the template, generate, write."""
-    from vllm import SamplingParams
-
-    started_at = time.monotonic()
-    lines = [json.loads(line) for line in source.open()]
-    conversations = [line["body"]["messages"] for line in lines]
-    params = [SamplingParams(max_tokens=line["body"]["max_tokens"], temperature=0, ignore_eos=True) for line in lines]
-    tokenizer = engine._llm.get_tokenizer()
-    prompts = [
-        {"prompt_token_ids": tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)}
-        for turns in conversations
-    ]
-    outputs = engine._llm.generate(prompts, params, use_tqdm=False)
-    with output.open("w") as file:
-        for line, result in zip(lines, outputs, strict=True):
-            file.write(json.dumps({"custom_id": line["custom_id"], "text": result.outputs[0].text}) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    return time.monotonic() - started_at
 
 
 def ours(engine: Any, source: Path, output: Path, shards: int | None) -> tuple[float, Steps]:
@@ -230,32 +222,6 @@ class LentEngine:
         pass
 
 
-def work_run_batch(args: argparse.Namespace) -> None:
-    """vLLM's run_batch, with its own usage context, on an engine that is loaded once."""
-    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
-    from vllm.entrypoints.launchers import run_batch as peer
-    from vllm.entrypoints.launchers.api_server.entry import build_async_engine_client
-    from vllm.usage.usage_lib import UsageContext
-
-    async def serve() -> None:
-        sys.argv = ["run_batch", "-i", "in", "-o", "out", *forwarded(args), "--served-model-name", "bench"]
-        parsed = peer.parse_args()
-        async with build_async_engine_client(parsed, usage_context=UsageContext.OPENAI_BATCH_RUNNER) as client:
-            for question in answers():
-                if "ready" in question:
-                    answer(ready=True)
-                    continue
-                await client.reset_prefix_cache()
-                parsed.input_file, parsed.output_file = question["source"], question["output"]
-                started_at = time.monotonic()
-                await peer.run_batch(client, parsed)
-                with open(parsed.output_file) as file:
-                    os.fsync(file.fileno())
-                answer(seconds=time.monotonic() - started_at)
-
-    asyncio.run(serve())
-
-
 def interval(ratios: list[float]) -> str:
     return f"{statistics.median(ratios):.3f} [{min(ratios):.3f}, {max(ratios):.3f}]"
 
@@ -275,15 +241,27 @@ def measure(args: argparse.Namespace, guard: ProcessGuard) -> int:
         folder = Path(name)
         source = folder / "in.jsonl"
         write_requests(source, args.requests)
-        own = Worker("ours", args, guard)
+        write_requests(folder / "first.jsonl", WARM_REQUESTS)
+        ways = [("ours", Worker("ours", args, guard))]
+        own = ways[0][1]
         own.pause()
-        peer = Worker("run_batch", args, guard)
-        peer.pause()
+        same = {SAME: json.dumps(own.about)}
+        if args.flags == "equal":  # on a CPU: the same cores and memory
+            same |= {"VLLM_CPU_NUM_OF_RESERVED_CPU": "0", "VLLM_CPU_KVCACHE_SPACE": "2"}
+            ways.append(("generate", own))
+        for way in PEERS[len(ways) - 1 : None if args.wheel else -1]:
+            ways.append((way, Worker(way, args, guard, same)))
+            ways[-1][1].pause()
+        for way, worker in ways:
+            worker.resume()
+            output = str(folder / f"{way}-first")
+            worker.ask({"way": way, "source": str(folder / "first.jsonl"), "output": output, "shards": None})
+            worker.pause()
         rounds = []
         for number in range(args.rounds):
             row = {}
-            ways = [("ours", own), ("generate", own), ("run_batch", peer)]
-            for way, worker in ways[number % 3 :] + ways[: number % 3]:
+            first = number % len(ways)
+            for way, worker in ways[first:] + ways[:first]:
                 question = {"way": way, "source": str(source), "output": str(folder / f"{way}{number}"), "shards": None}
                 worker.resume()
                 row[way] = worker.ask(question)
@@ -295,37 +273,41 @@ def measure(args: argparse.Namespace, guard: ProcessGuard) -> int:
             own.ask({"way": "ours", "source": str(source), "output": str(folder / f"s{shards}"), "shards": shards})
             for shards in (1, SHARDS)
         )
-        own.close()
-        peer.resume()
-        peer.close()
-    return report(args, rounds, one, many)
+        for worker in dict.fromkeys(worker for _, worker in ways):
+            worker.resume()
+            worker.close()
+    return report(args, own.about, rounds, one, many)
 
 
-def report(args: argparse.Namespace, rounds: list[dict[str, Any]], one: dict[str, Any], many: dict[str, Any]) -> int:
-    faster = {
-        way: [row[way]["seconds"] / row["ours"]["seconds"] for row in rounds] for way in ("generate", "run_batch")
-    }
+def report(
+    args: argparse.Namespace,
+    about: dict[str, Any],
+    rounds: list[dict[str, Any]],
+    one: dict[str, Any],
+    many: dict[str, Any],
+) -> int:
+    peers = [way for way in PEERS if way in rounds[0]]
+    faster = {way: [row[way]["seconds"] / row["ours"]["seconds"] for row in rounds] for way in peers}
     full = [row["ours"]["full"] / max(1, row["ours"]["fed"]) for row in rounds]
     steps = many["all"] / one["all"] - 1
-    print(f"{'as fast as':>12}  median [min, max] of {len(rounds)} rounds, {args.requests} requests")
+    whose = "equal flags" if args.flags == "equal" else "each one's own defaults"
+    print(f"{about['note']}; {about['dtype']}; {whose}")
+    print(f"{'as fast as':>15}  median [min, max] of {len(rounds)} rounds, {args.requests} requests")
     for way, ratios in faster.items():
-        print(f"{way:>12}  {interval(ratios)}")
+        name = f"{way} ({Path(args.wheel).name.split('-cp')[0]} laid over)" if way == NEWER else way
+        print(f"{name:>15}  {interval(ratios)}")
     print(f"full steps until the input ended: {interval(full)}")
     print(f"steps of {SHARDS} shards against 1: {many['all']} against {one['all']} ({steps:+.2%})")
-    row = {
-        "bench": "engine",
-        "model": Path(args.model).name,
-        "requests": args.requests,
-        "rounds": len(rounds),
-        "vs_generate": round(statistics.median(faster["generate"]), 3),
-        "vs_run_batch": round(statistics.median(faster["run_batch"]), 3),
-        "full_steps": round(statistics.median(full), 4),
-        "shard_steps": round(steps, 4),
-    }
+    if not args.wheel:
+        print("without the launcher of a newer vLLM: --wheel FILE, from `pip download --no-deps vllm==0.33.0`")
+    row: dict[str, Any] = {"bench": "engine", "flags": args.flags, "model": Path(args.model).name}
+    row |= {"requests": args.requests, "rounds": len(rounds)}
+    row |= {f"vs_{way}": round(statistics.median(ratios), 3) for way, ratios in faster.items()}
+    row |= {"full_steps": round(statistics.median(full), 4), "shard_steps": round(steps, 4)}
     print(json.dumps(row))
     is_within = (
         row["vs_generate"] >= BOUND_GENERATE
-        and row["vs_run_batch"] >= BOUND_RUN_BATCH
+        and all(row[f"vs_{way}"] >= BOUND_RUN_BATCH for way in peers if way != "generate")
         and row["full_steps"] >= BOUND_FULL
         and abs(row["shard_steps"]) <= BOUND_STEPS
     )
@@ -337,20 +319,24 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True)
     parser.add_argument("--load-format", default="auto", help="`dummy` for random weights of the model's shape")
+    parser.add_argument("--flags", choices=("equal", "own"), default="equal", help="`own`: the defaults of each way")
+    parser.add_argument("--wheel", metavar="FILE", help="the wheel of a newer vLLM, to measure its run-batch too")
     parser.add_argument("--requests", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--max-num-seqs", type=int, default=64)
     parser.add_argument("--max-num-batched-tokens", type=int, default=2048)
     parser.add_argument("--max-model-len", type=int, default=2048)
     parser.add_argument("--enforce-eager", action="store_true")
-    parser.add_argument("--worker", choices=("ours", "run_batch"), help=argparse.SUPPRESS)
+    parser.add_argument("--worker", choices=("ours", *PEERS), help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.worker is None:
+        return compare(args)
     if args.worker == "ours":
         work_ours(args)
-    elif args.worker == "run_batch":
-        work_run_batch(args)
+    elif args.worker == "generate":
+        work_generate(args)
     else:
-        return compare(args)
+        work_run_batch(args, flags_of_run_batch(args), args.wheel if args.worker == NEWER else None)
     return 0
 
 

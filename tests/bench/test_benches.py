@@ -96,6 +96,12 @@ def test_the_engine_bench_completes(model_path: str) -> None:
 
 @pytest.mark.long
 @pytest.mark.vllm
+def test_the_frontend_bench_completes(model_path: str) -> None:
+    assert run("frontend.py", "--model", model_path, "--running", "16", "--rounds", "1")["running"] == 16
+
+
+@pytest.mark.long
+@pytest.mark.vllm
 def test_the_cpu_bench_completes(model_path: str) -> None:
     row = run("cpu.py", "--model", model_path, "--cases", "chosen", "--requests", "2", "--max-tokens", "4")
     rows = row["rows"]

@@ -4,6 +4,7 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -217,3 +218,28 @@ def test_rows_and_text_are_estimated_as_the_requests_that_they_become() -> None:
     found = json.loads(CliRunner().invoke(root, ["estimate", *arguments, "--limit", "1", "--json"]).output)
     assert found["requests"] == 1
     assert json.loads(CliRunner().invoke(root, ["estimate", "prompts.txt", "--json"]).output)["requests"] == 2
+
+
+def batches(num: int, size: int) -> Any:
+    return [SimpleNamespace(total=num, input=SimpleNamespace(size=size))]
+
+
+def test_the_lengths_of_requests_are_guessed_without_an_earlier_run() -> None:
+    found = past_runs.expected_lengths("m/x", batches(10, 8000), 100)
+    assert found is not None
+    assert (found.input, found.output, found.shared) == (200, 100, 180)
+    longest = past_runs.expected_lengths("m/x", batches(10, 8000), 5000)
+    assert longest is not None
+    assert longest.output == 256
+
+
+def test_the_lengths_of_requests_follow_the_last_run() -> None:
+    past_runs.keep(replace(receipt(), cache_hit_rate=0.25))  # 200 bytes are 20 tokens, and answers have 10
+    found = past_runs.expected_lengths("m/x", batches(10, 8000), 5000)
+    assert found is not None
+    assert (found.input, found.output, found.shared) == (80, 10, 20)
+
+
+@pytest.mark.parametrize(("num", "size"), [(0, 0), (10, 10_000_000)])
+def test_the_lengths_of_media_and_of_nothing_are_unknown(num: int, size: int) -> None:
+    assert past_runs.expected_lengths("m/x", batches(num, size), 100) is None

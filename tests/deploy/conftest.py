@@ -1,6 +1,7 @@
 """The fake RunPod beside the tests, and a store with work in it."""
 
 import json
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[2] / "deploy"))  # the recipe of set-up
 
 from fake_runpod import FakeRunpod, Server
+from runpod_cli import FOLDER, Deploy, deployer
 
 from batchfile import Ledger
 from batchfile.types import Defaults
@@ -29,6 +31,17 @@ def server() -> Iterator[Server]:
 @pytest.fixture
 def runpod(server: Server) -> FakeRunpod:
     return server.fake
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    """A copy of the files of deploy/runpod, for a test to change."""
+    return Path(shutil.copytree(FOLDER, tmp_path / "runpod"))
+
+
+@pytest.fixture
+def deploy(server: Server, files: Path) -> Deploy:
+    return deployer(server, files)
 
 
 @pytest.fixture

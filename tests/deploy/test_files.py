@@ -202,6 +202,18 @@ def test_the_fake_refuses_fields_and_values_that_runpod_refuses() -> None:
         ({"gpu": {"pools": ["RTX_4090"]}}, "no GPU pool RTX_4090"),
         ({"networkVolumes": ["batchfile-mistral"]}, "not found"),
         ({"type": "LOAD_BALANCER", "scaling": {"type": "QUEUE_DELAY", "queueDelay": 4}}, "REQUEST_COUNT"),
+        ({"env": {"PORT": 8000}}, "$.env: {'PORT': 8000} is not allowed"),
+        ({"gpu": {"pools": ["ADA_24"], "count": 0}}, "$.gpu.count: 0 is not allowed"),
+        ({"gpu": {"pools": []}}, "$.gpu.pools: [] is not allowed"),
+        ({"gpu": {"pools": ["ADA_24"], "minCudaVersion": "13.0", "allowedCudaVersions": ["13.0"]}}, "exclusive"),
+        ({"gpu": {"pools": ["ADA_24"], "excludedTypes": ["NVIDIA GeForce RTX 4090"]}}, "no GPU type is left"),
+        ({"disk": 0}, "$.disk: 0 is not allowed"),
+        ({"name": ""}, "$.name: '' is not allowed"),
+        ({"templateId": ""}, "$.templateId: '' is not allowed"),
+        ({"workers": {"min": -1}}, "$.workers.min: -1 is not allowed"),
+        ({"workers": {"max": 21}}, "must not exceed your workers quota (20)"),
+        ({"scaling": {"type": "REQUEST_COUNT", "requestCount": 0}}, "requestCount: 0 is not allowed"),
+        ({"args": "a", "cmd": ["b"]}, "args and cmd describe different commands"),
     ]
     fake = FakeRunpod()
     template = {"name": "t", "image": "i", "serverless": True}
@@ -211,6 +223,34 @@ def test_the_fake_refuses_fields_and_values_that_runpod_refuses() -> None:
             fake.answer("POST", "/v2/serverless", {**good, **fields}, f"Bearer {KEY}")
         assert reason in json.dumps(caught.value.body), fields
     assert fake.answer("POST", "/v2/serverless", good, f"Bearer {KEY}")[0] == 201
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"cpu": {"id": "cpu5c", "vcpuCount": 1}}, "$.cpu.vcpuCount: 1 is not allowed"),
+        ({"cpu": {"id": "cpu5c", "vcpuCount": 6}}, "$.cpu.vcpuCount: 6 is not allowed"),
+        ({"cpu": {"id": "", "vcpuCount": 2}}, "$.cpu.id: '' is not allowed"),
+        ({"gpu": {"id": "NVIDIA GeForce RTX 4090"}}, "exactly one of gpu and cpu"),
+        ({"cloud": "secure"}, "$.cloud: 'secure' is not allowed"),
+        ({"templateId": "tpl1", "name": "n"}, "a serverless template"),
+        ({"image": None}, "$.image: got NoneType"),
+        ({"mounts": {"network": [{"volumeId": "a", "path": "/a"}, {"volumeId": "b", "path": "/b"}]}}, "maxItems"),
+        ({"mounts": {"persistent": {"size": 10, "path": "/a"}}}, "persistent mounts are for pods with a GPU"),
+        ({"mounts": {"network": [{"volumeId": "a"}]}}, "missing property 'path'"),
+    ],
+)
+def test_the_fake_refuses_pods_that_runpod_refuses(fields: dict[str, Any], reason: str) -> None:
+    fake = FakeRunpod()
+    template = {"name": "t", "image": "i", "serverless": True}
+    fake.answer("POST", "/v2/templates", template, f"Bearer {KEY}")
+    good = {"name": "p", "image": "i", "cpu": {"id": "cpu5c", "vcpuCount": 2}}
+    with pytest.raises(Problem) as caught:
+        fake.answer("POST", "/v2/pods", {**good, **fields}, f"Bearer {KEY}")
+    assert reason in json.dumps(caught.value.body), fields
+    del good["image"]
+    with pytest.raises(Problem, match="validation failed"):
+        fake.answer("POST", "/v2/pods", good, f"Bearer {KEY}")
 
 
 def test_scripts_name_extras_that_exist() -> None:

@@ -2,44 +2,16 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_runpod import KEY, FakeRunpod, Server
+from fake_runpod import KEY, FakeRunpod
+from runpod_cli import FOLDER, Deploy
 
-FOLDER = Path(__file__).parents[2] / "deploy" / "runpod"
-VARIABLES = {
-    "RUNPOD_API_KEY": KEY,
-    "RUNPOD_DATA_CENTER": "US-KS-2",
-    "BATCHFILE_IMAGES": "registry.example/acme",
-    "BATCHFILE_VERSION": "1.2.3",
-    "BATCHFILE_STORE": "s3://leads/batches",
-    "BATCHFILE_URL": "https://batches.example",
-}
 POOLS = ["--only", "mistral", "--only", "llama"]
-Deploy = Callable[..., "subprocess.CompletedProcess[str]"]
-
-
-@pytest.fixture
-def files(tmp_path: Path) -> Path:
-    """A copy of the files, for a test to change."""
-    return Path(shutil.copytree(FOLDER, tmp_path / "runpod"))
-
-
-@pytest.fixture
-def deploy(server: Server, files: Path) -> Deploy:
-    def run(*arguments: str, stdout: Any = subprocess.PIPE, **variables: str) -> subprocess.CompletedProcess[str]:
-        urls = {"RUNPOD_MANAGEMENT_URL": server.url, "RUNPOD_JOBS_URL": server.url}
-        environ = {**os.environ, **VARIABLES, **urls, "PYTHON": sys.executable, **variables}
-        command = [str(FOLDER / "deploy.sh"), *arguments, "--folder", str(files)]
-        return subprocess.run(command, env=environ, stdout=stdout, stderr=subprocess.PIPE, text=True)
-
-    return run
 
 
 def change(path: Path, **fields: Any) -> None:
@@ -58,9 +30,13 @@ def test_a_plan_says_what_it_costs_and_what_is_not_known(deploy: Deploy) -> None
     assert "create endpoint batchfile-mistral" in told
     assert "endpoint batchfile-mistral: $815 a month for always-on workers, $8,147 with all workers" in told
     assert "endpoint batchfile-llama-70b: $3,995 a month for always-on workers, $11,984 with all workers" in told
-    assert "pod batchfile-api: no price in prices.json" in told
-    assert "total, without the pods: $4," in told
-    assert "total: $" in deploy("plan", *POOLS).stdout
+    assert (
+        "its always-on workers: $2,613 on secure pods or $2,029 on community pods instead of $3,995 (--pods llama)"
+        in told
+    )
+    assert "pod batchfile-api: $44 a month" in told
+    assert "total: $4,918 a month for always-on workers" in told
+    assert "(prices: RunPod's catalog, now;" in told
 
 
 def test_from_nothing_everything_is_made_and_again_nothing_is_done(deploy: Deploy, runpod: FakeRunpod) -> None:
@@ -115,17 +91,18 @@ def test_a_new_version_reaches_the_endpoints_that_copied_their_template(deploy: 
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-@pytest.mark.parametrize("path", ["/v2/network-volumes", "/v2/templates", "/v2/serverless", "/v2/pods", "/v2/ep3/run"])
+@pytest.mark.parametrize("path", ["/v2/network-volumes", "/v2/templates", "/v2/serverless", "/v2/pods", "/v2/ep4/run"])
 def test_a_run_that_failed_half_way_is_completed_by_the_next(
     deploy: Deploy, runpod: FakeRunpod, path: str, when: str
 ) -> None:
-    """The fake counts what it makes: the endpoint is the third."""
+    """The fake counts what it makes: the endpoint is the fourth."""
     only = ["--only", "mistral", "--only", "api"]
     runpod.fail_at = ("POST", path, when)
     failed = deploy("apply", "--yes", *only)
     assert failed.returncode == 1
     assert "run the same command again" in failed.stdout
     runpod.fail_at = None
+    assert "batchfile_deploy_lock" not in [secret["name"] for secret in runpod.secrets]
     done = deploy("apply", "--yes", *only)
     assert done.returncode == 0, done.stdout
     assert {kind: len(things) for kind, things in runpod.things.items()} == dict.fromkeys(runpod.things, 1)
@@ -196,6 +173,11 @@ def test_a_secret_or_a_value_that_the_file_renames_is_changed(deploy: Deploy, ru
     path = files / "runpod-mistral-template.json"
     env = json.loads(path.read_text())["env"]
     change(path, env={**env, "HF_TOKEN": "{{ RUNPOD_SECRET_another }}", "HF_HOME": "/elsewhere"})
+    runpod.calls.clear()
+    refused = deploy("apply", "--yes", *only)
+    assert (refused.returncode, runpod.calls) == (2, [])
+    assert "RunPod has no secret another. Nothing was changed. Create them in RunPod's console" in refused.stdout
+    assert deploy("secrets", "--yes", *only, ANOTHER="hf_x").returncode == 0
     assert deploy("apply", "--yes", *only).returncode == 0
     for kind in ("templates", "serverless"):
         found = runpod.named(kind, "batchfile-mistral")["env"]
@@ -263,7 +245,7 @@ def test_two_of_one_name_are_refused_by_id(deploy: Deploy, runpod: FakeRunpod) -
         runpod.things["network-volumes"][thing_id] = {"id": thing_id, "name": "batchfile-mistral", "size": 50}
     refused = deploy("apply", "--yes", "--only", "mistral")
     assert refused.returncode == 2
-    assert "vol90, vol91" in refused.stdout
+    assert "vol91, vol90" in refused.stdout
 
 
 def test_what_can_not_be_changed_is_refused_before_anything_is(deploy: Deploy, runpod: FakeRunpod, files: Path) -> None:

@@ -3,10 +3,13 @@
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 import pytest
+from fake_runpod import KEY, FakeRunpod, Server
+from fake_runpod_rules import Problem
 
-from tests.helpers.fleet import RunpodError, at, call, key_of
+from tests.helpers.fleet import Runpod, RunpodError, at, call, key_of
 
 
 class Elsewhere:
@@ -79,3 +82,54 @@ def test_what_is_missing_in_an_answer_is_named_and_no_value_is_shown() -> None:
             at(answer, *names, kind=int, of="endpoint")
         assert "hf_secret" not in str(told.value)
     assert at({"jobs": {"failed": 1}}, "jobs", "failed", kind=int, of="health") == 1
+
+
+POD = {"image": "x", "cpu": {"id": "cpu5c", "vcpuCount": 2}}
+
+
+def test_a_list_has_all_pages_and_each_thing_once(server: Server, runpod: FakeRunpod) -> None:
+    """A pod that is created meanwhile moves the others to the next page."""
+    client = Runpod(KEY, server.url, server.url)
+    ids = [client.manage("POST", "/pods", {**POD, "name": f"p{number}"})["id"] for number in range(7)]
+    runpod.page_num = 2
+    assert [pod["id"] for pod in client.listed("/pods", "pods")] == list(reversed(ids))
+    runpod.odd = {"/v2/pods": {"pods": [{"id": "a"}], "pagination": {"nextCursor": "again", "hasNextPage": True}}}
+    with pytest.raises(RunpodError, match="the pages never end"):
+        client.listed("/pods", "pods")
+
+
+class Busy:
+    """Refuses with 429 as often as it is told to."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, runpod: FakeRunpod, num: int, retry_after: str) -> None:
+        self.waits = waits = list[float]()
+        answer, left = runpod.answer, [num]
+
+        def busy(method: str, path: str, body: dict[str, Any], key: str | None) -> Any:
+            if left[0]:
+                left[0] -= 1
+                raise Problem(429, "rate limit exceeded for the minute window", headers={"Retry-After": retry_after})
+            return answer(method, path, body, key)
+
+        monkeypatch.setattr(runpod, "answer", busy)
+        monkeypatch.setattr("runners.runpod.api.time.sleep", waits.append)
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_429_is_waited_for_as_long_as_it_says(
+    server: Server, runpod: FakeRunpod, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    busy = Busy(monkeypatch, runpod, 2, "12")
+    body = {**POD, "name": "p"} if method == "POST" else None
+    Runpod(KEY, server.url, server.url, patience_s=65.0).manage(method, "/pods", body)
+    assert busy.waits == [12.0, 12.0]
+    assert len(runpod.things["pods"]) == (method == "POST")
+
+
+@pytest.mark.parametrize(("num", "retry_after", "patience_s"), [(3, "12", 65.0), (1, "1800", 65.0), (1, "12", 5.0)])
+def test_429_for_longer_is_an_error_with_the_time(
+    server: Server, runpod: FakeRunpod, monkeypatch: pytest.MonkeyPatch, num: int, retry_after: str, patience_s: float
+) -> None:
+    Busy(monkeypatch, runpod, num, retry_after)
+    with pytest.raises(RunpodError, match=f"429 rate limit exceeded .*; try again in {retry_after} s"):
+        Runpod(KEY, server.url, server.url, patience_s=patience_s).manage("GET", "/pods")

@@ -140,6 +140,29 @@ def test_pods_come_with_work_and_go_once_there_has_been_none_for_a_while(server:
     assert len(pods) == 1
 
 
+def test_pods_on_all_pages_count(server: Server, runpod: FakeRunpod) -> None:
+    runpod.page_num = 2
+    pool = Pool(server, is_pods=True, num_max=5)
+    for _ in range(2):
+        pool.look(pending_shards=1000)
+    assert len(runpod.things["pods"]) == 5
+
+
+def test_pods_instead_of_always_on_workers_are_runners_of_the_pool(
+    server: Server, runpod: FakeRunpod, endpoint: dict[str, Any]
+) -> None:
+    for name in ("batchfile-mistral-pod1", "batchfile-mistral-large-pod1"):
+        runpod.answer("POST", "/v2/pods", {**POD, "name": name}, f"Bearer {KEY}")
+    pool = Pool(server)
+    jobs = runpod.jobs[endpoint["id"]]
+    pool.look(pending_shards=1)
+    assert jobs == []
+    pool.look(pending_shards=9)
+    assert len(jobs) == 2
+    pool.look(pending_shards=1000)
+    assert len(jobs) == 10
+
+
 def test_pods_that_have_ended_are_replaced_while_there_is_work(server: Server, runpod: FakeRunpod) -> None:
     pool = Pool(server, is_pods=True, num_max=1)
     pool.look(pending_shards=1)

@@ -168,10 +168,11 @@ def test_the_pages_prices_are_those_that_the_deployment_prints() -> None:
     prices = json.loads((ROOT / "deploy" / "runpod" / "prices.json").read_text())
     text = FIGURES.read_text()
     assert prices["date"] in text
-    for hour in prices["gpu_hour"].values():
+    hours = {gpu["pool"]: gpu["price"]["serverless"] for gpu in prices["gpus"]}
+    for hour in hours.values():
         assert f"${hour:g}" in text
-    card, two_cards = prices["gpu_hour"]["ADA_24"], 2 * prices["gpu_hour"]["AMPERE_80"]
-    for hour, rates in ((card, (9.45, 14.175)), (two_cards, (4.4, 6.6))):
+    card, two_cards = hours["ADA_24"], 2 * hours["AMPERE_80"]
+    for hour, rates in ((card, (8.03, 12.05)), (two_cards, (3.24, 4.86))):
         low, high = (hour / (3600 * rate) * 1e6 for rate in reversed(rates))
         assert f"| ${low:.0f} to ${high:.0f} |" in text
 

@@ -1,6 +1,7 @@
 """The vLLM engine. Using it needs vLLM."""
 
 from batchfile.engine.vllm.adapters import Adapters
+from batchfile.engine.vllm.arguments import known_arguments
 from batchfile.engine.vllm.engine import ENVIRONMENT, VllmEngine
 from batchfile.engine.vllm.guides import checked_params
 from batchfile.engine.vllm.options import with_details
@@ -10,3 +11,5 @@ from batchfile.engine.vllm.preflight import check_model, model_facts
 from batchfile.engine.vllm.processes import ProcessGuard
 from batchfile.engine.vllm.steps import Stall, lacking
 from batchfile.engine.vllm.tasks import Generating, OneDecode, VllmOptions
+from batchfile.machine.defaults import throughput_arguments
+from batchfile.machine.devices import visible_devices

@@ -70,7 +70,9 @@ def test_no_answer_lets_another_page_read_it(api: Any) -> None:
         assert not [name for name in answer.headers if name.startswith("access-control-")]
 
 
-@pytest.mark.parametrize("path", ["/api/batches", "/v1/batches", "/healthz", "/docs", "/nothing", "/metrics"])
+@pytest.mark.parametrize(
+    "path", ["/api/batches", "/v1/batches", "/healthz", "/docs", "/nothing", "/metrics", "/", "/dashboard/app.js"]
+)
 def test_a_browser_runs_and_embeds_nothing_that_is_served(api: Any, path: str) -> None:
     headers = api.http.get(path).headers
     assert headers["x-content-type-options"] == "nosniff"

@@ -97,7 +97,7 @@ def test_doctor_proves_the_store_and_says_what_is_here(tmp_path: Path) -> None:
     done = batchfile(tmp_path, "doctor", "--store", "st", "--json")
     checks = {item["name"]: item for item in json.loads(done.stdout)["checks"]}
     assert done.returncode == 0, checks
-    assert set(checks) == {"python", "batchfile", "settings", "store", "vllm", "gpu", "model", "disk"}
+    assert set(checks) == {"python", "batchfile", "settings", "store", "vllm", "gpu", "model", "fits", "disk"}
     assert "enforces conditional writes" in checks["store"]["detail"]
 
 
@@ -108,6 +108,20 @@ def test_doctor_finds_a_wrong_name_of_the_settings_model(tmp_path: Path) -> None
     [found] = [item for item in json.loads(done.stdout)["checks"] if item["verdict"] == "failed"]
     assert found["name"] == "model"
     assert "'./no-such-model': the directory does not exist" in found["detail"]
+
+
+def test_doctor_calculates_what_fits_on_gpus_that_are_not_here(tmp_path: Path) -> None:
+    config = {"hidden_size": 4096, "num_attention_heads": 32, "num_key_value_heads": 8, "num_hidden_layers": 32}
+    (tmp_path / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 32768}))
+    (tmp_path / "model.safetensors.index.json").write_text('{"metadata": {"total_size": 14496047104}}')
+    done = batchfile(tmp_path, "doctor", "--model", ".", "--gpu", "4090", "--shared-tokens", "300", "--json")
+    [fits] = [item for item in json.loads(done.stdout)["checks"] if item["name"] == "fits"]
+    assert done.returncode == 0, fits
+    assert (fits["verdict"], fits["figures"]["gpu"], fits["figures"]["replicas"]) == ("ok", "RTX 4090", 1)
+    assert fits["figures"]["running"] > 64
+    done = batchfile(tmp_path, "doctor", "--model", ".", "--gpu", "4091")
+    assert done.returncode == 1
+    assert b"--gpu 4091: is unknown; use a memory such as 2x24GB, or a name" in done.stdout
 
 
 def test_without_a_store_a_command_says_how_to_name_one(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ DEEPSEEK_V3 = {
 
 
 def memory(config: dict[str, Any], stored: int = MISTRAL_BYTES, **given: str) -> ModelMemory:
-    found = memory_of(config, stored, **given)  # type: ignore[arg-type]
+    found = memory_of(config, stored, **given)
     assert found is not None
     return found
 

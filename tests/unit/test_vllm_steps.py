@@ -31,6 +31,18 @@ def test_a_prompt_counts_with_the_first_output_of_its_request(name: str) -> None
     assert (counter.prompt_tokens, counter.output_tokens) == (50, 3)
 
 
+def test_without_statistics_the_requests_of_the_last_step_are_running() -> None:
+    answers = [outputs(("1.0", 1), ("2.0", 1)), outputs(("2.0", 1))]
+    core = SimpleNamespace(get_output=lambda: answers.pop(0))
+    counter = StepCounter()
+    counter.attach(core)
+    running = []
+    while answers:
+        core.get_output()
+        running.append(counter.num_running)
+    assert running == [2, 1]
+
+
 def test_the_use_of_the_kv_cache_is_what_the_scheduler_reports() -> None:
     reports = iter(
         [SimpleNamespace(num_running_reqs=1, kv_cache_usage=0.25), SimpleNamespace(num_running_reqs=2), None]

@@ -123,9 +123,9 @@ PLACES = {
     "batchfile/client/report/": "batchfile types lines ledger.profile local.display local.options local.outputs "
     "local.progress local.receipt client.base",
     "batchfile/testing/": "errors types clock store engine.base engine.echo ledger.records runner",
-    "batchfile/cli/": "batchfile tracing errors types logs routing settings settings_tables signals "
-    "open_ledger store lines engine.fit engine.vllm.cpu engine.vllm.preflight ledger inbox.documents runner.runner "
-    "local client",
+    "batchfile/cli/": "batchfile tracing errors types logs routing engine_settings settings settings_tables signals "
+    "open_ledger store lines engine.fit engine.vllm.cpu engine.vllm.preflight machine ledger inbox.documents "
+    "runner.runner local client",
     "batchfile/__main__.py": "cli",
     "batchfile/__init__.py": "errors types store.open engine.base ledger.base runner.runner local.receipt "
     "local.api local.map_table client testing",

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -16,6 +16,7 @@ import structlog
 from batchfile.engine.base import EngineInfo, EngineStats, Finished, Prepared, SchemaUnchecked, in_flight_for
 from batchfile.engine.vllm.adapters import Adapter, Adapters, check_adapters, load_adapters, lora_arguments
 from batchfile.engine.vllm.arguments import check_engine_arguments
+from batchfile.engine.vllm.cpu import CpuChoice
 from batchfile.engine.vllm.guides import Guides
 from batchfile.engine.vllm.identity import CPU_ENVIRONMENT, choose_on_cpu, identity_of
 from batchfile.engine.vllm.media import media_kinds
@@ -83,8 +84,10 @@ class VllmEngine:
         check_engine_arguments(options.extra.keys() - {"pipeline_parallel_size", "revision"})
         check_vllm(options.model, options.extra.get("revision"), is_hub_asked=False)
         import vllm
+        from vllm import envs
         from vllm.platforms import current_platform
 
+        envs.disable_envs_cache()  # of an engine before this one, which had other variables
         adapters = load_adapters(options.lora)
         is_cpu = current_platform.is_cpu()
         arguments = _arguments(options) | lora_arguments(adapters, options.extra, is_cpu=is_cpu)
@@ -109,6 +112,7 @@ class VllmEngine:
         commits = {options.model: commit_of(options.model, options.extra.get("revision"))}
         commits |= {adapter.name: adapter.commit for adapter in adapters}
         num_slots = config.scheduler_config.max_num_seqs
+        chosen = {name: value for name, value in options.defaults.items() if name not in options.extra}
         self.info = EngineInfo(
             name="vllm",
             model=options.display_name,
@@ -117,7 +121,8 @@ class VllmEngine:
             max_in_flight=in_flight_for(num_slots),
             max_model_len=config.model_config.max_model_len,
             num_gpus=0 if choice is not None else config.parallel_config.world_size,
-            note="" if choice is None else choice.note,
+            note=_note(choice, chosen),
+            arguments=chosen,
             adapters=tuple(adapter.name for adapter in adapters),
             commits={name: found for name, found in commits.items() if found is not None},
             identity=identity_of(options, None if choice is None else choice.dtype),
@@ -141,6 +146,8 @@ class VllmEngine:
         except BaseException:
             self.close()
             raise
+        if not arguments["disable_log_stats"]:
+            envs.enable_envs_cache()  # statistics look variables up for each token
 
     def prepare(self, request: Request) -> VllmPrepared:
         try:
@@ -327,7 +334,7 @@ def _arguments(options: VllmOptions) -> dict[str, Any]:
         "runner": "generate" if options.task == "generate" else "pooling",
         # Not every pooling model supports it; vLLM decides.
         "enable_prefix_caching": True if options.task == "generate" else None,
-        "disable_log_stats": False,
+        "disable_log_stats": True,
         "use_tqdm_on_load": False,
     }
     if current_platform.is_cpu():
@@ -340,7 +347,15 @@ def _arguments(options: VllmOptions) -> dict[str, Any]:
         arguments |= {"tokenizer_mode": "hf", "config_format": "hf", "ignore_patterns": NOT_FETCHED}
         if options.load_format == "auto":
             arguments["load_format"] = "hf"
-    return {name: value for name, value in arguments.items() if value is not None} | options.extra
+    set_here = {name: value for name, value in arguments.items() if value is not None}
+    return set_here | dict(options.defaults) | options.extra
+
+
+def _note(choice: CpuChoice | None, chosen: Mapping[str, Any]) -> str:
+    """One line about what was chosen for vLLM, but for its statistics, which nobody misses."""
+    listed = ", ".join(f"{name}={value}" for name, value in chosen.items() if name != "disable_log_stats")
+    notes = ["" if choice is None else choice.note, listed and f"vLLM runs with {listed}"]
+    return "; ".join(note for note in notes if note)
 
 
 def _has_two_layouts(options: VllmOptions) -> bool:

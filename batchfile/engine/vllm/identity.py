@@ -25,7 +25,8 @@ CPU_ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "2"}
 # Arguments that change how fast answers come, and not which ones.
 _OF_SPEED = {
     *("gpu_memory_utilization", "tensor_parallel_size", "pipeline_parallel_size", "max_num_seqs", "block_size"),
-    *("max_num_batched_tokens", "enforce_eager", "enable_prefix_caching", "disable_log_stats"),
+    *("max_num_batched_tokens", "enforce_eager", "enable_prefix_caching", "disable_log_stats", "performance_mode"),
+    *("max_cudagraph_capture_size", "cudagraph_capture_sizes"),
 }
 # Where files are put, also within other arguments.
 _PLACES = {"download_dir", "cache_dir", "allowed_local_media_path", "log_config_file", "torch_profiler_dir"}

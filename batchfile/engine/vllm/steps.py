@@ -34,8 +34,8 @@ class StepCounter:
     """Counts tokens as they arrive. Called by the engine's thread; any thread may read the numbers.
 
     `prompt_tokens`: of computed prompts; `output_tokens`: generated. Both only grow.
-    `num_running`: sequences, as last reported by vLLM's scheduler, or 0. `kv_use`: the share of the KV cache that it
-    reported; None if it does not.
+    `num_running`: sequences, as last reported by vLLM's scheduler; without its statistics, those that got a token in
+    the last step; or 0. `kv_use`: the share of the KV cache that it reported; None if it does not.
     """
 
     def __init__(self) -> None:
@@ -81,7 +81,8 @@ class StepCounter:
     def _count(self, outputs: Any) -> None:
         num_tokens = 0
         is_computing_prompts = bool(self._prompts)
-        for output in getattr(outputs, "outputs", None) or ():
+        received = getattr(outputs, "outputs", None) or ()
+        for output in received:
             num_tokens += len(output.new_token_ids)
             if is_computing_prompts and output.request_id not in self._begun:
                 self._begin(output.request_id)
@@ -89,8 +90,8 @@ class StepCounter:
         if not self._prompts:
             self._begun.clear()
         scheduler = getattr(outputs, "scheduler_stats", None)
+        self.num_running = len(received) if scheduler is None else getattr(scheduler, "num_running_reqs", 0)
         if scheduler is not None:
-            self.num_running = getattr(scheduler, "num_running_reqs", 0)
             self.kv_use = getattr(scheduler, "kv_cache_usage", None)
 
     def _begin(self, request_id: str) -> None:

@@ -44,7 +44,7 @@ class VllmOptions:
     `lora`: the names of LoRA adapters, and their folders or repositories. `checks_model`: requests for another model
     than this one or an adapter are rejected.
     `stall_s`: the engine counts as dead after this time without progress while requests are in flight.
-    `extra`: further arguments of vLLM's engine.
+    `defaults`, `extra`: further arguments of vLLM's engine; the first are chosen for it, and `extra` overrides them.
     """
 
     model: str
@@ -66,6 +66,7 @@ class VllmOptions:
     checks_model: bool = False
     task: Task = "generate"
     stall_s: float = 600.0
+    defaults: Mapping[str, Any] = field(default_factory=dict)
     extra: dict[str, Any] = field(default_factory=dict)
 
     @property
