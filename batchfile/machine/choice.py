@@ -6,6 +6,7 @@ from typing import Any
 
 from batchfile.engine.vllm.arguments import check_engine_arguments, known_arguments
 from batchfile.engine_settings import EngineSettings
+from batchfile.errors import SettingsError
 from batchfile.machine.capacity import Lengths
 from batchfile.machine.defaults import throughput_arguments, utilization_of
 from batchfile.machine.devices import CUDA, Device, visible_devices
@@ -30,13 +31,17 @@ def layout_for(
     check_engine_arguments(engine.engine_args)
     devices = visible_devices() if devices is None else devices
     size, gpus = engine.tensor_parallel_size, engine.gpus if gpus is None else gpus
+    utilization = engine.engine_args.get("gpu_memory_utilization", engine.gpu_memory_utilization)
+    if not isinstance(utilization, float | int | None):
+        raise SettingsError(f"engine argument gpu_memory_utilization: {utilization!r} must be a number")
+    longest = engine.engine_args.get("max_model_len")
     wanted = Wanted(
         gpus="all" if gpus is None else str(gpus).strip(),
         tensor_parallel_size=None if size == "auto" else int(size),
         pipeline_parallel_size=engine.pipeline_parallel_size,
         replicas=replicas or engine.replicas,
-        gpu_memory_utilization=engine.gpu_memory_utilization or utilization_of(devices),
-        max_model_len=max_model_len,
+        gpu_memory_utilization=utilization or utilization_of(devices),
+        max_model_len=longest if isinstance(longest, int) else max_model_len,
     )
     return plan_replicas(devices, wanted, model, memory_for(engine, model, devices, revision=revision))
 
@@ -47,12 +52,13 @@ def memory_for(
     """Of a model on GPUs with these settings; None: unknown."""
     if devices[0].kind == "cpu" or engine.engine_args.keys() & _OTHER_MEMORY:
         return None
+    given = engine.vllm_arguments
     return read_model_memory(
         model,
         revision=revision,
-        dtype=engine.dtype or "auto",
-        quantization=engine.quantization,
-        kv_cache_dtype=engine.kv_cache_dtype or "auto",
+        dtype=str(given.get("dtype", "auto")),
+        quantization=given.get("quantization"),
+        kv_cache_dtype=str(given.get("kv_cache_dtype", "auto")),
     )
 
 

@@ -3,11 +3,13 @@
 from pathlib import Path
 
 import pytest
+from pydantic import JsonValue
 
 from batchfile.engine.vllm.arguments import check_engine_arguments, known_arguments
 from batchfile.errors import SettingsError
 from batchfile.machine import choice
 from batchfile.machine.devices import Device
+from batchfile.machine.model_memory import ModelMemory
 from runners.supervisor import slot_plans
 from tests.helpers.fleet import parse
 from tests.helpers.settings import PoolSettings, load_settings
@@ -43,6 +45,28 @@ def test_each_pool_gets_the_gpus_that_it_names() -> None:
     assert shown("--pool", "mistral=5") == [("mistral", "5")]
     assert len(shown("--pool", "mistral")) == 8
     assert len(shown("--pool", "mistral", "--slots", "3")) == 3
+
+
+@pytest.mark.usefixtures("gpus")
+def test_engine_arguments_decide_on_devices_as_the_settings_that_they_override(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, object]] = []
+
+    def memory_of(model: str, **given: object) -> ModelMemory:
+        asked.append(given)
+        return ModelMemory(14_500_000_000, 131_072, 32, 8, 32_768, 7_110_000_000)
+
+    def shape(**arguments: JsonValue) -> tuple[int, int]:
+        pool = PoolSettings(model="m", tensor_parallel_size="auto", dtype="bfloat16", engine_args=arguments)
+        layout = choice.layout_for(pool, "m", revision=None, max_model_len=None)
+        return len(layout.replicas), layout.tensor_parallel_size
+
+    monkeypatch.setattr(choice, "read_model_memory", memory_of)
+    assert shape(dtype="float32", quantization="fp8", kv_cache_dtype="fp8") == (8, 1)
+    assert asked == [{"revision": None, "dtype": "float32", "quantization": "fp8", "kv_cache_dtype": "fp8"}]
+    assert shape(max_model_len=1_000_000) == (4, 2)
+    assert shape(gpu_memory_utilization=0.2) == (4, 2)
+    with pytest.raises(SettingsError, match="gpu_memory_utilization: 'most' must be a number"):
+        shape(gpu_memory_utilization="most")
 
 
 @pytest.mark.usefixtures("gpus")
