@@ -201,6 +201,7 @@ def work_apart(
     ledger: Ledger,
     batch_ids: Sequence[str],
     choice: EngineChoice,
+    layout: Layout,
     on_runner: Callable[[Replicas], None],
     on_ended: Callable[[BatchRecord], None],
     say: Callable[[str], None],
@@ -208,8 +209,7 @@ def work_apart(
     grace_s: float,
     media: Mapping[str, MediaRules],
 ) -> None:
-    """As `work`, with the replicas of the choice's layout. `media`: the rules of each batch."""
-    layout = choice.layout()
+    """As `work`, with the replicas of the layout. `media`: the rules of each batch."""
     task = ReplicaTask(
         store=ledger.store.url,
         kind=choice.kind,

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from batchfile.engine.vllm.cpu import BIND, GIB, core_shares
 from batchfile.errors import SettingsError
@@ -35,12 +35,23 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
-    """`replicas`: the devices of each. `is_all`: there is one, and it has all visible devices. `notes`: for people."""
+    """`replicas`: the devices of each; `is_chosen`: their number is a setting. `is_all`: there is one, and it has all
+    visible devices. `notes`: for people.
+    """
 
     replicas: tuple[tuple[Device, ...], ...]
     tensor_parallel_size: int = 1
     is_all: bool = True
+    is_chosen: bool = True
     notes: tuple[str, ...] = ()
+
+    def enough_for(self, num_requests: int) -> "Layout":
+        """Without replicas that would load a model for a few requests, unless their number was chosen."""
+        num = max(1, -(-num_requests // USEFUL_REQUESTS))
+        if self.is_chosen or num >= len(self.replicas):
+            return self
+        note = f"{num} of them {'is' if num == 1 else 'are'} enough for {num_requests} requests; --replicas starts more"
+        return replace(self, replicas=self.replicas[:num], notes=(*self.notes, note))
 
 
 def plan_replicas(devices: Sequence[Device], wanted: Wanted, model: str, memory: ModelMemory | None) -> Layout:
@@ -69,6 +80,7 @@ def plan_replicas(devices: Sequence[Device], wanted: Wanted, model: str, memory:
         replicas=replicas,
         tensor_parallel_size=size,
         is_all=num == 1 and each == len(devices),
+        is_chosen=wanted.replicas is not None,
         notes=tuple(notes),
     )
 

@@ -76,6 +76,16 @@ def test_one_engine_on_all_visible_devices_needs_no_process_of_its_own() -> None
     assert not planned(gpus(2), MISTRAL, gpus="1").is_all
 
 
+def test_a_few_requests_start_few_engines_unless_their_number_is_chosen() -> None:
+    layout = planned(gpus(8))
+    assert [len(layout.enough_for(num).replicas) for num in (0, 1, 16, 17, 127, 128, 10_000)] == [1, 1, 1, 2, 8, 8, 8]
+    assert layout.enough_for(5).notes[1:] == ("1 of them is enough for 5 requests; --replicas starts more",)
+    assert not layout.enough_for(5).is_all  # its process sees one GPU
+    assert layout.enough_for(128) == layout
+    chosen = planned(gpus(8), replicas=4)
+    assert chosen.enough_for(1) == chosen
+
+
 def test_the_choice_is_said_in_one_line_and_what_is_left_out_is_named() -> None:
     [chosen, unused] = planned(gpus(3), LLAMA).notes
     assert chosen == (
