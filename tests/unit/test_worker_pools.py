@@ -149,14 +149,22 @@ def test_a_size_that_is_neither_a_number_nor_auto_is_refused(monkeypatch: pytest
 def test_an_argument_that_vllm_does_not_have_is_named_with_the_nearest() -> None:
     if not known_arguments():
         pytest.skip("vLLM is not installed")
-    check_engine_arguments(["enforce_eager", "max_num_batched_tokens"])
+    check_engine_arguments({"enforce_eager": True, "max_num_batched_tokens": 64, "max_model_len": None})
     with pytest.raises(
         SettingsError, match=r"enforce_eger: the installed vLLM has no such argument; did you mean enforce"
     ):
-        check_engine_arguments(["enforce_eger"])
+        check_engine_arguments({"enforce_eger": 1})
     with pytest.raises(SettingsError, match="see the engine arguments in vLLM's documentation"):
-        check_engine_arguments(["qqq"])
+        check_engine_arguments({"qqq": 1})
     with pytest.raises(SettingsError, match="data_parallel_size: set replicas instead"):
-        check_engine_arguments(["data_parallel_size"])
+        check_engine_arguments({"data_parallel_size": 1})
     with pytest.raises(SettingsError, match="model: set model instead, which is also checked and stands in receipts"):
-        check_engine_arguments(["model"])
+        check_engine_arguments({"model": 1})
+    for name, value, words in (
+        ("max_num_seqs", "abc", "'abc' must be a whole number"),
+        ("max_num_seqs", True, "True must be a whole number"),
+        ("enforce_eager", "maybe", "'maybe' must be true or false"),
+        ("gpu_memory_utilization", "x", "'x' must be a number"),
+    ):
+        with pytest.raises(SettingsError, match=f"engine argument {name}: {words}"):
+            check_engine_arguments({name: value})
