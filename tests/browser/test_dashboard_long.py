@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 import pytest
 from playwright.sync_api import Page, expect
+from playwright.sync_api import Route as AskedFor
 
 from tests.chaos.servers import BUCKET, KEYS, Server
 from tests.contract import chat_server
@@ -167,6 +168,49 @@ def test_a_pool_whose_endpoint_rejects_the_key_says_so(
         assert "sk-secret" not in page.content()
         endpoint.always = None
         expect(page.locator("h1 + .state")).to_have_text("Completed")
+
+
+def test_a_file_without_a_pool_says_once_what_is_missing(api: Any, open_page: Callable[..., Page]) -> None:
+    page = open_page(f"{api.url}/#/submit")
+    submit = page.get_by_role("button", name="Submit")
+    for _ in range(2):  # the same file can be chosen again
+        page.set_input_files("#file", {"name": "p.txt", "mimeType": "", "buffer": b"a prompt\n" * 90})
+        expect(page.get_by_text("Line 1 and 89 more")).to_be_visible()
+        expect(page.get_by_text("90 requests would have no pool")).to_be_visible()
+        expect(submit).to_be_disabled()
+    page.get_by_label("Pool").select_option("mistral")
+    expect(page.get_by_text("Every request can run")).to_be_visible()
+    expect(submit).to_be_enabled()
+    page.set_input_files("#file", {"name": "p.parquet", "mimeType": "", "buffer": b"PAR1" + bytes(90) + b"PAR1"})
+    expect(page.get_by_text("p.parquet: is Parquet data")).to_be_visible()
+    expect(submit).to_be_disabled()
+
+
+def test_pages_stay_apart_when_answers_are_late(
+    serve_api: Any, open_page: Callable[..., Page], make_request: Any
+) -> None:
+    """Two clicks turn one page, and a look at the first page that ends later does not reach the second."""
+    api = serve_api()
+    made = [api.submit("email", [make_request("a")]) for _ in range(60)]
+    page = open_page(api.url)
+    rows = page.locator("tbody tr")
+    expect(rows).to_have_count(50)
+    late: list[AskedFor] = []
+
+    def hold(asked: AskedFor) -> None:
+        late.append(asked)
+
+    page.route("**/api/batches?*before=*", hold)
+    with page.expect_request("**/api/batches?*before=*"):
+        made.append(api.submit("email", [make_request("new")]))
+    page.get_by_role("button", name="Older").dblclick()
+    expect(page.get_by_text("Page 2")).to_be_visible()
+    for one in late:
+        one.continue_()
+    with page.expect_response("**/api/batches?*id=*"):
+        pass
+    expect(rows).to_have_count(10)
+    expect(rows.first).to_contain_text(made[9])
 
 
 def test_failed_requests_are_grouped_by_reason(api: Any, open_page: Callable[..., Page], make_request: Any) -> None:

@@ -2,6 +2,7 @@
 
 const KEY = 'batchfile.key';
 const ANSWERS_MAX = 64;
+const GET_MS_MAX = 30000; // a connection that is lost without a word
 const answers = new Map();
 
 export class ApiError extends Error {
@@ -43,6 +44,9 @@ async function ask(path, { query, method = 'GET', headers = {}, body, signal } =
     response = await fetch(url(path, query), { method, headers: { ...headers, ...more }, body, signal, cache: 'no-store' });
   } catch (error) {
     if (error.name === 'AbortError') throw error;
+    if (body instanceof Blob && !(await body.slice(0, 1).arrayBuffer().then(() => true, () => false))) {
+      throw new ApiError(400, 'The file cannot be read: it is a folder, or it was changed or moved. Choose it again.');
+    }
     const refusal = new ApiError(0, 'The service does not answer.');
     tell('health', refusal);
     throw refusal;
@@ -52,7 +56,7 @@ async function ask(path, { query, method = 'GET', headers = {}, body, signal } =
     return response;
   }
   const refusal = new ApiError(response.status, await detailOf(response));
-  if (response.status === 401) tell('key', hasKey());
+  if (response.status === 401 && key === sessionStorage.getItem(KEY)) tell('key', hasKey()); // else another key was entered since
   const isOurs = response.status === 403 || (response.status >= 500); // not about what was asked for
   tell('health', isOurs ? refusal : null);
   throw refusal;
@@ -70,11 +74,13 @@ async function detailOf(response) {
 export async function get(path, query, signal) {
   const place = url(path, query);
   const known = answers.get(place);
-  const response = await ask(path, { query, signal, headers: known ? { 'If-None-Match': known.etag } : {} });
+  const key = sessionStorage.getItem(KEY);
+  const limit = AbortSignal.timeout(GET_MS_MAX);
+  const response = await ask(path, { query, signal: signal ? AbortSignal.any([signal, limit]) : limit, headers: known ? { 'If-None-Match': known.etag } : {} });
   if (response.status === 304 && known) return known.data;
   const data = await response.json();
   const etag = response.headers.get('etag');
-  if (etag) {
+  if (etag && key === sessionStorage.getItem(KEY)) {
     answers.delete(place);
     answers.set(place, { etag, data });
     if (answers.size > ANSWERS_MAX) answers.delete(answers.keys().next().value);
@@ -90,6 +96,9 @@ export async function post(path, { query, body, type = 'application/x-ndjson', s
 export async function postForBlob(path, { query, body } = {}) {
   return (await ask(path, { method: 'POST', query, body, headers: { 'Content-Type': 'application/octet-stream' } })).blob();
 }
+
+/** Differs once the service has another version of this page. */
+export const versionTag = async () => (await ask('../dashboard/app.js', { method: 'HEAD' })).headers.get('etag');
 
 export const remove = async (path) => (await ask(path, { method: 'DELETE' })).json();
 

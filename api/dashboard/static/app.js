@@ -1,6 +1,6 @@
 // The frame: which view is shown, the key, and whether the service answers.
 
-import { ApiError, hasKey, keep, onHealth, onKeyNeeded } from './api.js';
+import { ApiError, hasKey, keep, onHealth, onKeyNeeded, poll, versionTag } from './api.js';
 import { write } from './dom.js';
 import { batchView } from './batch.js';
 import { batchesView } from './batches.js';
@@ -15,6 +15,7 @@ const keyInput = document.getElementById('key-input');
 const keyProblem = document.getElementById('key-problem');
 let leaving = new AbortController();
 let isFirst = true;
+const VERSION_MS = 30000;
 
 function show() {
   leaving.abort();
@@ -23,6 +24,7 @@ function show() {
   const [view, ...rest] = path.split('/');
   const context = { id: decode(rest.join('/')), params: new URLSearchParams(query), signal: leaving.signal, go: (hash) => { location.hash = hash; } };
   const make = { '': batchesView, batch: batchView, pools: poolsView, submit: submitView }[view] ?? batchesView;
+  const held = document.activeElement?.id; // such as a filter, which the next view has too
   main.replaceChildren();
   document.title = `${make(main, context)} · batchfile`;
   for (const link of document.querySelectorAll('header nav a')) {
@@ -31,7 +33,7 @@ function show() {
     if (isHere) link.setAttribute('aria-current', 'page');
     else link.removeAttribute('aria-current');
   }
-  if (!isFirst) main.querySelector('h1')?.focus();
+  if (!isFirst) ((held && main.querySelector(`#${held}`)) || main.querySelector('h1'))?.focus();
   isFirst = false;
   scrollTo(0, 0);
 }
@@ -49,9 +51,10 @@ onHealth((problem) => {
   live.className = `live ${problem ? 'red' : 'green'}`;
   write(live, problem ? 'Not connected' : 'Live');
   if (!problem) {
-    if (lostAt) setTimeout(checkVersion, 0);
+    if (lostAt) lookForVersion();
     lostAt = 0;
-    banner.hidden = true;
+    banner.hidden = !isOutdated;
+    if (isOutdated) showVersion();
     return;
   }
   lostAt = lostAt || Date.now();
@@ -62,20 +65,17 @@ onHealth((problem) => {
 
 /** A new version of the service may have a new version of this page. */
 let ownTag = null;
-async function checkVersion() {
-  try {
-    const response = await fetch('dashboard/app.js', { method: 'HEAD', cache: 'no-store' });
-    const tag = response.headers.get('etag');
-    if (ownTag && tag && tag !== ownTag) {
-      write(banner, 'The service was updated. Reload this page to get its new version.');
-      banner.hidden = false;
-    }
-    ownTag = ownTag ?? tag;
-  } catch {
-    // the poll says so
-  }
+let isOutdated = false;
+function showVersion() {
+  write(banner, 'The service was updated. Reload this page to get its new version.');
+  banner.hidden = false;
 }
-checkVersion();
+const lookForVersion = poll(async () => { // also where a view has nothing to ask, so that its "Live" is true
+  const tag = await versionTag();
+  ownTag = ownTag ?? tag;
+  isOutdated = tag !== ownTag;
+  if (isOutdated) showVersion();
+}, VERSION_MS, new AbortController().signal);
 
 onKeyNeeded((wasGiven) => {
   if (keyDialog.open) return;
@@ -85,8 +85,15 @@ onKeyNeeded((wasGiven) => {
   keyDialog.showModal();
 });
 keyDialog.addEventListener('cancel', (event) => event.preventDefault());
-document.getElementById('key-form').addEventListener('submit', () => {
-  keep(keyInput.value.trim());
+document.getElementById('key-form').addEventListener('submit', (event) => {
+  const given = keyInput.value.trim();
+  if (!/^[\x21-\x7e]+$/.test(given)) { // no header can carry it
+    event.preventDefault();
+    write(keyProblem, 'A key has only letters, digits and signs of ASCII, and no spaces. Copy it again.');
+    keyProblem.hidden = false;
+    return;
+  }
+  keep(given);
   keyInput.value = '';
   setKeyButton();
   dispatchEvent(new Event('batchfile:key'));

@@ -1,8 +1,8 @@
 // One batch: its progress, shards, failures, latest results and downloads.
 
 import { ApiError, download, get, poll } from './api.js';
-import { folded, foreign, h, render, write } from './dom.js';
-import { batchState, bytes, compact, count, duration, finished, isOver, moment, money, num, rate, share, stateOf } from './format.js';
+import { folded, foreign, h, render, sync, write } from './dom.js';
+import { batchState, bytes, compact, count, duration, finished, isOver, moment, money, num, rate, share, stateOf, withoutAnswer } from './format.js';
 import { Rates, actionsFor, attempt, badge, chart, fact, fileOf, note, outcomes, progressBar } from './parts.js';
 
 // Together fewer requests to the store than `batchfile watch` of one batch makes, which looks every second.
@@ -11,6 +11,7 @@ const SHARDS_MS = 5000;
 const LATEST_MS = 10000;
 const CELLS_MAX = 320; // of a strip; each stands for one or more shards
 const GPU_HOUR = 'batchfile.gpu-hour'; // US dollars, of this tab
+const COST = 'GPU cost';
 const FORMATS = [
   ['native', 'batchfile', 'results.jsonl'], ['openai', 'OpenAI output file', 'openai-output.jsonl'], ['openai_errors', 'OpenAI error file', 'openai-errors.jsonl'],
   ['anthropic', 'Anthropic', 'anthropic.jsonl'], ['stage', 'Stage API', 'stage.jsonl'],
@@ -33,7 +34,7 @@ export function batchView(root, { id, signal, go }) {
   const cost = h('dd');
   const strips = h('div', { class: 'strips' });
   const flow = h('div');
-  const failures = h('div');
+  const failures = h('ul', { class: 'failures' });
   const latest = h('div', { class: 'results' });
   const latestTitle = h('h2', { text: 'Latest results' });
   const files = h('div', { class: 'files' });
@@ -53,8 +54,11 @@ export function batchView(root, { id, signal, go }) {
 
   async function look() {
     if (isGone || (batch && isOver(batch))) return;
+    const before = batch;
     try {
-      batch = await get(place, {}, signal);
+      const found = await get(place, {}, signal);
+      if (batch !== before) return; // canceled since
+      batch = found;
     } catch (error) {
       if (!(error instanceof ApiError) || (error.status !== 404 && error.status !== 400)) throw error;
       isGone = true;
@@ -78,7 +82,7 @@ export function batchView(root, { id, signal, go }) {
     document.title = `${stateOf(shown)[0]} · ${id} · batchfile`;
     render(about, [batch.stage, fileOf(batch), batch.created_at], () => [
       h('span', { text: `Created ${moment(batch.created_at)}` }), batch.stage && h('span', {}, 'stage ', foreign(batch.stage)), fileOf(batch) && h('span', {}, 'file ', foreign(fileOf(batch)))]);
-    render(actions, [shown, finished(batch), batch.succeeded], () => actionsFor(batch, changed));
+    render(actions, [shown, withoutAnswer(batch) > 0], () => actionsFor(() => batch, changed));
     render(notes, [batch.waiting_for, batch.detail, batch.reuse_note], () => [
       ...batch.waiting_for.map((one) => note(one.cause === 'loading' ? 'amber' : 'red', one.message)),
       batch.detail && note(batch.state === 'ended' && batch.reason !== 'completed' ? 'red' : 'quiet', batch.detail),
@@ -105,15 +109,20 @@ export function batchView(root, { id, signal, go }) {
     const reused = Object.values(batch.reused).reduce((sum, one) => sum + one, 0);
     const lasted = (batch.ended_at ?? Date.now() / 1000) - batch.created_at;
     const hit = batch.input_tokens ? `${share(batch.cached_tokens / batch.input_tokens)} cached` : '';
-    render(facts, [speed.toFixed(2), left && Math.round(left), Math.round(lasted), batch.input_tokens, batch.output_tokens, batch.gpu_s, reused, batch.usage_unknown], () => [
-      fact(isOver(batch) ? 'Average rate' : 'Rate', rate(speed)), fact(isOver(batch) ? 'Took' : 'Age', duration(lasted)),
-      !isOver(batch) && fact('Time left', left === null ? '–' : duration(left)),
-      fact('Input tokens', compact(batch.input_tokens), `${num(batch.input_tokens)}, of which the prefix cache served ${num(batch.cached_tokens)}`, hit),
-      fact('Output tokens', compact(batch.output_tokens), num(batch.output_tokens)),
-      batch.usage_unknown > 0 && fact('Tokens unknown', count(batch.usage_unknown, 'result'), 'Their endpoint did not report tokens; the sums leave them out'),
-      batch.gpu_s > 0 && fact('GPU time', duration(batch.gpu_s), `${num(batch.gpu_s)} GPU seconds`),
-      reused > 0 && fact('Reused', count(reused, 'result'), 'Taken over from earlier batches; they cost nothing'),
-      batch.gpu_s > 0 && costFact()].filter(Boolean));
+    const shown = [
+      [isOver(batch) ? 'Average rate' : 'Rate', rate(speed)], [isOver(batch) ? 'Took' : 'Age', duration(lasted)],
+      !isOver(batch) && ['Time left', left === null ? '–' : duration(left)],
+      ['Input tokens', compact(batch.input_tokens), `${num(batch.input_tokens)}, of which the prefix cache served ${num(batch.cached_tokens)}`, hit],
+      ['Output tokens', compact(batch.output_tokens), num(batch.output_tokens)],
+      batch.usage_unknown > 0 && ['Tokens unknown', count(batch.usage_unknown, 'result'), 'Their endpoint did not report tokens; the sums leave them out'],
+      batch.gpu_s > 0 && ['GPU time', duration(batch.gpu_s), `${num(batch.gpu_s)} GPU seconds`],
+      reused > 0 && ['Reused', count(reused, 'result'), 'Taken over from earlier batches; they cost nothing'],
+      batch.gpu_s > 0 && [COST]].filter(Boolean);
+    sync(facts, shown, ([label]) => label, ([label]) => (label === COST ? costFact() : h('div', { class: 'fact' })), (node, one) => {
+      if (one[0] === COST) return node.tell();
+      node.title = one[2] ?? '';
+      return render(node, one, () => [...fact(...one).childNodes]);
+    });
   }
 
   function costFact() {
@@ -123,19 +132,19 @@ export function batchView(root, { id, signal, go }) {
       sessionStorage.setItem(GPU_HOUR, input.value);
       tell();
     });
-    tell();
-    return h('div', { class: 'fact cost' }, h('dt', { text: 'GPU cost' }), cost, h('dd', {}, input));
+    return Object.assign(h('div', { class: 'fact cost' }, h('dt', { text: COST }), cost, h('dd', {}, input)), { tell });
   }
 
   function showFailures() {
     sections.failures.hidden = !batch.failures.length;
-    render(failures, batch.failures, () => h('ul', { class: 'failures' }, batch.failures.map((one) => h('li', {},
+    sync(failures, batch.failures, (one) => JSON.stringify([one.type, one.http_status, one.message]), (one) => h('li', {},
       h('div', { class: 'over' }, h('strong', { text: count(one.requests, 'request') }), h('code', {}, foreign(one.type)), one.http_status && h('span', { class: 'quiet', text: `HTTP ${one.http_status}` })),
       folded(one.message, { chars: 300, lines: 4, label: 'message' }),
       one.advice && h('p', { class: 'advice', text: one.advice }),
       h('details', {}, h('summary', { text: 'Example' }),
         h('p', { class: 'quiet' }, one.line !== null && `Line ${num(one.line)}`, one.custom_id !== null && ', custom_id ', one.custom_id !== null && foreign(one.custom_id)),
-        folded(one.example || one.message, { label: 'example' }))))));
+        folded(one.example || one.message, { label: 'example' }))),
+    (item, one) => write(item.querySelector('strong'), count(one.requests, 'request')));
   }
 
   function showFiles() {
@@ -164,7 +173,7 @@ export function batchView(root, { id, signal, go }) {
     if (batch.state === 'ended') return batch.profile ? showFlow(batch.profile.requests, batch.profile.step_s, 'until the last request') : hideFlow();
     if (batch.state !== 'open') return;
     const found = await get(`${place}/shards`, {}, signal);
-    render(strips, [found.pools, Object.values(batch.pools).map((pool) => pool.shards)], () => Object.entries(batch.pools).map(([pool, whole]) => strip(pool, whole, found.pools[pool] ?? [])));
+    sync(strips, Object.entries(batch.pools), ([pool]) => pool, ([pool]) => strip(pool), (node, [pool, whole]) => fillStrip(node, whole, found.pools[pool] ?? []));
     const { finished: values, step_s: step, start } = found.throughput;
     showFlow(values.slice(0, Math.max(2, Math.floor((Date.now() / 1000 - start) / step))), step, 'until now');
   }
@@ -184,7 +193,7 @@ export function batchView(root, { id, signal, go }) {
     const found = (await get(`${place}/latest`, { limit: 10 }, signal)).data;
     sections.latest.hidden = !found.length;
     write(latestTitle, isEnded ? `First ${found.length === 1 ? 'result' : `${found.length} results`}` : 'Latest results');
-    render(latest, found, () => found.map(result));
+    sync(latest, found, (one) => one.index, result, () => {});
     latest._isLast = isEnded;
   }
 
@@ -195,28 +204,36 @@ export function batchView(root, { id, signal, go }) {
 
 const CELLS = { done: 'done', leased: 'being worked on', expired: 'with an expired lease', waiting: 'waiting' };
 
+const HELD = ['Shard', 'Runner', 'Done', 'Last written'];
+
+function strip(pool) {
+  return h('div', {}, h('h3', {}, foreign(pool)), h('div', { class: 'strip', 'aria-hidden': 'true' }), h('ul', { class: 'legend' }),
+    h('details', {}, h('summary'), h('table', { class: 'small' }, h('thead', {}, h('tr', {}, HELD.map((text) => h('th', { scope: 'col', text })))), h('tbody'))));
+}
+
 /** One cell for each shard, or for several of them where there are many; in words below it. */
-function strip(pool, whole, runs) {
+function fillStrip(node, whole, runs) {
   const known = runs.reduce((sum, run) => sum + run.shards, 0);
   const all = [...runs, { state: 'waiting', shards: Math.max(0, whole.shards - known), runner: null }];
   const per = Math.max(1, whole.shards / CELLS_MAX);
-  const cells = h('div', { class: 'strip', 'aria-hidden': 'true' });
+  const [, strip_, legend, details] = node.children;
+  const cells = [];
   let at = 0;
   for (const run of all) {
     const end = at + run.shards;
     const num_ = Math.ceil(end / per) - Math.ceil(at / per);
     const title = `${count(run.shards, 'shard')} ${CELLS[run.state]}${run.runner ? ` by ${run.runner}, last written ${duration(run.age_s)} ago` : ''}`;
-    for (let cell = 0; cell < num_; cell++) cells.append(h('i', { class: run.state, title }));
+    for (let cell = 0; cell < num_; cell++) cells.push(h('i', { class: run.state, title }));
     at = end;
   }
   const sum = (state) => all.filter((run) => run.state === state).reduce((total, run) => total + run.shards, 0);
   const held = runs.filter((run) => run.runner);
-  return h('div', {}, h('h3', {}, foreign(pool)), cells,
-    h('ul', { class: 'legend' }, Object.keys(CELLS).filter(sum).map((state) => h('li', { class: state, text: `${num(sum(state))} ${CELLS[state]}` }))),
-    held.length > 0 && h('details', {}, h('summary', { text: `Who works on it: ${count(new Set(held.map((run) => run.runner)).size, 'runner')}` }),
-      h('table', { class: 'small' }, h('thead', {}, h('tr', {}, ['Shard', 'Runner', 'Done', 'Last written'].map((text) => h('th', { scope: 'col', text })))),
-        h('tbody', {}, held.slice(0, 200).map((run) => h('tr', { class: run.state }, h('td', { text: run.shards > 1 ? `${run.first} and ${run.shards - 1} more` : String(run.first) }), h('td', {}, foreign(run.runner)),
-          h('td', { text: `${num(run.requests_finished)} / ${num(run.requests)}` }), h('td', { text: `${duration(run.age_s)} ago${run.state === 'expired' ? ' (lease expired)' : ''}` })))))));
+  render(strip_, [runs, whole.shards], () => cells);
+  render(legend, Object.keys(CELLS).map(sum), () => Object.keys(CELLS).filter(sum).map((state) => h('li', { class: state, text: `${num(sum(state))} ${CELLS[state]}` })));
+  details.hidden = !held.length;
+  write(details.querySelector('summary'), `Who works on it: ${count(new Set(held.map((run) => run.runner)).size, 'runner')}`);
+  render(details.querySelector('tbody'), held, () => held.slice(0, 200).map((run) => h('tr', { class: run.state }, h('td', { text: run.shards > 1 ? `${run.first} and ${run.shards - 1} more` : String(run.first) }), h('td', {}, foreign(run.runner)),
+    h('td', { text: `${num(run.requests_finished)} / ${num(run.requests)}` }), h('td', { text: `${duration(run.age_s)} ago${run.state === 'expired' ? ' (lease expired)' : ''}` }))));
 }
 
 function result(one) {

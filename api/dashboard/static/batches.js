@@ -31,6 +31,9 @@ export function batchesView(root, { params, signal, go }) {
   let page = { next: null };
   let arrived = [];
   let lookedAt = 0;
+  let newest = null; // the newest batch that was seen, which need not fit the filters
+  let era = 0; // answers to questions of an earlier one are stale
+  let isTurning = false;
 
   const body = h('tbody');
   const table = h('table', { class: 'batches' },
@@ -69,7 +72,12 @@ export function batchesView(root, { params, signal, go }) {
   });
 
   async function load() {
-    page = await get('batches', query(), signal);
+    const own = ++era;
+    const found = await get('batches', query(), signal);
+    if (own !== era) return;
+    era += 1;
+    page = found;
+    newest = null;
     lookedAt = Date.now();
     rows = page.data;
     arrived = [];
@@ -78,22 +86,28 @@ export function batchesView(root, { params, signal, go }) {
   }
 
   async function refresh() {
+    if (isTurning) return undefined;
+    const own = era;
     if (!rows.length) return Date.now() - lookedAt < (isFiltered ? EMPTY_MS : 0) ? undefined : load();
     const wanted = rows.filter((batch) => !isOver(batch) && inView.has(batch.id)).map((batch) => batch.id);
     if (wanted.length) {
       const known = new Map((await get('batches', { id: wanted }, signal)).data.map((batch) => [batch.id, batch]));
+      if (own !== era) return undefined;
       const asked = new Set(wanted);
       rows = rows.filter((batch) => !asked.has(batch.id) || known.has(batch.id)).map((batch) => known.get(batch.id) ?? batch);
       for (const batch of known.values()) rates.see(batch);
     }
     if (cursors.length === 1 && rows.length) await lookForNew();
-    show();
+    if (own === era) show();
+    return undefined;
   }
 
   async function lookForNew() {
-    const newest = (arrived[0] ?? rows[0]).id;
+    const own = era;
     try {
-      const found = (await get('batches', { before: newest, limit: PAGE }, signal)).data;
+      const found = (await get('batches', { before: newest ?? rows[0].id, limit: PAGE }, signal)).data;
+      if (own !== era) return undefined;
+      newest = found[0]?.id ?? newest;
       arrived = [...found.filter(fits), ...arrived];
     } catch (error) {
       if (error.status !== 404) throw error;
@@ -101,6 +115,7 @@ export function batchesView(root, { params, signal, go }) {
     }
     const isReading = scrollY > 120 || body.contains(document.activeElement);
     if (arrived.length && !isReading && rows.length + arrived.length <= ROWS_MAX) takeArrived();
+    return undefined;
   }
 
   function takeArrived() {
@@ -118,14 +133,25 @@ export function batchesView(root, { params, signal, go }) {
     return (!states.length || states.includes(batch.state) || states.includes(batch.reason)) && (!filters.stage || batch.stage === filters.stage);
   }
 
-  function turn(by) {
+  async function turn(by) {
+    if (isTurning) return;
+    isTurning = true;
+    const before = [...cursors];
     if (by > 0) cursors.push(page.next);
     else cursors.pop();
-    rows = [];
-    load().then(() => { scrollTo(0, 0); root.querySelector('h1').focus(); }).catch(() => {});
+    try {
+      await load();
+      scrollTo(0, 0);
+      root.querySelector('h1').focus();
+    } catch {
+      cursors.splice(0, Infinity, ...before);
+    } finally {
+      isTurning = false;
+    }
   }
 
   function changed(id, batch) {
+    era += 1;
     rows = batch ? rows.map((one) => (one.id === id ? batch : one)) : rows.filter((one) => one.id !== id);
     show();
   }
@@ -173,7 +199,7 @@ export function batchesView(root, { params, signal, go }) {
     write(age, brief(Date.now() / 1000 - batch.created_at));
     age.title = moment(batch.created_at);
     write(priority, String(batch.priority));
-    render(actions, [batch.state, failed > 0, finished(batch) === batch.total], () => actionsFor(batch, (next) => changed(batch.id, next)));
+    render(actions, [batch.state, failed > 0, finished(batch) === batch.total], () => actionsFor(() => rows.find((one) => one.id === batch.id) ?? batch, (next) => changed(batch.id, next)));
   }
 
   async function lookAtPools() {

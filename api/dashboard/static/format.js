@@ -19,7 +19,8 @@ export function rate(perSecond, noun = '') {
 
 export function bytes(size) {
   if (size < 1024) return `${size} B`;
-  return size < 1024 ** 2 ? `${tenth.format(size / 1024)} KiB` : `${tenth.format(size / 1024 ** 2)} MiB`;
+  const [unit, per] = [['KiB', 1024], ['MiB', 1024 ** 2], ['GiB', 1024 ** 3]].findLast(([, one]) => size >= one);
+  return `${tenth.format(size / per)} ${unit}`;
 }
 
 export function duration(seconds) {

@@ -44,8 +44,8 @@ export const doneShare = (batch) => (batch.total ? share(Math.floor((finished(ba
 /** The file it was made of, if that is known. */
 export const fileOf = (batch) => batch.metadata.file || (batch.inbox_path ?? batch.metadata.output ?? '').split('/').pop();
 
-export function note(kind, text, more = null) {
-  return h('p', { class: `note ${kind}` }, h('strong', { text: { red: 'Problem', amber: 'Waiting', quiet: 'Note' }[kind] }), ' ', foreign(text), more);
+export function note(kind, text, word = { red: 'Problem', amber: 'Waiting', quiet: 'Note' }[kind]) {
+  return h('p', { class: `note ${kind}` }, h('strong', { text: word }), ' ', foreign(text));
 }
 
 export function fact(label, value, hint = '', more = '') {
@@ -82,16 +82,16 @@ export function confirm({ title, text, yes, keep = 'Keep it' }) {
   return new Promise((resolve) => dialog.addEventListener('close', () => resolve(dialog.returnValue === 'yes'), { once: true }));
 }
 
-/** What can be done with a batch now. `done(batch)` gets its new status, or null once it is deleted. */
-export function actionsFor(batch, done) {
+/** What can be done with a batch, which `now()` returns. `done(batch)` gets its new status, or null once it is deleted. */
+export function actionsFor(now, done) {
+  const batch = now();
   const place = `batches/${encodeURIComponent(batch.id)}`;
-  const left = batch.total - finished(batch);
   const act = (label, what, run, kind = '') => h('button', {
     type: 'button', class: kind, text: label, 'aria-label': `${label}: ${batch.id}`,
     on: { click: (event) => attempt(event.currentTarget, what, run) },
   });
   const cancel = async () => {
-    const text = `${batch.id}: ${count(left, 'request')} will not run. Finished requests keep their results.`;
+    const text = `${batch.id}: ${count(now().total - finished(now()), 'request')} will not run. Finished requests keep their results.`;
     if (!(await confirm({ title: 'Cancel this batch?', text, yes: 'Cancel the batch', keep: 'Keep it running' }))) return;
     done(await post(`${place}/cancel`));
     toast(`${batch.id} is canceled.`);
@@ -122,6 +122,7 @@ export async function attempt(button, what, run) {
     toast(`Could not ${what}: ${error.message}`);
   } finally {
     button.disabled = false;
+    if (document.activeElement === document.body) (button.isConnected ? button : document.querySelector('h1'))?.focus();
   }
 }
 
