@@ -2,17 +2,25 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
 
 
-def _size(value: int | str) -> int | str:
-    number = int(value) if str(value).isdecimal() else 0
+def _size(value: object) -> object:
+    number = int(str(value)) if str(value).isdecimal() else 0
     if value != "auto" and number < 1:
         raise ValueError("must be a whole number of at least 1, or auto")
     return number or value
 
 
-ParallelSize = Annotated[int | str, AfterValidator(_size)]
+def _gpus(value: object) -> object:
+    if isinstance(value, bool) or not isinstance(value, int | str | None):
+        raise ValueError("must be all, their number, or a list in quotes such as '0,2' or '4-7'")
+    return value
+
+
+# Before pydantic, which would report each of the types that a value does not have.
+ParallelSize = Annotated[int | str, BeforeValidator(_size)]
+Gpus = Annotated[int | str | None, BeforeValidator(_gpus)]
 
 
 class EngineSettings(BaseModel):
@@ -20,7 +28,7 @@ class EngineSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    gpus: int | str | None = Field(
+    gpus: Gpus = Field(
         default=None, description="The GPUs to use: `all`, their number, or a list such as `0,2` or `4-7`."
     )
     tensor_parallel_size: ParallelSize = Field(

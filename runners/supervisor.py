@@ -57,14 +57,17 @@ def _replicas(settings: Settings, options: ProgramOptions, name: str) -> tuple[t
         if gpus is not None:
             raise SettingsError(f"--pool {name}={gpus}: the {kind} engine uses no GPU; use --pool {name}")
         return ((),) * (options.num_slots or pool.replicas or 1)
-    layout = layout_for(
-        pool,
-        pool.model,
-        revision=pool.revision,
-        max_model_len=pool.max_model_len,
-        gpus=gpus,
-        replicas=options.num_slots,
-    )
+    try:
+        layout = layout_for(
+            pool,
+            pool.model,
+            revision=pool.revision,
+            max_model_len=pool.max_model_len,
+            gpus=gpus,
+            replicas=options.num_slots,
+        )
+    except SettingsError as error:
+        raise SettingsError(f"--pool {name}: {error}") from error
     for note in layout.notes:
         log.info("machine.planned", pool=name, note=note)
     return layout.replicas

@@ -19,6 +19,7 @@ from batchfile.errors import (
     NotEnded,
     OutputTaken,
     SettingsError,
+    StoreFull,
     StoreUnavailable,
     StoreUnfit,
 )
@@ -78,7 +79,8 @@ def message_of(error: BaseException) -> str | None:
     if isinstance(error, StdoutLost):
         return f"{error}: the output is incomplete, and nothing was changed; redirect it to a writable file"
     system = error if isinstance(error, OSError) else error.__cause__
-    if isinstance(system, OSError) and system.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
+    is_full = isinstance(system, OSError) and system.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+    if is_full or isinstance(error, StoreFull):
         return "the disk is full; finished work is kept: free some space and run the same command again"
     if isinstance(error, StoreUnavailable | StoreUnfit):
         return f"the store: {error}"

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cache
 from hashlib import sha256
+from numbers import Integral, Real
 from typing import Any, Literal, TypedDict, get_args, get_origin, get_type_hints
 
 import msgspec
@@ -260,6 +261,7 @@ class RunOptions:
             if value is not None and known and value not in known:
                 raise SettingsError(f"{option.name}: {value!r} is unknown; use one of {', '.join(known)}")
             if value is not None and option.metadata.get("least") is not None:
+                _check_number(option.name, value)
                 _check_range(option.name, value, option.metadata["least"], option.metadata["most"])
 
     @property
@@ -287,10 +289,21 @@ def check_arguments(function: str, arguments: type, given: Iterable[str]) -> Non
 
 
 @cache  # reading the annotations takes a millisecond
+def _kind_of(name: str) -> Any:
+    return get_type_hints(RunOptions)[name]
+
+
+@cache
 def choices_of(name: str) -> tuple[str, ...]:
     """The values that an option may have; empty if any value is allowed."""
-    kind = get_type_hints(RunOptions)[name]
+    kind = _kind_of(name)
     return next((get_args(one) for one in (kind, *get_args(kind)) if get_origin(one) is Literal), ())
+
+
+def _check_number(name: str, value: object) -> None:
+    is_whole = _kind_of(name) == int | None
+    if isinstance(value, bool) or not isinstance(value, Integral if is_whole else Real):
+        raise SettingsError(f"{name}: {value!r} must be a {'whole ' if is_whole else ''}number")
 
 
 def _check_range(name: str, value: float, least: float, most: float | None) -> None:

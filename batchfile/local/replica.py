@@ -110,7 +110,10 @@ def main() -> int:
     signals = ChildSignals(end_s_max=END_S_MAX, end_now_s_max=END_NOW_S_MAX)
     try:
         with signals.caught():
-            task = pickle.load(sys.stdin.buffer)
+            try:
+                task = pickle.load(sys.stdin.buffer)
+            except (EOFError, pickle.UnpicklingError):  # the run ended meanwhile
+                return OK
             logs.for_command(is_verbose=task.is_verbose)
             tracing.start("batchfile-run")
             signals.grace_s = task.grace_s or 0.0

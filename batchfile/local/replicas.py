@@ -3,6 +3,7 @@
 import logging
 import os
 import pickle
+import signal
 import sys
 import threading
 import time
@@ -185,7 +186,7 @@ class Replicas:
             self._reports[key] = ReplicaReport(counts=self._reports[key].counts, engine=engine)
         if code == 0 or self.is_stopping or self._failure is not None or not self._left:
             return
-        how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
         if code == os.EX_TEMPFAIL:  # of `end_stuck`
             how += " because an engine call did not return"
         if error := self._errors.pop(slot.number, ""):
@@ -200,6 +201,7 @@ def work_apart(
     ledger: Ledger,
     batch_ids: Sequence[str],
     choice: EngineChoice,
+    layout: Layout,
     on_runner: Callable[[Replicas], None],
     on_ended: Callable[[BatchRecord], None],
     say: Callable[[str], None],
@@ -207,8 +209,7 @@ def work_apart(
     grace_s: float,
     media: Mapping[str, MediaRules],
 ) -> None:
-    """As `work`, with the replicas of the choice's layout. `media`: the rules of each batch."""
-    layout = choice.layout()
+    """As `work`, with the replicas of the layout. `media`: the rules of each batch."""
     task = ReplicaTask(
         store=ledger.store.url,
         kind=choice.kind,

@@ -217,7 +217,7 @@ def work_on_all(
     with observer.show(look):
         runner_id = f"local-{ledger.new_id()[:12]}"
         found = unfinished(ledger, left, runner_id, end)
-        layout = choice.layout() if found else None
+        layout = choice.layout().enough_for(total - counts.finished) if found else None
         for note in () if layout is None else layout.notes:
             observer.say(note)
         if layout is not None:
@@ -226,7 +226,7 @@ def work_on_all(
             factory = choice.noted(observer.say)
             work(ledger, found, factory, runner_id, on_runner, end, media_rules=rules_of, grace_s=grace_s)
         elif layout is not None:
-            work_apart(ledger, found, choice, on_runner, end, observer.say, grace_s=grace_s, media=rules)
+            work_apart(ledger, found, choice, layout, on_runner, end, observer.say, grace_s=grace_s, media=rules)
 
 
 def _progress_of(session: Session) -> BatchStatus:

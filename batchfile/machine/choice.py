@@ -30,15 +30,15 @@ def layout_for(
     """`gpus`, `replicas`: instead of those of `engine`. `devices` None: the visible ones. Raises: SettingsError."""
     check_engine_arguments(engine.engine_args)
     devices = visible_devices() if devices is None else devices
-    longest = engine.engine_args.get("max_model_len", max_model_len)
-    size = engine.tensor_parallel_size
+    longest = engine.engine_args.get("max_model_len")
+    size, gpus = engine.tensor_parallel_size, engine.gpus if gpus is None else gpus
     wanted = Wanted(
-        gpus=str(gpus or engine.gpus or "all"),
+        gpus="all" if gpus is None else str(gpus).strip(),
         tensor_parallel_size=None if size == "auto" else int(size),
         pipeline_parallel_size=engine.pipeline_parallel_size,
         replicas=replicas or engine.replicas,
         gpu_memory_utilization=share_of(engine) or utilization_of(devices),
-        max_model_len=longest if isinstance(longest, int) and longest > 0 else None,
+        max_model_len=longest if isinstance(longest, int) and longest > 0 else max_model_len,
     )
     return plan_replicas(devices, wanted, model, memory_for(engine, model, devices, revision=revision))
 
@@ -49,13 +49,13 @@ def memory_for(
     """Of a model on GPUs with these settings; None: unknown."""
     if devices[0].kind == "cpu" or engine.engine_args.keys() & _OTHER_MEMORY:
         return None
-    given = {name: str(value) for name, value in engine.vllm_arguments.items() if value is not None}
+    given = engine.vllm_arguments
     return read_model_memory(
         model,
         revision=revision,
-        dtype=given.get("dtype", "auto"),
+        dtype=str(given.get("dtype") or "auto"),
         quantization=given.get("quantization"),
-        kv_cache_dtype=given.get("kv_cache_dtype", "auto"),
+        kv_cache_dtype=str(given.get("kv_cache_dtype") or "auto"),
     )
 
 

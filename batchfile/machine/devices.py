@@ -16,8 +16,14 @@ from batchfile.engine.vllm.preflight import is_cpu_build
 from batchfile.errors import SettingsError
 
 CUDA, HIP, ROCR = "CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"
+# Numbers GPUs as nvidia-smi does. By default, CUDA numbers the fastest first.
+CUDA_ORDER, AS_LISTED = "CUDA_DEVICE_ORDER", "PCI_BUS_ID"
 LIST_S_MAX = 30.0  # for the tool that lists GPUs
-NVIDIA = ("nvidia-smi", "--query-gpu=index,uuid,name,memory.total,memory.free", "--format=csv,noheader,nounits")
+NVIDIA = (
+    "nvidia-smi",
+    "--query-gpu=index,uuid,name,memory.total,memory.free,mig.mode.current",
+    "--format=csv,noheader,nounits",
+)
 AMD = ("rocm-smi", "--showproductname", "--showuniqueid", "--showmeminfo", "vram", "--json")
 MIB = 1024**2
 
@@ -63,16 +69,18 @@ def cpu_device() -> Device:
 
 
 def nvidia_devices(listed: str) -> list[Device]:
-    """From the output of `NVIDIA`. A GPU that shares the system's memory has none of its own there."""
+    """From the output of `NVIDIA`.
+
+    A GPU that shares the system's memory has none of its own there, and of one in parts (MIG) a process gets only one.
+    """
     found = []
     for line in listed.splitlines():
         fields = [field.strip() for field in line.split(",")]
-        if len(fields) == 5:
-            index, uuid, name, total, free = fields
-            memory = [int(number) * MIB if number.isdigit() else 0 for number in (total, free)]
-            found.append(
-                Device(index=index, kind="cuda", name=name, memory_bytes=memory[0], free_bytes=memory[1], uuid=uuid)
-            )
+        if len(fields) == 6:
+            index, uuid, name, total, free, mig = fields
+            is_known = total.isdigit() and free.isdigit() and mig != "Enabled"
+            memory, unused = (int(total) * MIB, int(free) * MIB) if is_known else (0, 0)
+            found.append(Device(index=index, kind="cuda", name=name, memory_bytes=memory, free_bytes=unused, uuid=uuid))
     return found
 
 
@@ -99,16 +107,19 @@ def shown(devices: Sequence[Device], variable: str, environ: Mapping[str, str]) 
     if given is None:
         return list(devices)
     names = [name.strip() for name in given.split(",") if name.strip()]
-    if "-1" in names:  # CUDA ignores it and what follows
-        names = names[: names.index("-1")]
-    found = []
+    if none := [name for name in names if name in {"-1", "NoDevFiles"}]:  # CUDA ignores it and what follows
+        names = names[: names.index(none[0])]
+    found: list[Device] = []
     for name in names:
         device = named(devices, name)
         if device is None and devices and not name.startswith("MIG-"):
             raise SettingsError(f"{variable}={given}: this machine has no GPU {name}; it has {listing(devices)}")
         # Without the tool that lists them, and of a part of a GPU (MIG), only the name is known.
-        found.append(device or Device(index=name, kind="cuda", name="GPU", memory_bytes=0, free_bytes=0))
-    return [replace(device, index=name) for device, name in zip(found, names, strict=True)]
+        device = device or Device(index=name, kind="cuda", name="GPU", memory_bytes=0, free_bytes=0)
+        found.append(replace(device, index=name if name == device.index else device.uuid))
+        if found[-1] in found[:-1]:
+            raise SettingsError(f"{variable}={given}: {name} is listed twice")
+    return found
 
 
 def named(devices: Sequence[Device], name: str) -> Device | None:
@@ -118,11 +129,14 @@ def named(devices: Sequence[Device], name: str) -> Device | None:
 
 
 def listing(devices: Sequence[Device]) -> str:
-    return ", ".join(f"{device.index} ({device.name})" for device in devices)
+    """Their indexes, and the name of each model once."""
+    names = dict.fromkeys(device.name for device in devices)
+    return ", ".join(f"{', '.join(one.index for one in devices if one.name == name)} ({name})" for name in names)
 
 
 def _output_of(command: Sequence[str]) -> str:
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=LIST_S_MAX, check=True).stdout
+        # One GPU that does not answer makes the tool fail after it has listed the others.
+        return subprocess.run(command, capture_output=True, text=True, timeout=LIST_S_MAX, check=False).stdout
     except (OSError, subprocess.SubprocessError):
         return ""  # no driver, so no GPUs

@@ -2,11 +2,12 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 
 from batchfile.engine.vllm.cpu import BIND, GIB, core_shares
 from batchfile.errors import SettingsError
-from batchfile.machine.devices import CUDA, HIP, Device, listing, named
+from batchfile.machine.devices import AS_LISTED, CUDA, CUDA_ORDER, HIP, Device, listing, named
 from batchfile.machine.model_memory import ModelMemory
 
 OVERHEAD_BYTES = 1.5e9  # of a GPU, without weights and KV cache: activations, graphs and vLLM itself
@@ -34,12 +35,23 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
-    """`replicas`: the devices of each. `is_all`: there is one, and it has all visible devices. `notes`: for people."""
+    """`replicas`: the devices of each; `is_chosen`: their number is a setting. `is_all`: there is one, and it has all
+    visible devices. `notes`: for people.
+    """
 
     replicas: tuple[tuple[Device, ...], ...]
     tensor_parallel_size: int = 1
     is_all: bool = True
+    is_chosen: bool = True
     notes: tuple[str, ...] = ()
+
+    def enough_for(self, num_requests: int) -> "Layout":
+        """Without replicas that would load a model for a few requests, unless their number was chosen."""
+        num = max(1, -(-num_requests // USEFUL_REQUESTS))
+        if self.is_chosen or num >= len(self.replicas):
+            return self
+        note = f"{num} of them {'is' if num == 1 else 'are'} enough for {num_requests} requests; --replicas starts more"
+        return replace(self, replicas=self.replicas[:num], notes=(*self.notes, note))
 
 
 def plan_replicas(devices: Sequence[Device], wanted: Wanted, model: str, memory: ModelMemory | None) -> Layout:
@@ -54,9 +66,9 @@ def plan_replicas(devices: Sequence[Device], wanted: Wanted, model: str, memory:
     each = size * wanted.pipeline_parallel_size
     num_max = len(usable) // each
     if (wanted.replicas or 1) > num_max:
-        what = "a replica needs" if wanted.replicas in {None, 1} else f"{wanted.replicas} replicas of {each} GPUs need"
+        what = "a replica needs" if wanted.replicas in {None, 1} else f"{wanted.replicas} replicas need"
         raise SettingsError(
-            f"{what} {(wanted.replicas or 1) * each} GPUs (tensor_parallel_size {size}, pipeline_parallel_size "
+            f"{what} {_gpus((wanted.replicas or 1) * each)} (tensor_parallel_size {size}, pipeline_parallel_size "
             f"{wanted.pipeline_parallel_size}), and {len(usable)} can be used: {listing(usable)}"
             + "".join(f"; {note}" for note in notes)
         )
@@ -65,12 +77,13 @@ def plan_replicas(devices: Sequence[Device], wanted: Wanted, model: str, memory:
     if unused := usable[num * each :]:
         notes.append(f"not used: GPU {listing(unused)}")
     if num > 1 or each > 1:
-        replica = f"{num} replica{'' if num == 1 else 's'} of {each} GPU{'' if each == 1 else 's'} ({usable[0].name})"
+        replica = f"{num} replica{'' if num == 1 else 's'} of {_gpus(each)} ({_names(usable)})"
         notes.insert(0, f"{replica}{why}")
     return Layout(
         replicas=replicas,
         tensor_parallel_size=size,
         is_all=num == 1 and each == len(devices),
+        is_chosen=wanted.replicas is not None,
         notes=tuple(notes),
     )
 
@@ -89,13 +102,17 @@ def environments(replicas: Sequence[Sequence[Device]], environ: Mapping[str, str
             found.append({} if share is None or BIND in environ else {BIND: share})
         else:
             indexes = ",".join(device.index for device in devices)
-            found.append({CUDA: indexes} if devices[0].kind == "cuda" else {CUDA: indexes, HIP: indexes})
+            more = {HIP: indexes} if devices[0].kind == "rocm" else {CUDA_ORDER: environ.get(CUDA_ORDER, AS_LISTED)}
+            found.append({CUDA: indexes, **more})
     return found
 
 
 def _on_cpu(device: Device, wanted: Wanted) -> Layout:
     if wanted.gpus != "all":
-        raise SettingsError(f"gpus: {wanted.gpus} cannot be used: vLLM finds no GPU on this machine")
+        raise SettingsError(
+            f"gpus: {wanted.gpus} cannot be used: nvidia-smi and rocm-smi list no GPU that is visible here, or this "
+            "vLLM is built for CPUs"
+        )
     num, num_cores = wanted.replicas or 1, len(device.index.split(","))
     if num > num_cores:
         raise SettingsError(
@@ -112,7 +129,7 @@ def _on_cpu(device: Device, wanted: Wanted) -> Layout:
 
 def _usable(devices: Sequence[Device], wanted: Wanted) -> tuple[list[Device], list[str]]:
     """The chosen GPUs, and notes on those that another process fills."""
-    is_number = wanted.gpus.isdigit()
+    is_number = wanted.gpus.isdecimal()
     is_list = not is_number and wanted.gpus != "all"
     chosen = _listed(devices, wanted.gpus) if is_list else list(devices)
     filled = [one for one in chosen if one.free_bytes < wanted.gpu_memory_utilization * one.memory_bytes]
@@ -130,7 +147,8 @@ def _usable(devices: Sequence[Device], wanted: Wanted) -> tuple[list[Device], li
     num = int(wanted.gpus)
     if not 1 <= num <= len(usable):
         left_out = "".join(f"; {note}" for note in notes)
-        raise SettingsError(f"gpus: {num} must be from 1 to {len(usable)}, the number of usable GPUs{left_out}")
+        alone = f"; {num}, is GPU {num} alone" if named(usable, wanted.gpus) else ""
+        raise SettingsError(f"gpus: {num} must be from 1 to {len(usable)}, the number of usable GPUs{alone}{left_out}")
     return usable[:num], notes
 
 
@@ -167,15 +185,16 @@ def _tensor_parallel_size(
         is_told = given is None and num > 1
         return given or 1, f"; {what} is unknown: set tensor_parallel_size if it needs more" if is_told else ""
     room = wanted.gpu_memory_utilization * smallest - OVERHEAD_BYTES
-    sizes_tried = [given] if given is not None else [n for n in range(1, num // pipeline + 1) if divides(n, memory)]
+    sizes_tried = [n for n in range(1, num // pipeline + 1) if divides(n, memory)] or [1] if given is None else [given]
     longest = wanted.max_model_len or memory.context_length
     for size in sizes_tried:
         kv_room = room - memory.weight_bytes / (size * pipeline)
         if kv_room > 0 and (given is not None or _kv_bytes(memory, longest, size) / pipeline <= kv_room):
             total = kv_room * size * pipeline / GIB
-            each = f"{memory.weight_bytes / GIB:.1f} GiB of weights, which leaves {total:.1f} GiB for KV cache"
+            least = "at least " if any(one.memory_bytes > smallest for one in usable) else ""
+            each = f"{memory.weight_bytes / GIB:.1f} GiB of weights, which leaves {least}{total:.1f} GiB for KV cache"
             return size, f", tensor_parallel_size {size}: {each}"
-    raise SettingsError(_fits_nowhere(usable, wanted, model, memory, (sizes_tried or [1])[-1], room))
+    raise SettingsError(_fits_nowhere(usable, wanted, model, memory, sizes_tried[-1], room))
 
 
 def divides(size: int, memory: ModelMemory) -> bool:
@@ -187,6 +206,14 @@ def divides(size: int, memory: ModelMemory) -> bool:
 def _kv_bytes(memory: ModelMemory, longest: int, size: int) -> float:
     """The useful KV cache on each of `size` GPUs."""
     return max(memory.kv_bytes_on_each(longest, size), USEFUL_REQUESTS * memory.kv_bytes_on_each(USEFUL_TOKENS, size))
+
+
+def _gpus(num: int) -> str:
+    return f"{num} GPU{'' if num == 1 else 's'}"
+
+
+def _names(devices: Sequence[Device]) -> str:
+    return ", ".join(dict.fromkeys(device.name for device in devices))
 
 
 def _fits_nowhere(
@@ -207,12 +234,19 @@ def _fits_nowhere(
         if computed * bits / 8 < memory.weight_bytes * 0.75 and fits(computed * bits / 8, longest):
             ways.append(f"use {how}")
             break
+    smallest = min(one.memory_bytes for one in usable)
+    larger = [one for one in usable if one.memory_bytes > smallest]
+    with suppress(SettingsError):
+        if larger:
+            _tensor_parallel_size(larger, wanted, model, memory)
+            ways.insert(
+                0, f"use only the larger ones, gpus {','.join(one.index for one in larger)}{',' * (len(larger) == 1)}"
+            )
+    which = f"the smallest of the {len(usable)} GPUs" if larger else "each GPU" if len(usable) > 1 else "the GPU"
     ways.append("use more or larger GPUs, or a smaller model")
-    there = f"{len(usable)} GPUs ({usable[0].name}) have" if len(usable) > 1 else f"GPU ({usable[0].name}) has"
-    each = " each" if len(usable) > 1 else ""
     return (
         f"{model} does not fit: it needs {memory.weight_bytes / GIB:.1f} GiB for weights and {kv_gib:.1f} GiB for a KV "
-        f"cache that holds a request of {longest:,} tokens; the {there} "
-        f"{max(0.0, room) / GIB:.1f} GiB{each} for both, at gpu_memory_utilization {wanted.gpu_memory_utilization:g}: "
+        f"cache that holds a request of {longest:,} tokens; {which} ({_names(usable)}) has {max(0.0, room) / GIB:.1f} "
+        f"GiB for both, at gpu_memory_utilization {wanted.gpu_memory_utilization:g}: "
         f"{'; '.join(ways)}"
     )

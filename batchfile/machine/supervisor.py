@@ -208,5 +208,6 @@ class Supervisor:
             longest_s = min(bound_s, RESTART_S * 2.0 ** min(slot.num_deaths - 1, 16))
             wait_s = longest_s * (0.5 + self._rng.random() / 2)
             slot.start_at = now + wait_s
-            log.error("child.died", slot=slot.number, code=code, in_a_row=slot.num_deaths, again_in_s=round(wait_s, 1))
+            tell = log.info if self._gives_up else log.error  # where a person waits, `on_exit` tells it in words
+            tell("child.died", slot=slot.number, code=code, in_a_row=slot.num_deaths, again_in_s=round(wait_s, 1))
         self._on_exit(slot, code)

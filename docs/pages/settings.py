@@ -85,7 +85,8 @@ def _type(field: Schema) -> str:
     bounds = [f"{words} {kind[bound]:g}" for bound, words in _BOUNDS.items() if bound in kind]
     if "minimum" in kind and "maximum" in kind:
         bounds = [f"{kind['minimum']:g} to {kind['maximum']:g}"]
-    return ", ".join([_kind(kind), *bounds])
+    kinds = [one for one in field.get("anyOf", ()) if "type" in one and one["type"] != "null"] or [kind]
+    return ", ".join([" or ".join(map(_kind, kinds)), *bounds])
 
 
 def _kind(field: Schema) -> str:

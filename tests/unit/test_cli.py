@@ -17,7 +17,7 @@ from batchfile.cli.estimate import _time_lines
 from batchfile.cli.exits import Exit, exit_of, message_of
 from batchfile.cli.numbers import Finite, Whole
 from batchfile.client.estimate import PoolTime
-from batchfile.errors import BatchfileError, InvalidFile, OutputTaken, SettingsError, StoreUnavailable
+from batchfile.errors import BatchfileError, InvalidFile, OutputTaken, SettingsError, StoreFull, StoreUnavailable
 from batchfile.local import engines
 from batchfile.local.api import run
 from batchfile.local.display import duration
@@ -99,6 +99,7 @@ def test_what_was_raised_decides_the_exit_code(error: Exception, code: int) -> N
 
 def test_a_full_disk_is_explained_and_a_bug_is_not() -> None:
     assert "free some space" in (message_of(OSError(errno.ENOSPC, "No space left")) or "")
+    assert "free some space" in (message_of(StoreFull("reported by another process")) or "")
     assert message_of(KeyError("x")) is None
 
 

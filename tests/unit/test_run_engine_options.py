@@ -81,6 +81,21 @@ def test_a_tensor_parallel_size_is_a_number_or_auto(size: Any) -> None:
 
 
 @pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"replicas": "2"}, "replicas: '2' must be a whole number"),
+        ({"replicas": 2.5}, "replicas: 2.5 must be a whole number"),
+        ({"max_num_batched_tokens": True}, "max_num_batched_tokens: True must be a whole number"),
+        ({"gpu_memory_utilization": "most"}, "gpu_memory_utilization: 'most' must be a number"),
+        ({"replicas": 0}, "replicas: 0 must be at least 1"),
+    ],
+)
+def test_a_number_is_one(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(SettingsError, match=words):
+        RunOptions(**options)
+
+
+@pytest.mark.parametrize(
     "options", [{"gpus": 2}, {"tensor_parallel_size": 2}, {"quantization": "fp8"}, {"engine_arg": {"seed": 1}}]
 )
 def test_options_of_vllm_are_for_vllm(options: dict[str, Any]) -> None:

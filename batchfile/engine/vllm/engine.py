@@ -81,7 +81,8 @@ class VllmEngine:
             os.environ.setdefault(name, value)
         logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"])
         check_adapters(options.lora)
-        check_engine_arguments(options.extra.keys() - {"pipeline_parallel_size"})
+        own = {"pipeline_parallel_size", "revision"}
+        check_engine_arguments({name: value for name, value in options.extra.items() if name not in own})
         check_vllm(options.model, options.extra.get("revision"), is_hub_asked=False)
         import vllm
         from vllm import envs
