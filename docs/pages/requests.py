@@ -34,7 +34,10 @@ _VARIABLE = "a variable of the chat template; rejected if the template does not 
 NOTES = {
     "cache_salt": "vLLM's prefix cache is separate for each value",
     "chat_template_kwargs": "variables of the chat template; a template ignores those that it does not use",
-    "echo": "the answer begins with the prompt, of a conversation with its last turn",
+    "echo": (
+        "the answer begins with the prompt, of a conversation with its last turn; with `logprobs`, a completion is "
+        "rejected by a model with LoRA adapters"
+    ),
     "guided_choice": "the older form of `structured_outputs`",
     "guided_grammar": "the older form of `structured_outputs`",
     "guided_json": "the older form of `structured_outputs`",
@@ -50,7 +53,7 @@ NOTES = {
     "logprobs": "vLLM reports at most 20 tokens in each place, unless the pool sets `max_logprobs`",
     "output_config": "`format` guides the answer; `effort` is `reasoning_effort` of OpenAI's format",
     "priority": "vLLM rejects values other than 0 unless the pool sets `scheduling_policy` to `priority`",
-    "prompt_logprobs": "the prompt is computed without the prefix cache",
+    "prompt_logprobs": "the prompt is computed without the prefix cache; rejected by a model with LoRA adapters",
     "reasoning_effort": "a variable of the chat template, as `enable_thinking` is; rejected if it uses neither",
     "thinking": (
         "`budget_tokens` is `thinking_token_budget` of vLLM; `disabled` is rejected where a model thinks and its chat "

@@ -17,6 +17,7 @@ import pytest
 from msgspec.structs import replace
 
 from batchfile.errors import EngineDead, InvalidRequest, SettingsError
+from batchfile.request_options import Options
 from batchfile.types import Completion, Message, Outcome, Request, Sampling
 from tests.contract import test_engine as every_engine
 from tests.e2e import test_tools_vllm as tools
@@ -253,6 +254,8 @@ def test_adapters_answer_in_one_batch_as_each_alone(engine: VllmEngine, model_di
     assert [prepare_now(engine, one).model for one in asked] == ["", "one", "two", ""]
     with pytest.raises(InvalidRequest, match=r"model: 'gpt-4o' is unknown; use one of .*, one, two"):
         prepare_now(engine, replace(asked[0], model="gpt-4o"))
+    with pytest.raises(InvalidRequest, match="prompt_logprobs: vLLM does not have them"):
+        prepare_now(engine, replace(asked[0], options=Options(sent={}, prompt_logprobs=1)))
 
 
 def test_a_request_that_can_not_fit_names_both_numbers(engine: VllmEngine) -> None:

@@ -3,9 +3,11 @@
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from batchfile.engine.fit import check_options, compared, truncated
 from batchfile.engine.prompts import template_arguments
+from batchfile.engine.vllm.options import check_prompt_logprobs
 from batchfile.errors import InvalidRequest
 from batchfile.request_options import Options
 from batchfile.types import Message, Raw, Request, Sampling
@@ -83,3 +85,28 @@ def test_texts_are_compared_by_the_cosine_of_their_vectors() -> None:
     nearest = Raw(kind="rerank", inputs=("a", "b", "c", "d"), num_queries=1, top_n=2)
     assert [index for index, _ in compared(nearest, vectors)] == [1, 2]
     assert compared(score, [(0.0, 0.0)] * 4) == ((0.0,), (0.0,), (0.0,)), "a vector without a direction"
+
+
+@pytest.mark.parametrize(
+    ("is_raw", "options", "key"),
+    [
+        (False, {"prompt_logprobs": 0}, "prompt_logprobs"),
+        (True, {"prompt_logprobs": 1}, "prompt_logprobs"),
+        (True, {"echo": True, "logprobs": 0}, "echo"),
+        (True, {"echo": True}, None),
+        (True, {"logprobs": 2}, None),
+        (False, {"logprobs": 2, "echo": True}, None),
+    ],
+)
+def test_log_probabilities_of_a_prompt_are_not_for_a_model_with_adapters(
+    is_raw: bool, options: dict[str, Any], key: str | None
+) -> None:
+    """With them, several requests at once end vLLM's engine."""
+    asked = request(**options)
+    asked = replace(asked, raw=Raw(kind="completion", inputs=("Count.",))) if is_raw else asked
+    check_prompt_logprobs(asked, has_adapters=False)
+    if key is None:
+        check_prompt_logprobs(asked, has_adapters=True)
+    else:
+        with pytest.raises(InvalidRequest, match=f"^{key}: .* LoRA adapters"):
+            check_prompt_logprobs(asked, has_adapters=True)

@@ -105,6 +105,9 @@ class Adapters:
         self._by_name = {adapter.name: adapter for adapter in adapters}
         self._models = models
 
+    def __bool__(self) -> bool:
+        return bool(self._by_name)
+
     def of(self, model: str | None) -> Adapter | None:
         """None: the model itself. Raises: InvalidRequest if the name is unknown."""
         if not self._by_name or model is None:

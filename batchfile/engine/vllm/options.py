@@ -26,6 +26,21 @@ def check_priority(request: Request, policy: str) -> None:
         raise InvalidRequest(message)
 
 
+def check_prompt_logprobs(request: Request, *, has_adapters: bool) -> None:
+    """Raises: InvalidRequest for those of a prompt where adapters are loaded.
+
+    vLLM 0.32 computes them with the adapters of the requests that get a token in the step, one for each request instead
+    of one for each token of the prompt. On a CPU, that ends the engine (lora/ops/torch_ops).
+    """
+    options = request.options
+    if options is None or not has_adapters:
+        return
+    if options.prompt_logprobs is not None:
+        raise InvalidRequest("prompt_logprobs: vLLM does not have them for a model with LoRA adapters; remove it.")
+    if request.raw is not None and options.echo and options.logprobs is not None:
+        raise InvalidRequest("echo: with logprobs, vLLM does not have it for a model with LoRA adapters; remove one.")
+
+
 def sampling_arguments(options: Options, *, is_raw: bool) -> dict[str, Any]:
     """Further arguments of SamplingParams. `is_raw`: of a prompt without a template. Raises: ValueError or TypeError as
     vLLM does.

@@ -21,7 +21,13 @@ from batchfile.engine.prompts import RawPrompts, prefix_of_ids, prompts_of
 from batchfile.engine.vllm.adapters import Adapter, Adapters
 from batchfile.engine.vllm.guides import Guides
 from batchfile.engine.vllm.media import MediaPrompts, media_kinds, media_size
-from batchfile.engine.vllm.options import check_priority, guide_of, sampling_arguments, with_details
+from batchfile.engine.vllm.options import (
+    check_priority,
+    check_prompt_logprobs,
+    guide_of,
+    sampling_arguments,
+    with_details,
+)
 from batchfile.engine.vllm.parsers import Parsers, Reading
 from batchfile.engine.vllm.preflight import why_unavailable
 from batchfile.errors import EngineDead, InvalidRequest, SettingsError
@@ -198,6 +204,7 @@ class Generating:
         check_served(request, SERVED["generate"], self._model)
         check_options(request)
         check_priority(request, self._policy)
+        check_prompt_logprobs(request, has_adapters=bool(self._adapters))
         adapter = self._adapters.of(request.model)
         options = request.options or NO_OPTIONS
         if request.raw is not None:
