@@ -17,12 +17,12 @@ import pytest
 from msgspec.structs import replace
 
 from batchfile.errors import EngineDead, InvalidRequest, SettingsError
-from batchfile.request_options import Options
 from batchfile.types import Completion, Message, Outcome, Request, Sampling
 from tests.contract import test_engine as every_engine
 from tests.e2e import test_tools_vllm as tools
 from tests.engines import prepare_now
 from tests.helpers.engine import ChatPrompts, EngineMaker, engine_factory, fold_system
+from tests.helpers.lines import Options
 from tests.helpers.vllm import Adapters, Generating, OneDecode, VllmEngine, VllmOptions, lacking
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]
