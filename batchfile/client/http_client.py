@@ -26,7 +26,6 @@ from batchfile.errors import (
     SettingsError,
     TooLarge,
 )
-from batchfile.lines.file_formats import zstd
 
 PATIENCE_S = 60.0
 CONNECT_S = 10.0
@@ -331,6 +330,8 @@ class _Packed:
         self._lines = lines
 
     async def chunks(self) -> AsyncIterator[bytes]:
+        from batchfile.lines.file_formats import zstd  # other commands need no lines
+
         packer: Any = zstd.ZstdCompressor()
         try:
             while (chunk := await asyncio.to_thread(next, self._lines, None)) is not None:

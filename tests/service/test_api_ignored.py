@@ -45,10 +45,10 @@ def test_unknown_query_parameters_are_rejected_on_our_own_routes(api: Any, make_
     body = {"stage": "email", "requests": [make_request("a")]}
     before = len(api.http.get(NATIVE).json()["data"])
     routes = [
-        ("GET", NATIVE, "use after, limit"),
+        ("GET", NATIVE, "use after, before, id, limit, since, stage, state"),
         ("POST", NATIVE, "use metadata, pool, priority, reuse, stage, strict"),
         ("GET", f"{NATIVE}/{batch_id}", "it has none"),
-        ("GET", f"{NATIVE}/{batch_id}/results", "use live"),
+        ("GET", f"{NATIVE}/{batch_id}/results", "use format, live"),
         ("POST", f"{NATIVE}/{batch_id}/cancel", "it has none"),
         ("POST", f"{NATIVE}/{batch_id}/retry", "it has none"),
         ("DELETE", f"{NATIVE}/{batch_id}", "use now"),

@@ -77,7 +77,7 @@ def test_an_api_that_starts_before_its_store_waits_and_says_so(
     assert list(httpx.get(f"{url}/v1/files").json()) == ["error"], "in the words of who asks"
     bucket.fault = lambda method, path, headers: "pass"
     until(lambda: is_ready(url), log)
-    assert httpx.get(f"{url}/api/batches").json() == {"data": [], "has_more": False}
+    assert httpx.get(f"{url}/api/batches").json() == {"data": [], "has_more": False, "next": None}
     assert b'"store.found"' in log.read_bytes()
     assert CANARY not in log.read_text()
     process.terminate()

@@ -88,7 +88,7 @@ def test_every_request_gets_one_line_in_input_order_and_a_receipt(folder: Path) 
     assert receipt["input"]["requests"] == receipt["output"]["lines"] == 100
     assert receipt["counts"] == {"succeeded": 100, "errored": 0, "canceled": 0, "expired": 0, "rejected": 0}
     assert receipt["usage"] == {"input_tokens": 500, "output_tokens": 500, "cached_tokens": 0, "unknown": 0}
-    assert receipt["engine"] == {"kind": "echo", "model": "echo", "version": "1", "commits": {}}
+    assert receipt["engine"] == {"kind": "echo", "model": "echo", "version": "1", "commits": {}, "chosen": {}}
     assert not (folder / "out.jsonl.errors.jsonl").exists()
     assert b"100 of 100 requests succeeded" in done.stderr
     assert done.stdout == b""
