@@ -42,7 +42,7 @@ NOTES = {
     "guided_grammar": "the older form of `structured_outputs`",
     "guided_json": "the older form of `structured_outputs`",
     "guided_regex": "the older form of `structured_outputs`",
-    "guided_whitespace_pattern": "the older form of `structured_outputs`",
+    "guided_whitespace_pattern": "the older form of `structured_outputs`; vLLM ignores it, so its pools reject it",
     "include": "`message.output_text.logprobs` asks for log probabilities; other values have no effect",
     "instruction": "a variable of the template around a pair; on vLLM, the pool sets `chat_template`",
     "include_reasoning": "false: the result is without the thinking",

@@ -7,9 +7,9 @@ from msgspec.structs import replace
 
 from batchfile.engine.fit import check_options, compared, truncated
 from batchfile.engine.prompts import template_arguments
-from batchfile.engine.vllm.options import check_prompt_logprobs
+from batchfile.engine.vllm.options import IGNORED, check_prompt_logprobs, guide_of
 from batchfile.errors import InvalidRequest
-from batchfile.request_options import Options
+from batchfile.request_options import Guide, Options
 from batchfile.types import Message, Raw, Request, Sampling
 
 ASKED, BEGUN = Message("user", "Count."), Message("assistant", "One,")
@@ -110,3 +110,10 @@ def test_log_probabilities_of_a_prompt_are_not_for_a_model_with_adapters(
     else:
         with pytest.raises(InvalidRequest, match=f"^{key}: .* LoRA adapters"):
             check_prompt_logprobs(asked, has_adapters=True)
+
+
+@pytest.mark.parametrize("name", IGNORED)
+def test_what_vllm_ignores_of_a_guide_is_rejected(name: str) -> None:
+    value = " ?" if name == "whitespace_pattern" else True
+    with pytest.raises(InvalidRequest, match=f"^{name}: vLLM ignores it in a request; remove it"):
+        guide_of(request(guide=Guide(**{name: value})))

@@ -16,6 +16,9 @@ SAME = (
     *("bad_words", "min_tokens", "thinking_token_budget", "watermarking", "include_stop_str_in_output"),
     *("skip_special_tokens", "spaces_between_special_tokens"),
 )
+# Of a guide. vLLM 0.32 reads the first two from the configuration of the engine, and the last one nowhere
+# (v1/structured_output).
+IGNORED = ("disable_any_whitespace", "disable_additional_properties", "whitespace_pattern")
 LOGPROB_MIN = -9999.0  # vLLM's API never reports less, because JSON has no infinity
 
 
@@ -61,12 +64,16 @@ def sampling_arguments(options: Options, *, is_raw: bool) -> dict[str, Any]:
 
 
 def guide_of(request: Request) -> Any:
-    """vLLM's StructuredOutputsParams; None for any text. Raises: ValueError or TypeError as vLLM does."""
+    """vLLM's StructuredOutputsParams; None for any text. Raises: InvalidRequest, or ValueError or
+    TypeError as vLLM does.
+    """
+    guide = None if request.options is None else request.options.guide
+    if ignored := next((name for name in IGNORED if getattr(guide, name, None)), None):
+        raise InvalidRequest(f"{ignored}: vLLM ignores it in a request; remove it.")
     from vllm.sampling_params import StructuredOutputsParams
 
     schema = request.sampling.json_schema
     arguments: dict[str, Any] = {} if schema is None else {"json": schema} if schema else {"json_object": True}
-    guide = None if request.options is None else request.options.guide
     if guide is not None:
         given = {name: value for name, value in msgspec.structs.asdict(guide).items() if value is not None}
         arguments |= {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()}
