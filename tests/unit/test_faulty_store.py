@@ -134,6 +134,7 @@ def test_what_a_watcher_raises_is_what_the_caller_gets() -> None:
     assert inner.get("a") is None
 
 
+@pytest.mark.slow
 def test_a_store_that_is_only_unreliable_is_not_convicted() -> None:
     faults = Faults(read=0.1, before=0.15, after=0.15, refused=0.15, refused_after=0.0, ghost=0.1)
     for seed in range(50):

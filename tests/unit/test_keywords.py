@@ -72,6 +72,7 @@ def _texts(path: Path) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 def test_every_flag_in_a_message_has_its_keyword() -> None:
     files = [path for folder in FOLDERS for path in (LIBRARY / folder).rglob("*.py") if path.name not in HELP]
     texts = [(path.name, text) for path in files for text in _texts(path) if re.search(r"(?<![\w-])--[a-z]", text)]

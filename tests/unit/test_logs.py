@@ -53,6 +53,7 @@ def test_each_program_that_reads_settings_takes_its_level_from_them() -> None:
                 assert "logs.set_level(" in text, path
 
 
+@pytest.mark.slow
 def test_every_event_has_a_shard_in_one_form_and_with_its_batch() -> None:
     """`pool/n`, as messages, heartbeats and keys have it."""
     calls = [

@@ -319,6 +319,7 @@ def test_an_engine_without_a_kind_refuses_it_before_it_is_fetched() -> None:
         ("nowhere", "media_unavailable|cannot be fetched"),
     ],
 )
+@pytest.mark.slow
 def test_a_server_that_misbehaves_gives_a_reason(fault: str, message: str) -> None:
     with media_server() as server:
         image = Media(kind="image", source=f"{server.url}/fault/{fault}")

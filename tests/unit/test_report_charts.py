@@ -130,6 +130,7 @@ def test_what_failed_is_kept_among_many_that_were_canceled() -> None:
     assert found.ended_early.num_offered == 19_980
 
 
+@pytest.mark.slow
 def test_rows_keep_what_failed_when_what_succeeded_is_sampled() -> None:
     answer = Completion(choices=(Choice("<b>\u2028" + "long " * 1_000, "end_turn"),), usage=Usage(output_tokens=9))
     bad = Failure(type="invalid_request_error", message="no")

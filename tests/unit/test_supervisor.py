@@ -3,6 +3,8 @@
 import sys
 from pathlib import Path
 
+import pytest
+
 from batchfile.machine.supervisor import LOADS_MAX, SlotPlan, Supervisor
 
 READY = """import os; os.write(1, b'{"is_ready": true}\\n')"""
@@ -20,6 +22,7 @@ def test_each_process_gets_its_own_variables_and_input(tmp_path: Path) -> None:
     assert [(tmp_path / name).read_text() for name in "ab"] == ["a\n", "b\n"]
 
 
+@pytest.mark.slow
 def test_the_first_of_a_group_is_ready_before_the_others_start(tmp_path: Path) -> None:
     log = tmp_path / "log"
     write = f"open({str(log)!r}, 'a').write(os.environ['NAME'] + '\\n')"
@@ -41,6 +44,7 @@ def test_another_starts_if_the_first_of_a_group_has_ended(tmp_path: Path) -> Non
     assert flag.exists()
 
 
+@pytest.mark.slow
 def test_a_slot_that_never_gets_ready_is_given_up_where_that_is_wanted() -> None:
     ends: list[int] = []
     plans = [plan("raise SystemExit(1)")]

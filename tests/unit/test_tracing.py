@@ -118,6 +118,7 @@ def test_every_route_belongs_to_the_trace_of_its_caller(path: str) -> None:
     assert tracing.current() == ""
 
 
+@pytest.mark.slow
 def test_without_the_variable_nothing_of_it_is_imported() -> None:
     code = (
         "import sys, api.app, runners.worker, batchfile.cli.run; from batchfile import tracing; tracing.start('a')\n"
