@@ -1,4 +1,4 @@
-"""CPU time of vLLM's front end and of ours for each generated token, with a full engine whose outputs are made up.
+"""CPU time of vLLM's front end and batchfile's for each generated token, with a full engine whose outputs are made up.
 
 The front end is the process that adds requests, decodes tokens and keeps the statistics. Its engine process is replaced
 by one that answers at once: the same token for each running request in each step. No weights are loaded.
